@@ -1,0 +1,147 @@
+"""The training loop that pretraining and finetuning share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cfmvit.progress import progress
+from cfmvit.training.checkpoint import NAME, load_checkpoint, save_checkpoint
+from cfmvit.training.metrics import MetricsLog
+from cfmvit.training.optim import Schedule
+
+Losses = Callable[[dict[str, Any], torch.Generator], dict[str, Tensor]]
+
+
+class Loader(Protocol):
+    """Batches that are a pure function of their number."""
+
+    batch_size: int
+
+    def iterate(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield batches ``start``, ``start + 1``, ... without end."""
+        ...
+
+
+@dataclass
+class LoopConfig:
+    """How long to train, in what precision, and how often to write."""
+
+    steps: int = 1000
+    accumulate: int = 1
+    clip_grad: float | None = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 10
+    save_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"config: loop.{name} must be at least 1, got {getattr(self, name)}")
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the last good checkpoint is untouched."""
+
+
+def fit(
+    *,
+    model: nn.Module,
+    losses: Losses,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    loader: Loader,
+    config: LoopConfig,
+    output: Path,
+    resume: bool = False,
+    name: str = "train",
+) -> None:
+    """Train ``model``; write ``metrics.jsonl``, TensorBoard events and ``checkpoint.pt`` into ``output``.
+
+    A step is a pure function of the weights and its number: batches come from ``loader`` by number, and every random
+    draw from a generator that is seeded by (``config.seed``, micro-step). So a resumed run repeats an uninterrupted
+    one bit for bit.
+
+    Args:
+        losses: maps a batch and a generator (on the model's device) to named losses; ``"loss"`` is minimised.
+        schedule: factor on each group's ``initial_lr`` by step.
+        resume: go on from ``output/checkpoint.pt``.
+
+    Raises:
+        NonFiniteLossError: with the step and the batch's keys.
+        FileNotFoundError: ``resume`` without a checkpoint.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    start = load_checkpoint(output, model, optimizer) if resume else 0
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
+    batches = loader.iterate(start * config.accumulate)
+    log = MetricsLog(output, start)
+    bar = progress(
+        config.steps * config.accumulate * loader.batch_size,
+        desc=name,
+        initial=start * config.accumulate * loader.batch_size,
+    )
+    model.train()
+    try:
+        for step in range(start, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule(step)
+            values = _accumulate(losses, batches, step, config, device, output)
+            norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            bar.update(config.accumulate * loader.batch_size)
+            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                rate = bar.format_dict["rate"] or 0.0
+                metrics = {key: value.item() for key, value in values.items()}
+                bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
+                lr = max(group["lr"] for group in optimizer.param_groups)
+                log.write(step, {**metrics, "grad_norm": norm.item(), "lr": lr, "images_per_s": rate})
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                save_checkpoint(output, model, optimizer, step + 1)
+    finally:
+        bar.close()
+        log.close()
+
+
+def _accumulate(
+    losses: Losses,
+    batches: Iterator[dict[str, Any]],
+    step: int,
+    config: LoopConfig,
+    device: torch.device,
+    output: Path,
+) -> dict[str, Tensor]:
+    """Run the micro-steps of one step; leave the mean gradient on the parameters and return the mean losses."""
+    totals: dict[str, Tensor] = {}
+    for micro in range(step * config.accumulate, (step + 1) * config.accumulate):
+        batch = next(batches)
+        generator = torch.Generator(device).manual_seed(_mix(config.seed, micro))
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            values = losses(batch, generator)
+        loss = values["loss"]
+        if not torch.isfinite(loss):
+            found = {key: value.item() for key, value in values.items()}
+            kept = f"the last good checkpoint is {output / NAME}" if (output / NAME).is_file() else "none was saved yet"
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {step}: {found}; batch keys: {batch.get('keys')}; {kept}"
+            )
+        (loss / config.accumulate).backward()
+        for key, value in values.items():
+            totals[key] = totals.get(key, 0.0) + value.detach().float() / config.accumulate
+    return totals
+
+
+def _mix(seed: int, number: int) -> int:
+    """Return one seed for a pair, far from those of neighbouring pairs (splitmix64)."""
+    value = (seed * 0x9E3779B97F4A7C15 + number + 1) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ (value >> 31)) * 0x94D049BB133111EB % 2**64
+    return value ^ (value >> 31)
