@@ -129,6 +129,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             return float(value)
         if option is str and isinstance(value, str):
             return value
+        if origin is dict and isinstance(value, dict):
+            return dict(value)
         if origin is typing.Literal and value in typing.get_args(option):
             return value
         if origin in (list, tuple) and isinstance(value, (list, tuple)):

@@ -96,6 +96,8 @@ def fit(
                 group["lr"] = group["initial_lr"] * schedule(step)
             values = _accumulate(losses, batches, step, config, device, output)
             norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
+            if not torch.isfinite(norm):
+                raise NonFiniteLossError(f"the gradient is not finite at step {step}: {norm.item()}; {_kept(output)}")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             bar.update(config.accumulate * loader.batch_size)
@@ -130,14 +132,20 @@ def _accumulate(
         loss = values["loss"]
         if not torch.isfinite(loss):
             found = {key: value.item() for key, value in values.items()}
-            kept = f"the last good checkpoint is {output / NAME}" if (output / NAME).is_file() else "none was saved yet"
             raise NonFiniteLossError(
-                f"the loss is not finite at step {step}: {found}; batch keys: {batch.get('keys')}; {kept}"
+                f"the loss is not finite at step {step}: {found}; batch keys: {batch.get('keys')}; "
+                f"{_kept(output)}"
             )
         (loss / config.accumulate).backward()
         for key, value in values.items():
             totals[key] = totals.get(key, 0.0) + value.detach().float() / config.accumulate
     return totals
+
+
+def _kept(output: Path) -> str:
+    """Say which checkpoint a stopped run leaves."""
+    path = output / NAME
+    return f"the last good checkpoint is {path}" if path.is_file() else "no checkpoint had been saved yet"
 
 
 def _mix(seed: int, number: int) -> int:

@@ -1,0 +1,65 @@
+"""Transformer blocks: timm's, with a choice of attention kernel."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from cfmvit._require import require
+
+_timm = require("timm.models.vision_transformer", extra="models")
+
+
+class XformersAttention(_timm.Attention):
+    """timm's attention computed by ``xformers.ops.memory_efficient_attention``; the same weights and numbers."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attend over x, (B, N, C); ``attn_mask`` is broadcastable to (B, H, N, N), boolean, True where allowed."""
+        if attn_mask is not None or is_causal:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        batch, tokens, width = x.shape
+        ops = require("xformers.ops", extra="xformers")
+        query, key, value = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).unbind(2)
+        out = ops.memory_efficient_attention(query, key, value, scale=self.scale)
+        return self.proj(out.reshape(batch, tokens, width))
+
+
+def make_block(width: int, heads: int, attention: str = "sdpa") -> nn.Module:
+    """Return a pre-LN block: LN eps 1e-6, tanh-GELU, MLP ratio 4, qkv bias."""
+    return _timm.Block(
+        width,
+        heads,
+        mlp_ratio=4.0,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        act_layer=partial(nn.GELU, approximate="tanh"),
+        attn_layer=XformersAttention if attention == "xformers" else _timm.Attention,
+    )
+
+
+def choose_attention(attention: str) -> str:
+    """Resolve ``"auto"``: xformers where it is installed and there is a GPU to run it, else torch's SDPA.
+
+    Raises:
+        ImportError: ``"xformers"`` is asked for and not installed.
+    """
+    if attention == "xformers":
+        require("xformers.ops", extra="xformers")
+        return attention
+    if attention == "auto" and torch.cuda.is_available():
+        try:
+            require("xformers.ops", extra="xformers")
+        except ImportError:
+            return "sdpa"
+        return "xformers"
+    return "sdpa"
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise linear layers with Xavier-uniform weights and zero biases, as MAE does."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

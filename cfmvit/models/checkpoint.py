@@ -1,0 +1,77 @@
+"""Models on disk: ``model.safetensors``, ``config.json`` and ``tokenizer.json`` in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cfmvit._io import atomic_dir
+from cfmvit._require import require
+from cfmvit.models.tokenizer import Tokenizer
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+
+@dataclass
+class Saved:
+    """What a folder holds."""
+
+    folder: Path
+    weights: dict[str, Tensor]
+    config: dict[str, Any]
+    tokenizer: Tokenizer | None
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load the weights, all of them.
+
+        Raises:
+            ValueError: names or shapes differ from the model's.
+        """
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise ValueError(f"from_pretrained: {self.folder / WEIGHTS} does not fit its {CONFIG}: {error}") from error
+
+
+def write_pretrained(
+    folder: str | os.PathLike[str],
+    weights: dict[str, Tensor],
+    config: dict[str, Any],
+    tokenizer: Tokenizer | None,
+) -> None:
+    """Write the files into a fresh folder that takes the place of ``folder`` when all are there."""
+    save_file = require("safetensors.torch", extra="models").save_file
+    with atomic_dir(folder) as staging:
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, staging / WEIGHTS)
+        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(staging / TOKENIZER)
+
+
+def read_pretrained(folder: str | os.PathLike[str]) -> Saved:
+    """Read a folder written by ``write_pretrained``.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file is missing in it.
+        ValueError: a file that can't be read.
+    """
+    load_file = require("safetensors.torch", extra="models").load_file
+    path = Path(folder)
+    for name in (WEIGHTS, CONFIG):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"from_pretrained: {path} must be a folder with {WEIGHTS} and {CONFIG}; no {name} there")
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"from_pretrained: {path / CONFIG} is not valid JSON: {error}") from error
+    try:
+        weights = load_file(path / WEIGHTS)
+    except Exception as error:  # safetensors raises its own type, not derived from a common one
+        raise ValueError(f"from_pretrained: {path / WEIGHTS} is corrupt or truncated: {error}") from error
+    tokenizer = Tokenizer.from_file(path / TOKENIZER) if (path / TOKENIZER).is_file() else None
+    return Saved(path, weights, config, tokenizer)

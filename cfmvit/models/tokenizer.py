@@ -1,0 +1,88 @@
+"""Text to token ids: a byte-level BPE of the ``tokenizers`` library, learnt from the captions at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfmvit._io import atomic_write
+from cfmvit._require import require
+
+PAD = 0
+
+
+class Tokenizer:
+    """Lower-casing byte-level BPE; any text has a tokenization, id 0 is padding.
+
+    It travels with a model as ``tokenizer.json``, so nothing is downloaded at run time.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 32000) -> Tokenizer:
+        """Learn a vocabulary of at most ``vocab_size`` from captions; the same captions give the same vocabulary."""
+        tokenizers = require("tokenizers", extra="models")
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+        backend.normalizer = tokenizers.normalizers.Sequence(
+            [tokenizers.normalizers.NFKC(), tokenizers.normalizers.Lowercase()]
+        )
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<pad>"],
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Read a ``tokenizer.json``.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is not a tokenizer.
+        """
+        tokenizers = require("tokenizers", extra="models")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"tokenizer: no file at {path}")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"tokenizer: {path} can't be read: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write ``tokenizer.json``."""
+        with atomic_write(path, "w") as file:
+            file.write(self._backend.to_str())
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self._backend.get_vocab_size()
+
+    def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
+        """Return int64 ids (B, L), L the longest text but at most ``context_length``, padded with 0 on the right.
+
+        Raises:
+            TypeError: ``texts`` is one string, or holds something else than strings.
+            ValueError: a text without a token.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            kinds = "a str" if isinstance(texts, str) else sorted({type(text).__name__ for text in texts})
+            raise TypeError(f"tokenizer: texts must be a list of str, got {kinds}")
+        for number, text in enumerate(texts):
+            if not text.strip():
+                raise ValueError(f"tokenizer: texts must not be empty, got {text!r} at position {number}")
+        rows = [encoding.ids[:context_length] for encoding in self._backend.encode_batch(list(texts))]
+        ids = torch.full((len(rows), max(map(len, rows), default=0)), PAD, dtype=torch.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+        return ids

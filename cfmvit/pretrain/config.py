@@ -1,0 +1,47 @@
+"""Configuration of a pretraining run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cfmvit.training import LoopConfig
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule; the paper's values where it states them (section 4.1)."""
+
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    warmup: int = 10_000
+    decay: Literal["linear", "cosine"] = "linear"
+
+
+@dataclass
+class PretrainConfig:
+    """Everything that defines a pretraining run, except where it is written.
+
+    Attributes:
+        data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``captions.json@image_folder``.
+        model: name for ``create_model``; ``model_options`` are its overrides.
+        tokenizer: path of a ``tokenizer.json``; by default one is learnt from the captions.
+        crop_scale: range of the area kept by the random resized crop.
+        device: ``auto`` takes a GPU when there is one.
+    """
+
+    data: str = ""
+    model: str = "cfm_vit_b16"
+    model_options: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+    vocab_size: int = 32_000
+    batch_size: int = 256
+    workers: int = 0
+    augment: bool = True
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    reconstruction_weight: float = 2.0
+    device: str = "auto"
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500_000, precision="bf16", save_every=5000))

@@ -1,0 +1,91 @@
+"""Run a pretraining."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfmvit.data import SeededLoader, collate_captions, open_captions
+from cfmvit.models import CFMViT, Tokenizer, create_model, model_config
+from cfmvit.pretrain.config import PretrainConfig
+from cfmvit.pretrain.objective import pretraining_losses
+from cfmvit.training import fit, format_config, param_groups, save_config, warmup_cosine, warmup_linear
+from cfmvit.training.device import choose_device
+
+
+def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> CFMViT:
+    """Pretrain a CFM-ViT on image-text pairs.
+
+    Writes into ``output``: ``config.json``, ``tokenizer.json``, ``metrics.jsonl``, TensorBoard events,
+    ``checkpoint.pt`` and, at the end, the model as ``model/``.
+
+    Args:
+        resume: go on from ``output/checkpoint.pt``; on the CPU the weights become bit for bit those of a run that
+            was never interrupted.
+
+    Raises:
+        ValueError, FileNotFoundError: a bad configuration, or data that can't be opened.
+        NonFiniteLossError: the loss became NaN or infinite.
+    """
+    if not config.data:
+        raise ValueError("pretrain: data must be given, as coco:DIR, lvis:DIR, shards:GLOB or captions.json@image_folder")
+    print(format_config(config))
+    device = choose_device(config.device)
+    torch.manual_seed(config.loop.seed)
+    options: dict[str, Any] = dict(config.model_options)
+    image_size = options.get("image_size") or _image_size(config)
+    dataset = open_captions(
+        config.data, split="train", image_size=image_size, augment=config.augment, crop_scale=config.crop_scale
+    )
+    tokenizer = _tokenizer(config, output, dataset, resume)
+    model = create_model(config.model, tokenizer=tokenizer, **options).to(device)
+    save_config(config, output / "config.json")
+    optim = config.optim
+    groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))
+    decay = warmup_linear if optim.decay == "linear" else warmup_cosine
+    loader = SeededLoader(
+        dataset, config.batch_size, seed=config.loop.seed, workers=config.workers, collate=collate_captions
+    )
+
+    def losses(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        images = batch["images"].to(device, non_blocking=True)
+        return pretraining_losses(
+            model, images, batch["texts"], generator, reconstruction_weight=config.reconstruction_weight
+        )
+
+    fit(
+        model=model,
+        losses=losses,
+        optimizer=optimizer,
+        schedule=decay(optim.warmup, config.loop.steps),
+        loader=loader,
+        config=config.loop,
+        output=output,
+        resume=resume,
+        name="pretrain",
+    )
+    if loader.skipped:
+        print(f"pretrain: {loader.skipped} corrupt images were skipped; their paths are in the log")
+    model.save_pretrained(output / "model")
+    return model
+
+
+def _image_size(config: PretrainConfig) -> int:
+    return model_config(config.model).image_size
+
+
+def _tokenizer(config: PretrainConfig, output: Path, dataset: Any, resume: bool) -> Tokenizer:
+    """Return the run's tokenizer, and keep it in ``output`` so that a resumed run has the same."""
+    path = output / "tokenizer.json"
+    if resume and path.is_file():
+        return Tokenizer.from_file(path)
+    if config.tokenizer:
+        tokenizer = Tokenizer.from_file(config.tokenizer)
+    else:
+        tokenizer = Tokenizer.train(dataset.texts(), config.vocab_size)
+    tokenizer.save(path)
+    return tokenizer
