@@ -47,7 +47,7 @@ class LoopConfig:
                 raise ValueError(f"config: loop.{name} must be at least 1, got {getattr(self, name)}")
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FloatingPointError):
     """A loss became NaN or infinite; the last good checkpoint is untouched."""
 
 

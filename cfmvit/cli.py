@@ -1,0 +1,141 @@
+"""The ``cfmvit`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cfmvit import __version__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; an error that a user can act on is one line on stderr and exit status 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        if os.environ.get("CFMVIT_TRACEBACK"):
+            raise
+        print(f"cfmvit {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"cfmvit {arguments.command}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cfmvit",
+        description="CFM-ViT: contrastive feature masking pretraining and open-vocabulary detection.",
+        epilog="CFMVIT_TRACEBACK=1 shows the traceback of an error.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _training_command(commands, "pretrain", "pretrain on image-text pairs", _pretrain)
+    _training_command(commands, "finetune", "finetune a detector on boxes of base categories", _finetune)
+
+    detect = commands.add_parser("detect", help="find objects named by words in an image")
+    detect.add_argument("image", type=Path)
+    detect.add_argument("--labels", required=True, help='comma-separated, for example "red cup, dog"')
+    detect.add_argument("--checkpoint", type=Path, help="a detector's folder; default: the small one that is shipped")
+    detect.add_argument("--output", type=Path, help="overlay to write; default: IMAGE.detected.png in this folder")
+    detect.add_argument("--threshold", type=float, default=0.3)
+    detect.add_argument("--json", action="store_true", help="print the detections as JSON")
+    detect.set_defaults(run=_detect)
+
+    evaluate = commands.add_parser("evaluate", help="average precision of a detector, or of a results file")
+    evaluate.add_argument("--annotations", type=Path, help="COCO or LVIS ground truth, with --results")
+    evaluate.add_argument("--results", type=Path, help="COCO results json; default: run --checkpoint on --data")
+    evaluate.add_argument("--checkpoint", type=Path, help="a detector's folder")
+    evaluate.add_argument("--data", help="coco:DIR, lvis:DIR, shards:GLOB or annotations.json@image_folder")
+    evaluate.add_argument("--output", type=Path, default=Path("runs/evaluate"), help="where results.json is written")
+    evaluate.add_argument("--masks", action="store_true", help="evaluate masks too")
+    evaluate.set_defaults(run=_evaluate)
+
+    demo = commands.add_parser("demo", help="make data, pretrain, finetune, evaluate, and write an HTML report")
+    demo.add_argument("--preset", choices=("quick", "default", "full"), default="default")
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"))
+    demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser("bench", help="kernel microbenchmarks", add_help=False)
+    bench.add_argument("rest", nargs=argparse.REMAINDER)
+    bench.set_defaults(run=_bench)
+
+    info = commands.add_parser("info", help="versions, what was built, and which implementation each op uses here")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _training_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], None],
+) -> None:
+    command = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}; overrides look like optim.lr=1e-3."
+    )
+    command.add_argument("overrides", nargs="*", metavar="key=value")
+    command.add_argument("--config", type=Path, help=".toml or .json; a run's config.json can be given back")
+    command.add_argument("--output", type=Path, default=Path(f"runs/{name}"))
+    command.add_argument("--resume", action="store_true", help="go on from OUTPUT/checkpoint.pt")
+    command.set_defaults(run=run)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from cfmvit.pretrain import PretrainConfig, pretrain
+    from cfmvit.training import load_config
+
+    pretrain(load_config(PretrainConfig, arguments.config, arguments.overrides), arguments.output, resume=arguments.resume)
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    from cfmvit.detection import FinetuneConfig, finetune
+    from cfmvit.training import load_config
+
+    finetune(load_config(FinetuneConfig, arguments.config, arguments.overrides), arguments.output, resume=arguments.resume)
+
+
+def _detect(arguments: argparse.Namespace) -> None:
+    from cfmvit.detection.command import detect
+
+    detect(arguments.image, arguments.labels, arguments.checkpoint, arguments.output, arguments.threshold, arguments.json)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from cfmvit.evaluation.command import evaluate
+
+    evaluate(
+        results=arguments.results,
+        annotations=arguments.annotations,
+        checkpoint=arguments.checkpoint,
+        data=arguments.data,
+        output=arguments.output,
+        masks=arguments.masks,
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from cfmvit.demo import demo
+
+    demo(arguments.preset, arguments.output)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from cfmvit.bench.run import main as bench
+
+    bench(arguments.rest)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from cfmvit.info import report
+
+    print(report())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
