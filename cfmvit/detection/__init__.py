@@ -1,0 +1,31 @@
+"""Open-vocabulary detection: the finetuned half of CFM-ViT."""
+
+from cfmvit.detection.config import (
+    DetectorConfig,
+    HeadConfig,
+    ProposalConfig,
+    PyramidConfig,
+    ScoreConfig,
+    tiny_config,
+)
+from cfmvit.detection.detector import Detector
+from cfmvit.detection.engine import FinetuneConfig, FinetuneOptim, finetune
+from cfmvit.detection.inference import predict_dataset
+from cfmvit.detection.result import Detections
+from cfmvit.detection.vocabulary import Vocabulary
+
+__all__ = [
+    "Detections",
+    "Detector",
+    "DetectorConfig",
+    "FinetuneConfig",
+    "FinetuneOptim",
+    "HeadConfig",
+    "ProposalConfig",
+    "PyramidConfig",
+    "ScoreConfig",
+    "Vocabulary",
+    "finetune",
+    "predict_dataset",
+    "tiny_config",
+]

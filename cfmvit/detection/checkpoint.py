@@ -1,0 +1,39 @@
+"""Detectors on disk: one folder with the CFM-ViT, the heads, the configuration and the tokenizer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cfmvit.detection.config import DetectorConfig
+from cfmvit.models import CFMViT, model_config
+from cfmvit.models.checkpoint import CONFIG, read_pretrained, write_pretrained
+from cfmvit.training import load_config
+
+
+@dataclass
+class _Config:
+    """Content of a detector's ``config.json``."""
+
+    model: dict[str, Any]
+    detector: DetectorConfig
+
+
+def save_detector(detector: Any, folder: str | os.PathLike[str]) -> None:
+    """Write a detector; each weight once, so the frozen tower is stored beside a finetuned one only."""
+    config = asdict(_Config(detector.model.config.to_dict(), detector.config))
+    write_pretrained(folder, detector.state_dict(), config, detector.model.tokenizer)
+
+
+def load_detector(cls: Any, folder: str | os.PathLike[str]) -> Any:
+    """Read a detector into a new ``cls(model, config)``."""
+    saved = read_pretrained(folder)
+    if saved.config.keys() != {"model", "detector"}:
+        kind = "a CFM-ViT without a detector" if "vocab_size" in saved.config else "something else"
+        raise ValueError(f"from_pretrained: {folder} must hold a detector, got {kind}")
+    config = load_config(_Config, Path(folder) / CONFIG)
+    detector = cls(CFMViT(model_config(**config.model), saved.tokenizer), config.detector)
+    saved.load_into(detector)
+    return detector.eval()

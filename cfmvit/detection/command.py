@@ -1,0 +1,64 @@
+"""``cfmvit detect``: boxes of what the words name, drawn on the image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cfmvit
+from cfmvit._io import atomic_write
+from cfmvit._require import require
+from cfmvit.detection.detector import Detector
+from cfmvit.detection.inputs import read_image
+
+
+def detect(
+    image: Path,
+    labels: str,
+    checkpoint: Path | None = None,
+    output: Path | None = None,
+    threshold: float = 0.3,
+    as_json: bool = False,
+) -> Path:
+    """Find objects, print them and write an overlay.
+
+    Args:
+        labels: comma-separated names.
+        checkpoint: a detector's folder; by default the small one that comes with the package.
+        output: overlay to write; by default ``IMAGE.detected.png`` in the current folder.
+        as_json: print the detections as JSON instead of a table.
+
+    Returns:
+        the overlay's path.
+    """
+    pixels = read_image(image)
+    detector = Detector.from_pretrained(checkpoint or shipped_checkpoint())
+    found = detector.predict(pixels, labels.split(","), threshold=threshold)
+    base = set(detector.config.base_labels)
+    path = output or Path(f"{image.stem}.detected.png")
+    picture = require("PIL.Image", extra="models").fromarray(pixels.permute(1, 2, 0).numpy())
+    drawn = require("cfmvit.report", extra="detection").overlay(
+        picture, found, {x for x in found.labels if x not in base}
+    )
+    with atomic_write(path) as file:
+        drawn.save(file, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+    if as_json:
+        print(json.dumps(found.to_list(), indent=2))
+    else:
+        for item in found.to_list():
+            corners = ", ".join(f"{value:.1f}" for value in item["box"].values())
+            print(f"{item['score']:.3f}  {item['label']:<24} ({corners})")
+        print(f"{len(found)} found; overlay: {path}")
+    return path
+
+
+def shipped_checkpoint() -> Path:
+    """Return the folder of the detector that comes with the package.
+
+    Raises:
+        FileNotFoundError: this installation has none.
+    """
+    folder = Path(cfmvit.__file__).parent / "checkpoints" / "scenes"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"detect: no detector is shipped at {folder}; give one with --checkpoint")
+    return folder

@@ -1,0 +1,256 @@
+"""The open-vocabulary detector around a pretrained CFM-ViT."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfmvit.detection.backbone import finetuned_attention, frozen_attention
+from cfmvit.detection.checkpoint import load_detector, save_detector
+from cfmvit.detection.config import DetectorConfig
+from cfmvit.detection.ensemble import frozen_embeddings, region_scores
+from cfmvit.detection.inputs import Prepared, prepare, read_image
+from cfmvit.detection.postprocess import Picked, pick, to_original
+from cfmvit.detection.proposals import ProposalNetwork
+from cfmvit.detection.pyramid import SimplePyramid
+from cfmvit.detection.region_heads import Aligner, BoxHead, MaskHead, box_loss, decode_boxes, mask_loss
+from cfmvit.detection.result import Detections
+from cfmvit.detection.sampling import check_truth, sample_regions
+from cfmvit.detection.vocabulary import TextBank, Vocabulary, clean_labels
+
+
+class Detector(nn.Module):
+    """Find objects named by free text (CFM-ViT section 3.3).
+
+    Args:
+        model: a pretrained CFM-ViT; it becomes part of the detector, frozen.
+        config: sizes and options.
+
+    Attributes:
+        model: the frozen CFM-ViT: its text tower makes the classifier, its image tower the VLM score.
+        visual: the finetuned image tower; None when the backbone is frozen, then ``model.visual`` serves both.
+        temperature: ``t`` in ``logits = cos / (0.01 * t)``.
+    """
+
+    def __init__(self, model: Any, config: DetectorConfig) -> None:
+        super().__init__()
+        tower = model.visual
+        if config.image_size % tower.patch_size:
+            raise ValueError(
+                f"config: detector.image_size must be a multiple of the patch size {tower.patch_size}, got {config.image_size}"
+            )
+        self.config = config
+        self.model = model.requires_grad_(False).eval()
+        self.visual = None if config.freeze_backbone else copy.deepcopy(tower).requires_grad_(True)
+        self._frozen = frozen_attention(tower.depth, config.window)
+        self._finetuned = finetuned_attention(tower.depth, config.window, config.global_blocks)
+        self.pyramid = SimplePyramid(tower.width, tower.patch_size, config.pyramid)
+        self.proposals = ProposalNetwork(config.pyramid.channels, self.pyramid.strides, config.proposals)
+        self.box_head = BoxHead(config.pyramid.channels, model.embed_dim, config.heads)
+        self.mask_head = MaskHead(config.pyramid.channels, config.heads) if config.heads.mask else None
+        self._align = Aligner(tuple(self.pyramid.strides), tower.patch_size, config.heads.sampling_ratio)
+        self.temperature = nn.Parameter(torch.ones(()))
+        self._bank = TextBank(model, config.templates)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.temperature.device
+
+    def train(self, mode: bool = True) -> Detector:
+        """Switch the trained parts; the frozen model stays in evaluation mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
+        """Return the text matrix of labels, each encoded once in the detector's life."""
+        return self._bank.vocabulary(labels)
+
+    def losses(self, batch: dict[str, Any], text: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the losses of a batch; ``"loss"`` is their sum.
+
+        Args:
+            batch: ``images`` uint8 (B, 3, H, W); lists with one entry an image: ``boxes`` (n, 4) xyxy, ``labels`` (n,)
+                rows of ``text`` less one, ``masks`` (n, H, W) when masks are trained, ``valid_size`` (h, w).
+            text: (1 + base categories, C) text matrix; row 0 is background.
+            generator: all random draws come from it.
+        """
+        device, heads = self.device, self.config.heads
+        images = batch["images"].to(device, non_blocking=True)
+        boxes = [value.to(device).float() for value in batch["boxes"]]
+        labels = [value.to(device) for value in batch["labels"]]
+        check_truth(boxes, labels, len(text) - 1, batch.get("keys"))
+        features = self._features(images)[0]
+        dense = self.proposals(features)
+        losses = self.proposals.losses(dense, boxes, generator)
+        proposals, _ = self.proposals.select(dense, torch.tensor(batch["valid_size"], device=device))
+        regions = sample_regions(proposals, boxes, labels, heads, generator)
+        embeds, deltas = self.box_head(self._align(features, regions.boxes, heads.box_size))
+        losses["class"] = self._class_loss(embeds, regions.labels, text.to(device))
+        losses["box"] = box_loss(deltas, regions)
+        if self.mask_head is not None:
+            chosen = regions.foreground(heads.mask_samples)
+            logits = self.mask_head(self._align(features, chosen.boxes, heads.mask_size))
+            masks = [value.to(device, non_blocking=True) for value in batch["masks"]]
+            losses["mask"] = mask_loss(logits, chosen.boxes, chosen.index, masks)
+        losses["loss"] = torch.stack(list(losses.values())).sum()
+        losses["temperature"] = self.temperature.detach()
+        return losses
+
+    @torch.no_grad()
+    def predict(
+        self,
+        image: Any,
+        labels: Sequence[str] | Vocabulary,
+        *,
+        threshold: float | None = None,
+        max_detections: int | None = None,
+        novel: Collection[str] | None = None,
+    ) -> Detections:
+        """Find objects in one image.
+
+        Args:
+            image: a PIL image, a path, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
+            labels: what to look for, or a ``Vocabulary`` made of it.
+            threshold: scores must exceed it; the configuration's by default.
+            max_detections: at most so many; the configuration's by default.
+            novel: the labels to weigh as novel in the ensemble. By default those that the detector was not finetuned on.
+
+        Raises:
+            TypeError, ValueError: bad labels, or an image of an unknown kind.
+            FileNotFoundError: no image at the path.
+        """
+        text = labels if isinstance(labels, Vocabulary) else self.vocabulary(labels)
+        return self.predict_batch(
+            [prepare(read_image(image), self.config.image_size)],
+            text,
+            threshold=threshold,
+            max_detections=max_detections,
+            novel=novel,
+        )[0]
+
+    @torch.no_grad()
+    def predict_batch(
+        self,
+        images: Sequence[Prepared],
+        text: Vocabulary,
+        *,
+        threshold: float | None = None,
+        max_detections: int | None = None,
+        novel: Collection[str] | None = None,
+    ) -> list[Detections]:
+        """Find objects in prepared images; see ``predict``."""
+        if not images:
+            return []
+        training = self.training
+        self.eval()
+        try:
+            return self._predict(
+                list(images), text, threshold, max_detections, self._base(text.labels, novel)
+            )
+        finally:
+            self.train(training)
+
+    def _predict(
+        self,
+        images: list[Prepared],
+        text: Vocabulary,
+        threshold: float | None,
+        max_detections: int | None,
+        base: Tensor,
+    ) -> list[Detections]:
+        config, device = self.config, self.device
+        pixels = torch.stack([image.pixels for image in images]).to(device)
+        sizes = torch.tensor([image.valid_size for image in images], device=device)
+        features, tokens = self._features(pixels)
+        proposals, centers = self.proposals.select(self.proposals(features), sizes)
+        aligned = self._align(features, proposals, config.heads.box_size)
+        embeds, deltas = self.box_head(aligned)
+        matrix, frozen = text.embeddings.to(device), self._frozen_embeddings(pixels, tokens, proposals)
+        scores = region_scores(
+            embeds, matrix, self.temperature, torch.cat(centers), base.to(device), frozen, config.scores
+        )
+        decoded = decode_boxes(deltas, torch.cat(proposals))
+        counts = [len(rows) for rows in proposals]
+        limits = sizes.flip(1).repeat(1, 2).float()
+        picked = [
+            pick(
+                rows.clamp(min=0).minimum(limit),
+                score,
+                config.scores,
+                config.scores.threshold if threshold is None else threshold,
+                config.scores.max_detections if max_detections is None else max_detections,
+            )
+            for rows, score, limit in zip(decoded.split(counts), scores.split(counts), limits)
+        ]
+        masks = self._masks(features, picked)
+        return [to_original(p, text.labels, image, m) for p, image, m in zip(picked, images, masks)]
+
+    def _features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the pyramid's maps and the tokens (B, N, C) that they come from."""
+        if self.visual is None:
+            with torch.no_grad():
+                tokens = self._frozen.encode(self.model.visual, images)
+        else:
+            tokens = self._finetuned.encode(self.visual, images)
+        return self.pyramid(tokens, self._grid(images)), tokens
+
+    def _frozen_embeddings(self, images: Tensor, tokens: Tensor, proposals: list[Tensor]) -> Tensor | None:
+        if not self.config.scores.vlm:
+            return None
+        if self.visual is not None:
+            tokens = self._frozen.encode(self.model.visual, images)
+        patch, samples = self.model.visual.patch_size, self.config.scores.vlm_grid
+        return frozen_embeddings(tokens, self._grid(images), proposals, patch, samples)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        patch = self.model.visual.patch_size
+        return images.shape[-2] // patch, images.shape[-1] // patch
+
+    def _class_loss(self, embeds: Tensor, labels: Tensor, text: Tensor) -> Tensor:
+        # Cosines are divided by about 0.01, more than bf16 can bear.
+        with torch.autocast(embeds.device.type, enabled=False):
+            logits = F.normalize(embeds.float(), dim=-1) @ text.T / (0.01 * self.temperature)
+            weight = torch.ones_like(text[:, 0])
+            weight[0] = self.config.heads.background_weight
+            return F.cross_entropy(logits, labels, weight=weight)
+
+    def _masks(self, features: list[Tensor], picked: list[Picked]) -> list[Tensor | None]:
+        if self.mask_head is None:
+            return [None] * len(picked)
+        heads = self.config.heads
+        boxes = [p.boxes for p in picked]
+        logits = self.mask_head(self._align(features, boxes, heads.mask_size))
+        return list(logits.sigmoid().split([len(b) for b in boxes]))
+
+    def _base(self, labels: tuple[str, ...], novel: Collection[str] | None) -> Tensor:
+        """Return (n,) bool: which labels get the base weight of the ensemble."""
+        if novel is None:
+            known = set(self.config.base_labels)
+            return torch.tensor([label in known for label in labels])
+        names = set(clean_labels(list(novel))) if novel else set()
+        if names - set(labels):
+            missing = ", ".join(sorted(names - set(labels)))
+            raise ValueError(f"predict: novel must name labels that were asked for, got {missing}")
+        return torch.tensor([label not in names for label in labels])
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``model.safetensors``, ``config.json`` and ``tokenizer.json`` into ``folder``, all or none."""
+        save_detector(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Detector:
+        """Read what ``save_pretrained`` wrote.
+
+        Raises:
+            FileNotFoundError: the folder or one of its files is missing.
+            ValueError: a file is corrupt, or the folder holds something else than a detector.
+        """
+        return load_detector(cls, folder)

@@ -1,0 +1,61 @@
+"""Scores of proposals: the detector's own and the frozen backbone's, combined."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cfmvit.detection.config import ScoreConfig
+from cfmvit.ops import pool_regions, score_regions
+
+
+def frozen_embeddings(
+    tokens: Tensor, grid: tuple[int, int], proposals: list[Tensor], patch_size: int, samples: int
+) -> Tensor:
+    """Return the mean of the frozen tower's last map over each proposal, (R, C).
+
+    Args:
+        tokens: (B, h * w, C).
+        grid: (h, w).
+        proposals: (K_i, 4) xyxy an image, in pixels.
+        samples: points along each side of a proposal, one a bin.
+    """
+    return pool_regions(
+        tokens, proposals, grid_size=grid, spatial_scale=1 / patch_size, output_size=samples, sampling_ratio=1
+    )
+
+
+def region_scores(
+    embeds: Tensor,
+    text: Tensor,
+    temperature: Tensor,
+    centers: Tensor,
+    base: Tensor,
+    frozen: Tensor | None,
+    config: ScoreConfig,
+) -> Tensor:
+    """Return (R, n) scores of labels.
+
+    With detector probabilities p and frozen probabilities z, both softmaxes over labels and background, a label's score
+    is ``p ** (1 - w) * z ** w * centerness ** 3``; w is smaller for base labels, which the detector knows better.
+
+    Args:
+        embeds: (R, C) region embeddings.
+        text: (1 + n, C), background first.
+        temperature: ``t``, 0-d.
+        centers: (R,) centerness of the proposals.
+        base: (n,) bool.
+        frozen: (R, C) from ``frozen_embeddings``; None scores with the detector alone.
+    """
+    return score_regions(
+        embeds,
+        text,
+        vlm_embeds=frozen,
+        base=base,
+        temperature=0.01 * temperature,
+        vlm_temperature=config.vlm_temperature,
+        base_weight=config.base_weight,
+        novel_weight=config.novel_weight,
+        renormalize=config.renormalize,
+        objectness=centers,
+        objectness_power=config.center_power,
+    )

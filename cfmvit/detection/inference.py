@@ -1,0 +1,54 @@
+"""Run a detector over a data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cfmvit._io import atomic_write
+from cfmvit.detection.detector import Detector
+from cfmvit.detection.inputs import Prepared
+from cfmvit.progress import progress
+
+
+def predict_dataset(
+    detector: Detector, dataset: Any, output: Path, *, batch_size: int = 8, threshold: float | None = None
+) -> Path:
+    """Detect every category of a data set in each of its images.
+
+    Args:
+        dataset: from ``cfmvit.data.open_detection``, not augmented, at the detector's image size.
+        output: folder in which ``results.json`` (COCO results, which pycocotools and lvis accept) is written, whole
+            or not at all.
+
+    Returns:
+        the path of ``results.json``.
+    """
+    names = [category.name for category in dataset.categories]
+    ids = [category.id for category in dataset.categories]
+    text = detector.vocabulary(names)
+    novel = [category.name for category in dataset.categories if category.novel]
+    results: list[dict[str, Any]] = []
+    bar = progress(len(dataset), desc="predict")
+    try:
+        for start in range(0, len(dataset), batch_size):
+            samples = [
+                dataset.load(index, np.random.default_rng(0))
+                for index in range(start, min(start + batch_size, len(dataset)))
+            ]
+            images = [
+                Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in samples
+            ]
+            found = detector.predict_batch(images, text, threshold=threshold, novel=novel)
+            for sample, detections in zip(samples, found):
+                results += detections.to_coco(sample["image_id"], ids)
+            bar.update(len(samples))
+    finally:
+        bar.close()
+    path = output / "results.json"
+    with atomic_write(path, "w") as file:
+        json.dump(results, file)
+    return path

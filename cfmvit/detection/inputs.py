@@ -1,0 +1,92 @@
+"""Images in the forms that people have them, as the tensor that a detector takes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfmvit._require import require
+
+
+@dataclass
+class Prepared:
+    """One image, resized and padded.
+
+    Attributes:
+        pixels: uint8 (3, S, S).
+        original_size: (H, W).
+        valid_size: (h, w) of the resized image without the padding.
+    """
+
+    pixels: Tensor
+    original_size: tuple[int, int]
+    valid_size: tuple[int, int]
+
+
+def read_image(image: Any) -> Tensor:
+    """Return any image as uint8 RGB (3, H, W).
+
+    Args:
+        image: a PIL image, a path, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8.
+
+    Raises:
+        TypeError, ValueError: something else.
+        FileNotFoundError: no file at the path.
+    """
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(
+                f"predict: image must be a uint8 tensor (3, H, W), got {image.dtype} {tuple(image.shape)}"
+            )
+        return _nonempty(image.cpu())
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"predict: image must be a uint8 array (H, W, 3), got {image.dtype} {image.shape}"
+            )
+        return _nonempty(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    if isinstance(image, (str, os.PathLike)):
+        return _read_file(Path(image))
+    if hasattr(image, "convert"):
+        return _nonempty(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+    raise TypeError(
+        f"predict: image must be a PIL image, a path, an array (H, W, 3) or a tensor (3, H, W), "
+        f"got {type(image).__name__}"
+    )
+
+
+def prepare(image: Tensor, size: int) -> Prepared:
+    """Resize (3, H, W) so that the longer side is ``size``, and pad to a square at the right and at the bottom."""
+    height, width = image.shape[-2:]
+    scale = size / max(height, width)
+    valid = (max(1, round(height * scale)), max(1, round(width * scale)))
+    resized = require("torchvision.transforms.v2.functional", extra="detection").resize(
+        image, list(valid), antialias=True
+    )
+    pixels = torch.zeros(3, size, size, dtype=torch.uint8)
+    pixels[:, : valid[0], : valid[1]] = resized
+    return Prepared(pixels, (height, width), valid)
+
+
+def _read_file(path: Path) -> Tensor:
+    if not path.is_file():
+        raise FileNotFoundError(f"predict: no image at {path}")
+    pil, operations = require("PIL.Image", extra="models"), require("PIL.ImageOps", extra="models")
+    try:
+        with pil.open(path) as file:
+            upright = operations.exif_transpose(file).convert("RGB")
+            return _nonempty(torch.from_numpy(np.array(upright)).permute(2, 0, 1))
+    except OSError as error:  # PIL's UnidentifiedImageError and truncation are both OSErrors
+        raise ValueError(f"predict: {path} is corrupt or not an image: {error}") from error
+
+
+def _nonempty(image: Tensor) -> Tensor:
+    if not image.numel():
+        raise ValueError(f"predict: image must not be empty, got shape {tuple(image.shape)}")
+    return image

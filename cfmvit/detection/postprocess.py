@@ -1,0 +1,70 @@
+"""From scored proposals to the detections of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cfmvit._require import require
+from cfmvit.detection.config import ScoreConfig
+from cfmvit.detection.inputs import Prepared
+from cfmvit.detection.result import Detections
+
+
+@dataclass
+class Picked:
+    """Detections in the coordinates of the resized image, by falling score.
+
+    Attributes:
+        boxes: (n, 4) xyxy.
+        scores: (n,).
+        label_ids: (n,) int64.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    label_ids: Tensor
+
+
+def pick(boxes: Tensor, scores: Tensor, config: ScoreConfig, threshold: float, limit: int) -> Picked:
+    """Keep the best detections: NMS within each class, then the highest scores.
+
+    Args:
+        boxes: (K, 4) xyxy, one a proposal.
+        scores: (K, n), one a proposal and label.
+        threshold: scores must exceed it.
+        limit: detections of the image at most.
+    """
+    wide_enough = (boxes[:, 2:] > boxes[:, :2]).all(-1, keepdim=True)
+    flat = torch.where(wide_enough, scores, -1.0).flatten()
+    best, index = flat.topk(min(config.candidates, len(flat)))
+    index = index[best > threshold]
+    row, label = index // max(1, scores.shape[1]), index % max(1, scores.shape[1])
+    nms = require("torchvision.ops", extra="detection").batched_nms
+    kept = nms(boxes[row], flat[index], label, config.nms)[:limit]
+    return Picked(boxes[row[kept]], flat[index[kept]], label[kept])
+
+
+def to_original(picked: Picked, labels: tuple[str, ...], image: Prepared, masks: Tensor | None) -> Detections:
+    """Bring detections back to the pixels of the original image, on the CPU.
+
+    Args:
+        masks: (n, S, S) mask probabilities within the boxes, or None.
+    """
+    height, width = image.original_size
+    ratio = torch.tensor([width / image.valid_size[1], height / image.valid_size[0]] * 2)
+    limit = torch.tensor([width, height, width, height], dtype=torch.float32)
+    boxes = (picked.boxes.cpu() * ratio).clamp(min=0).minimum(limit)
+    ids = picked.label_ids.cpu()
+    pasted = None if masks is None else paste_masks(masks.cpu(), boxes, height, width)
+    return Detections(boxes, picked.scores.cpu(), ids, [labels[i] for i in ids.tolist()], pasted)
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Resize (n, S, S) probabilities to their boxes and threshold at 0.5: (n, height, width) bool."""
+    if not len(masks):
+        return torch.zeros(0, height, width, dtype=torch.bool)
+    heads = require("torchvision.models.detection.roi_heads", extra="detection")
+    return heads.paste_masks_in_image(masks[:, None], boxes, (height, width))[:, 0] > 0.5

@@ -1,0 +1,92 @@
+"""What a detector returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfmvit._require import require
+
+
+@dataclass
+class Detections:
+    """Objects found in one image, by falling score.
+
+    Attributes:
+        boxes: (n, 4) float32 xyxy in pixels of the original image.
+        scores: (n,) float32.
+        label_ids: (n,) int64, index into the labels that were asked for.
+        labels: n names.
+        masks: (n, H, W) bool at the original size, or None.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    label_ids: Tensor
+    labels: list[str]
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Any) -> Detections:
+        """Return the detections that a slice, an index tensor or a boolean mask selects."""
+        rows = torch.arange(len(self))[index].reshape(-1)
+        masks = None if self.masks is None else self.masks[rows]
+        labels = [self.labels[row] for row in rows.tolist()]
+        return Detections(self.boxes[rows], self.scores[rows], self.label_ids[rows], labels, masks)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Return ``[{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}]``, transformers' convention."""
+        corners = ("xmin", "ymin", "xmax", "ymax")
+        return [
+            {"score": score, "label": label, "box": dict(zip(corners, box))}
+            for score, label, box in zip(self.scores.tolist(), self.labels, self.boxes.tolist())
+        ]
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Return COCO results: xywh boxes, and masks as compressed RLE.
+
+        Args:
+            category_ids: the data set's id of each label that was asked for.
+        """
+        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
+        boxes = torch.cat([self.boxes[:, :2], sizes], dim=1).tolist()
+        results: list[dict[str, Any]] = [
+            {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": box, "score": score}
+            for box, score, label in zip(boxes, self.scores.tolist(), self.label_ids.tolist())
+        ]
+        if self.masks is not None and results:
+            coder = require("pycocotools.mask", extra="detection")
+            stack = np.asfortranarray(self.masks.permute(1, 2, 0).numpy(), dtype=np.uint8)
+            for result, code in zip(results, coder.encode(stack)):
+                result["segmentation"] = {
+                    "size": list(code["size"]),
+                    "counts": code["counts"].decode("ascii"),
+                }
+        return results
+
+    def to_supervision(self) -> Any:
+        """Return a ``supervision.Detections``.
+
+        Raises:
+            ImportError: the package ``supervision`` is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError(
+                "to_supervision: this needs the package supervision: pip install supervision"
+            ) from error
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            mask=None if self.masks is None else self.masks.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.label_ids.numpy(),
+            data={"class_name": self.labels},
+        )

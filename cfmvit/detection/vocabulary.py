@@ -1,0 +1,114 @@
+"""The text matrix: what a detector can name, as embeddings of the frozen text tower."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cfmvit._io import atomic_write
+from cfmvit._require import require
+from cfmvit.detection.templates import expand_templates
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Labels and their embeddings.
+
+    Attributes:
+        labels: n names.
+        embeddings: (1 + n, C) float32, unit rows; row 0 is "background".
+    """
+
+    labels: tuple[str, ...]
+    embeddings: Tensor
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a ``.safetensors`` file, so that a bank of embeddings is encoded once."""
+        save = require("safetensors.torch", extra="models").save
+        data = save(
+            {"embeddings": self.embeddings.cpu().contiguous()}, metadata={"labels": json.dumps(self.labels)}
+        )
+        with atomic_write(path) as file:
+            file.write(data)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: corrupt, or not a vocabulary.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"vocabulary: no file at {path}")
+        safetensors = require("safetensors", extra="models")
+        try:
+            with safetensors.safe_open(str(path), framework="pt") as file:
+                labels = json.loads((file.metadata() or {})["labels"])
+                embeddings = file.get_tensor("embeddings")
+        except Exception as error:  # safetensors raises its own type, not derived from a common one
+            raise ValueError(f"vocabulary: {path} can't be read ({type(error).__name__}: {error})") from error
+        if embeddings.ndim != 2 or len(embeddings) != len(labels) + 1:
+            raise ValueError(f"vocabulary: {path} must hold one row a label and one for background")
+        return cls(tuple(labels), embeddings)
+
+
+class TextBank:
+    """Encode labels with the frozen text tower, each one once.
+
+    Args:
+        model: a CFM-ViT with a tokenizer.
+        templates: see ``expand_templates``.
+    """
+
+    def __init__(self, model: Any, templates: Iterable[str]) -> None:
+        self._model = model
+        self._prompts = expand_templates(templates)
+        self._known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
+        """Return the text matrix of cleaned labels (see ``clean_labels``)."""
+        names = clean_labels(labels)
+        missing = [name for name in dict.fromkeys((BACKGROUND, *names)) if name not in self._known]
+        for start in range(0, len(missing), 64):
+            part = missing[start : start + 64]
+            texts = [prompt.format(name) for name in part for prompt in self._prompts]
+            rows = self._model.encode_text(texts).float().unflatten(0, (len(part), len(self._prompts)))
+            self._known.update(zip(part, F.normalize(rows.mean(dim=1), dim=-1)))
+        return Vocabulary(names, torch.stack([self._known[name] for name in (BACKGROUND, *names)]))
+
+
+def clean_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Strip and lower-case labels, and check them.
+
+    Raises:
+        TypeError: ``labels`` is one string, or holds something else than strings.
+        ValueError: no label, an empty one, or the same one twice.
+    """
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise TypeError(f"labels: labels must be a list of str, got {type(labels).__name__} {labels!r}")
+    names = []
+    for label in labels:
+        if not isinstance(label, str):
+            raise TypeError(f"labels: each label must be a str, got {type(label).__name__} {label!r}")
+        name = " ".join(label.split()).lower()
+        if not name:
+            raise ValueError(f"labels: labels must not be empty, got {label!r}")
+        names.append(name)
+    if not names:
+        raise ValueError("labels: at least one label must be given, got none")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"labels: labels must be different, got {', '.join(twice)} more than once")
+    return tuple(names)
