@@ -1,0 +1,26 @@
+"""What a model is worth: detection AP (LVIS, COCO; base and novel), retrieval, zero-shot classification."""
+
+from cfmvit.evaluation.command import evaluate
+from cfmvit.evaluation.detection import evaluate_results
+from cfmvit.evaluation.retrieval import evaluate_retrieval, retrieval_recall
+from cfmvit.evaluation.tables import format_table
+from cfmvit.evaluation.zero_shot import (
+    class_embeddings,
+    classify_images,
+    classify_regions,
+    region_embeddings,
+    topk_accuracy,
+)
+
+__all__ = [
+    "class_embeddings",
+    "classify_images",
+    "classify_regions",
+    "evaluate",
+    "evaluate_results",
+    "evaluate_retrieval",
+    "format_table",
+    "region_embeddings",
+    "retrieval_recall",
+    "topk_accuracy",
+]

@@ -1,0 +1,132 @@
+"""Annotation files in COCO or LVIS format, read and checked once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Style = Literal["coco", "lvis"]
+IouType = Literal["bbox", "segm"]
+
+
+@dataclass
+class GroundTruth:
+    """Images and categories by id, and the annotations with ids 1, 2, ... ."""
+
+    path: Path
+    style: Style
+    images: dict[int, dict[str, Any]]
+    categories: dict[int, dict[str, Any]]
+    annotations: list[dict[str, Any]]
+
+
+def read_json(path: Path, caller: str) -> Any:
+    """Parse a json file, or say which file is missing or malformed and where."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{caller}: {path} does not exist")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{caller}: {path} is not valid json: {error}") from error
+
+
+def load_ground_truth(
+    path: Path, style: Literal["auto", "coco", "lvis"], iou_types: Sequence[str]
+) -> GroundTruth:
+    """Read an annotation file for evaluation.
+
+    Args:
+        path: json with ``images``, ``annotations`` and ``categories``.
+        style: ``"auto"`` takes LVIS where images name ``neg_category_ids`` or categories a ``frequency``.
+        iou_types: with ``"segm"`` every annotation must have a segmentation.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and the entry.
+    """
+    data = read_json(path, "evaluate_results")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            raise ValueError(
+                f"evaluate_results: {path} must hold a list named {key!r}, as COCO and LVIS files do"
+            )
+    truth = GroundTruth(
+        path=path,
+        style=_detect_style(data) if style == "auto" else style,
+        images=_by_id(data["images"], path, "images"),
+        categories=_by_id(data["categories"], path, "categories"),
+        annotations=data["annotations"],
+    )
+    if truth.style == "lvis":
+        _check_federated(truth)
+    for index, annotation in enumerate(truth.annotations):
+        _check_annotation(annotation, f"{path}: annotations[{index}]", truth, iou_types)
+        # Both tools read a matched id of 0 as "no match", and files in the wild do count from 0.
+        annotation["id"] = index + 1
+    return truth
+
+
+def check_box(box: Any, where: str) -> None:
+    """Raise unless ``box`` is x, y, width, height: four finite numbers, the last two not negative."""
+    finite = isinstance(box, (list, tuple)) and len(box) == 4 and all(_is_number(value) for value in box)
+    if not finite or box[2] < 0 or box[3] < 0:
+        raise ValueError(
+            f"evaluate_results: {where}: bbox must be [x, y, width, height], finite and not negative in size, got {box}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_score(score: Any, where: str) -> None:
+    """Raise unless ``score`` is a finite number."""
+    if not _is_number(score):
+        raise ValueError(f"evaluate_results: {where}: score must be a finite number, got {score}")
+
+
+def _detect_style(data: dict[str, Any]) -> Style:
+    federated = any("neg_category_ids" in image for image in data["images"])
+    return "lvis" if federated or any("frequency" in category for category in data["categories"]) else "coco"
+
+
+def _by_id(entries: list[Any], path: Path, key: str) -> dict[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "id" not in entry:
+            raise ValueError(f"evaluate_results: {path}: {key}[{index}] has no id")
+        if entry["id"] in found:
+            raise ValueError(f"evaluate_results: {path}: {key} has the id {entry['id']} twice")
+        found[entry["id"]] = entry
+    return found
+
+
+def _check_federated(truth: GroundTruth) -> None:
+    for image in truth.images.values():
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if not isinstance(image.get(key), list):
+                raise ValueError(
+                    f"evaluate_results: {truth.path}: image {image['id']} has no {key}, which style 'lvis' needs"
+                )
+    for category in truth.categories.values():
+        if category.get("frequency") not in ("r", "c", "f"):
+            raise ValueError(
+                f"evaluate_results: {truth.path}: the frequency of category {category['id']} must be r, c or f, "
+                f"got {category.get('frequency')!r}"
+            )
+
+
+def _check_annotation(annotation: Any, where: str, truth: GroundTruth, iou_types: Sequence[str]) -> None:
+    needed = ["image_id", "category_id", "bbox", "area"] + ["segmentation"] * ("segm" in iou_types)
+    for key in needed:
+        if not isinstance(annotation, dict) or key not in annotation:
+            raise ValueError(f"evaluate_results: {where} has no {key}")
+    for key, known in (("image_id", truth.images), ("category_id", truth.categories)):
+        if annotation[key] not in known:
+            raise ValueError(
+                f"evaluate_results: {where} refers to {key} {annotation[key]}, which the file does not list"
+            )
+    check_box(annotation["bbox"], where)

@@ -1,0 +1,225 @@
+"""COCO style AP against pycocotools itself, and by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from cfmvit.evaluation import evaluate_results
+from tests.evaluation.synthetic import box_rle, detections_from, read, write
+
+KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_equals_pycocotools(shared_data: Path, iou_type: str) -> None:
+    annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
+    results = detections_from(read(annotations), seed=2, masks=iou_type == "segm")
+    ours = evaluate_results(results, annotations, iou_types=(iou_type,))[iou_type]
+    evaluator = pycocotools_evaluator(annotations, results, iou_type)
+    assert 0.05 < ours["AP"] < 0.9
+    for key, value in zip(KEYS, evaluator.stats[:6], strict=True):
+        assert ours[key] == pytest.approx(value, abs=1e-12), key
+    assert ours["AR@100"] == pytest.approx(evaluator.stats[8], abs=1e-12)
+
+
+def test_split_equals_pycocotools_on_the_subsets(shared_data: Path) -> None:
+    annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
+    data = read(annotations)
+    ids = sorted({annotation["category_id"] for annotation in data["annotations"]})
+    base, novel = ids[::2], ids[1::4]
+    results = detections_from(data, seed=3)
+    ours = evaluate_results(results, annotations, base_ids=base, novel_ids=novel)["bbox"]
+    for name, subset in (("AP50", base + novel), ("AP50_base", base), ("AP50_novel", novel)):
+        assert ours[name] == pytest.approx(
+            pycocotools_evaluator(annotations, results, "bbox", subset).stats[1]
+        ), name
+
+
+def pycocotools_evaluator(
+    annotations: Path, results: list[dict[str, Any]], iou_type: str, categories: list[int] | None = None
+) -> COCOeval:
+    theirs = copy.deepcopy(results)
+    if iou_type == "segm":
+        for entry in theirs:
+            del entry["bbox"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+        evaluator = COCOeval(truth, truth.loadRes(theirs), iou_type)
+        evaluator.params.catIds = categories or evaluator.params.catIds
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+def two_images(tmp_path: Path, **changes: Any) -> Path:
+    """Two cats in image 1, one dog in image 2; ids from 0, as some files have them."""
+    size = {"height": 60, "width": 80}
+    square = {"area": 400, "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]], "bbox": [10, 10, 20, 20]}
+    moved = {"area": 400, "segmentation": [[40, 10, 60, 10, 60, 30, 40, 30]], "bbox": [40, 10, 20, 20]}
+    data = {
+        "images": [{"id": 1, **size}, {"id": 2, **size}],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 6, "name": "owl"}],
+        "annotations": [
+            {"id": 0, "image_id": 1, "category_id": 3, **square},
+            {"id": 1, "image_id": 1, "category_id": 3, **moved},
+            {"id": 2, "image_id": 2, "category_id": 5, **square},
+        ],
+    }
+    return write(tmp_path / "coco.json", {**data, **changes})
+
+
+def detection(image: int, category: int, score: float, box: tuple[float, ...]) -> dict[str, Any]:
+    return {"image_id": image, "category_id": category, "score": score, "bbox": list(box)}
+
+
+SQUARE, MOVED = (10, 10, 20, 20), (40, 10, 20, 20)
+
+
+def test_perfect_is_one(tmp_path: Path) -> None:
+    results = [detection(1, 3, 0.9, SQUARE), detection(1, 3, 0.8, MOVED), detection(2, 5, 0.7, SQUARE)]
+    for entry in results:
+        entry["segmentation"] = box_rle(entry["bbox"], (60, 80))
+    metrics = evaluate_results(results, two_images(tmp_path), iou_types=("bbox", "segm"))
+    for kind in ("bbox", "segm"):
+        assert metrics[kind]["AP"] == metrics[kind]["AP75"] == metrics[kind]["AR@100"] == pytest.approx(1.0)
+        assert metrics[kind]["APs"] == pytest.approx(1.0) and math.isnan(metrics[kind]["APl"])
+
+
+def test_by_hand(tmp_path: Path) -> None:
+    # Cats: a hit, a miss, a hit: precision 1 up to recall 1/2 (51 of 101 levels), 2/3 up to recall 1.
+    # Dogs: the box is 14 of 20 wide, so its IoU is 0.7: five of ten thresholds (0.5 to 0.7).
+    results = [
+        detection(1, 3, 0.9, SQUARE),
+        detection(1, 3, 0.8, (0, 40, 10, 10)),
+        detection(1, 3, 0.7, MOVED),
+        detection(2, 5, 0.5, (10, 10, 14, 20)),
+    ]
+    metrics = evaluate_results(results, two_images(tmp_path), base_ids=[3], novel_ids=[5, 6])["bbox"]
+    cats = (51 * 1 + 50 * 2 / 3) / 101
+    assert metrics["AP50_base"] == pytest.approx(cats)
+    assert metrics["AP_base"] == pytest.approx(cats)
+    assert metrics["AP50_novel"] == pytest.approx(1.0)  # owls have no ground truth and no part in the mean
+    assert metrics["AP_novel"] == pytest.approx(0.5)
+    assert metrics["AP50"] == pytest.approx((cats + 1) / 2)
+
+
+def test_images_without_detections_count(tmp_path: Path) -> None:
+    metrics = evaluate_results(
+        [detection(1, 3, 0.9, SQUARE), detection(1, 3, 0.9, MOVED)], two_images(tmp_path)
+    )
+    assert metrics["bbox"]["AP50"] == pytest.approx(0.5)
+
+
+def test_masks_are_sized_by_mask_area(tmp_path: Path) -> None:
+    # The box claims a large object; its mask is small, as the ground truth's is.
+    entry = {**detection(1, 3, 0.9, (0, 0, 79, 59)), "segmentation": box_rle(list(SQUARE), (60, 80))}
+    second = {**detection(1, 3, 0.8, SQUARE), "segmentation": box_rle([0, 0, 4, 4], (60, 80))}
+    metrics = evaluate_results([entry, second], two_images(tmp_path), iou_types=("segm",))
+    assert metrics["segm"]["APs"] == metrics["segm"]["AP"] > 0
+
+
+def test_boxes_follow_from_masks_where_absent(tmp_path: Path) -> None:
+    entry = {"image_id": 2, "category_id": 5, "score": 1, "segmentation": box_rle(list(SQUARE), (60, 80))}
+    assert evaluate_results([entry], two_images(tmp_path), base_ids=[5])["bbox"]["AP"] == pytest.approx(1.0)
+
+
+def test_no_detections_is_zero_and_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = evaluate_results([], two_images(tmp_path))
+    assert metrics["bbox"]["AP"] == metrics["bbox"]["AR@100"] == 0.0
+    assert capsys.readouterr().out == ""
+
+
+def test_results_file_and_list_agree_and_the_list_is_untouched(tmp_path: Path) -> None:
+    results = [detection(1, 3, 0.9, SQUARE)]
+    before = copy.deepcopy(results)
+    file = write(tmp_path / "results.json", results)
+    np.testing.assert_equal(
+        evaluate_results(results, two_images(tmp_path)), evaluate_results(file, two_images(tmp_path))
+    )
+    assert results == before
+
+
+BAD_RESULTS = {
+    "image": (
+        [detection(7, 3, 0.5, SQUARE)],
+        r"results\[0\] refers to image_id 7, which .*coco.json does not list",
+    ),
+    "category": ([detection(1, 4, 0.5, SQUARE)], r"results\[0\] refers to category_id 4"),
+    "nan_score": (
+        [detection(1, 3, math.nan, SQUARE)],
+        r"results\[0\]: score must be a finite number, got nan",
+    ),
+    "nan_box": (
+        [detection(1, 3, 1.0, (0, math.nan, 1, 1))],
+        r"results\[0\]: bbox must be \[x, y, width, height\]",
+    ),
+    "inverted_box": ([detection(1, 3, 1.0, (9, 9, -3, 4))], r"bbox must be .* got \[9, 9, -3, 4\]"),
+    "three_numbers": ([detection(1, 3, 1.0, (9, 9, 3))], r"bbox must be"),
+    "no_score": ([{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}], r"results\[0\] has no score"),
+    "neither_box_nor_mask": (
+        [{"image_id": 1, "category_id": 3, "score": 1}],
+        r"segmentation must be a compressed RLE",
+    ),
+    "not_a_list": ({"detections": []}, r"results must be a list of detections, got dict"),
+    "list_of_lists": ([[1, 2]], r"results\[0\] must be an object, got list"),
+}
+
+
+@pytest.mark.parametrize(("results", "message"), BAD_RESULTS.values(), ids=BAD_RESULTS)
+def test_bad_results(tmp_path: Path, results: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_results(results, two_images(tmp_path))
+
+
+def test_mask_of_another_size(tmp_path: Path) -> None:
+    entry = {**detection(1, 3, 0.9, SQUARE), "segmentation": box_rle(list(SQUARE), (80, 60))}
+    with pytest.raises(
+        ValueError, match=r"RLE's size must be the image's \[height, width\] = \[60, 80\], got \[80, 60\]"
+    ):
+        evaluate_results([entry], two_images(tmp_path), iou_types=("segm",))
+
+
+STRAY = {"id": 1, "image_id": 9, "category_id": 3, "area": 1, "bbox": [0, 0, 1, 1]}
+BAD_ANNOTATIONS = {
+    "no_images": ({"images": None}, {}, "must hold a list named 'images'"),
+    "stray_annotation": ({"annotations": [STRAY]}, {}, r"annotations\[0\] refers to image_id 9"),
+    "no_area": (
+        {"annotations": [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}]},
+        {},
+        "has no area",
+    ),
+    "twice": ({"images": [{"id": 1}, {"id": 1}]}, {}, "images has the id 1 twice"),
+    "coco_as_lvis": ({}, {"style": "lvis"}, "image 1 has no neg_category_ids, which style 'lvis' needs"),
+    "style": ({}, {"style": "voc"}, "style must be auto, lvis or coco, got 'voc'"),
+    "iou_types": ({}, {"iou_types": "bbox"}, "iou_types must be a sequence of bbox and segm, got 'bbox'"),
+    "unknown_id": ({}, {"base_ids": [3], "novel_ids": [99]}, r"must be ids in .*coco.json, got \[99\]"),
+    "overlap": ({}, {"base_ids": [3, 5], "novel_ids": [5]}, r"must not overlap, got \[5\] in both"),
+    "fixed": ({}, {"fixed": True}, "fixed must be False with COCO style"),
+}
+
+
+@pytest.mark.parametrize(("changes", "options", "message"), BAD_ANNOTATIONS.values(), ids=BAD_ANNOTATIONS)
+def test_bad_annotations(tmp_path: Path, changes: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_results([], two_images(tmp_path, **changes), **options)
+
+
+def test_missing_and_malformed_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent.json does not exist"):
+        evaluate_results([], tmp_path / "absent.json")
+    with pytest.raises(FileNotFoundError, match="absent.json does not exist"):
+        evaluate_results(tmp_path / "absent.json", two_images(tmp_path))
+    (tmp_path / "cut.json").write_text('{"images": [')
+    with pytest.raises(ValueError, match="cut.json is not valid json: Expecting value: line 1"):
+        evaluate_results([], tmp_path / "cut.json")

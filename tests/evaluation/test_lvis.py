@@ -1,0 +1,151 @@
+"""LVIS style AP against the lvis package itself, and the ways in which it must be better behaved."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cfmvit.evaluation import evaluate_results
+from cfmvit.evaluation.lvis import cap_per_image
+from tests.evaluation.synthetic import detections_from, read, write
+
+KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR@300")
+
+
+class _OldNumpy(ModuleType):
+    float = float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+@pytest.fixture
+def lvis(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The package, patched for numpy 2 independently of the code under test."""
+    package = pytest.importorskip("lvis")
+    monkeypatch.setattr(package.eval, "np", _OldNumpy("numpy"))
+    monkeypatch.setattr(package.results.LVISResults, "__init__", _quiet(package.results.LVISResults.__init__))
+    yield package
+
+
+def _quiet(init: Any) -> Any:
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        with pytest.warns(DeprecationWarning):  # logger.warn
+            init(self, *args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("iou_type", "extra"), [("bbox", 320), ("segm", 20)], ids=["bbox_over_the_cap", "segm"]
+)
+def test_equals_the_lvis_package(shared_data: Path, lvis: ModuleType, iou_type: str, extra: int) -> None:
+    annotations = shared_data / "lvis_val_100.json"
+    results = detections_from(read(annotations), seed=1, masks=iou_type == "segm", extra=extra)
+    ours = evaluate_results(results, annotations, iou_types=(iou_type,))[iou_type]
+
+    theirs = copy.deepcopy(results)
+    if iou_type == "segm":
+        for entry in theirs:
+            del entry["bbox"]
+    truth = lvis.LVIS(str(annotations))
+    evaluator = lvis.LVISEval(truth, lvis.LVISResults(truth, theirs), iou_type)
+    evaluator.run()
+    assert 0.05 < ours["AP"] < 0.9
+    for key in KEYS:
+        assert ours[key] == pytest.approx(evaluator.results[key], abs=1e-12), key
+    for group, letter in enumerate("rcf"):
+        expected = evaluator._summarize("ap", iou_thr=0.5, freq_group_idx=group)
+        assert ours[f"AP50{letter}"] == pytest.approx(expected, abs=1e-12)
+
+
+def federated(tmp_path: Path) -> Path:
+    """Two images; "cup" is frequent, "dodo" rare. Image 2 has a verified absence of dodos, and cups not all boxed."""
+    image = {"height": 100, "width": 100}
+    box = {"bbox": [10, 10, 20, 20], "area": 400, "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]}
+    return write(
+        tmp_path / "lvis.json",
+        {
+            "images": [
+                {**image, "id": 1, "neg_category_ids": [], "not_exhaustive_category_ids": []},
+                {**image, "id": 2, "neg_category_ids": [8], "not_exhaustive_category_ids": [7]},
+                {**image, "id": 3, "neg_category_ids": [], "not_exhaustive_category_ids": []},
+            ],
+            "categories": [
+                {"id": 7, "name": "cup", "frequency": "f"},
+                {"id": 8, "name": "dodo", "frequency": "r"},
+                {"id": 9, "name": "unseen", "frequency": "c"},
+            ],
+            "annotations": [
+                {"id": 0, "image_id": 1, "category_id": 7, **box},
+                {"id": 1, "image_id": 2, "category_id": 7, **box},
+                {"id": 2, "image_id": 1, "category_id": 8, **box},
+            ],
+        },
+    )
+
+
+def detection(
+    image: int, category: int, score: float, box: tuple[float, ...] = (10, 10, 20, 20)
+) -> dict[str, Any]:
+    return {"image_id": image, "category_id": category, "score": score, "bbox": list(box)}
+
+
+def test_federated_rules_by_hand(tmp_path: Path) -> None:
+    elsewhere = (60, 60, 20, 20)
+    results = [
+        detection(1, 7, 0.9),
+        detection(2, 7, 0.8),
+        detection(2, 7, 0.95, elsewhere),  # cups of image 2 are not all boxed: ignored
+        detection(3, 7, 0.99),  # nothing is known about cups in image 3: ignored
+        detection(2, 8, 0.9),  # a verified absence: a false positive above the true one
+        detection(1, 8, 0.5),
+        detection(1, 9, 0.5),  # a category without ground truth: no figure
+    ]
+    metrics = evaluate_results(results, federated(tmp_path), per_category=True)
+    box = metrics["bbox"]
+    assert box["APf"] == pytest.approx(1.0)
+    assert box["AP50r"] == box["AP50_novel"] == pytest.approx(0.5)
+    assert box["AP"] == pytest.approx(0.75)
+    assert math.isnan(box["APc"])
+    assert box["AP50_base"] == pytest.approx(1.0)
+    assert metrics["bbox AP50 by category"] == pytest.approx({"cup": 1.0, "dodo": 0.5})
+
+
+def test_no_detections_is_zero(tmp_path: Path) -> None:
+    box = evaluate_results([], federated(tmp_path), iou_types=("bbox", "segm"))["segm"]
+    assert box["AP"] == box["APr"] == box["AR@300"] == 0.0
+
+
+def test_fixed_ap_has_no_cap_per_image(tmp_path: Path) -> None:
+    wrong = [detection(1, 7, 0.9, (50 + 0.1 * index, 60, 20, 20)) for index in range(300)]
+    metrics = evaluate_results([*wrong, detection(1, 8, 0.1)], federated(tmp_path), fixed=True)["bbox"]
+    assert metrics["APr"] == 0.0
+    assert metrics["APFixedr"] == pytest.approx(1.0)
+    assert metrics["APFixed50_novel"] == pytest.approx(1.0)
+
+
+def test_cap_keeps_the_first_of_equal_scores() -> None:
+    entries = [detection(1, 7, 0.5, (index, 0, 1, 1)) for index in range(4)]
+    assert [entry["bbox"][0] for entry in cap_per_image([*entries, detection(1, 7, 0.9)], 3)] == [10, 0, 1]
+
+
+def test_results_of_the_caller_are_untouched_and_logging_too(tmp_path: Path) -> None:
+    results = [detection(1, 7, 0.9)]
+    handlers = logging.getLogger().handlers[:]
+    evaluate_results(results, federated(tmp_path))
+    assert results == [detection(1, 7, 0.9)]
+    assert logging.getLogger().handlers == handlers
+
+
+def test_given_ids_restrict_the_evaluation(tmp_path: Path) -> None:
+    box = evaluate_results([detection(1, 7, 0.9)], federated(tmp_path), base_ids=[8])["bbox"]
+    assert box["AP"] == box["AP_base"] == 0.0 and "AP_novel" not in box
