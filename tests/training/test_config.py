@@ -1,0 +1,78 @@
+"""Typed configuration: files, overrides, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from cfmvit.training import format_config, load_config, save_config
+
+
+@dataclass
+class Inner:
+    lr: float = 0.1
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclass
+class Outer:
+    steps: int = 5
+    name: str = "x"
+    scale: tuple[float, float] = (0.5, 1.0)
+    limit: float | None = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_overrides_beat_the_file_which_beats_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('steps = 7\nname = "file"\n[inner]\nlr = 2\n')
+    config = load_config(Outer, file, ["name=1e5 words", "inner.kind=b", "options.depth=3", "limit=null", "scale=[0.2, 1]"])
+    assert config == Outer(7, "1e5 words", (0.2, 1.0), None, {"depth": 3}, Inner(2.0, "b"))
+    assert isinstance(config.inner.lr, float)
+
+
+def test_a_saved_config_comes_back_equal(tmp_path: Path) -> None:
+    config = load_config(Outer, None, ["steps=9", "options.a=true"])
+    save_config(config, tmp_path / "config.json")
+    assert load_config(Outer, tmp_path / "config.json") == config
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def test_the_printed_config_can_be_given_back() -> None:
+    config = load_config(Outer, None, ["name=hello world", "inner.lr=3"])
+    lines = [line.replace(" = ", "=", 1) for line in format_config(config).splitlines()]
+    assert load_config(Outer, None, lines) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("inner.rate=1", r"unknown key inner\.rate; valid keys: inner\.lr, inner\.kind"),
+        ("steps=many", r"steps must be int, got 'many'"),
+        ("steps=1.5", r"steps must be int, got 1\.5"),
+        ("steps=true", r"steps must be int, got True"),
+        ("inner.kind=c", r"inner\.kind must be Literal\['a', 'b'\], got 'c'"),
+        ("scale=[1]", r"scale must be tuple\[float, float\], got \[1\]"),
+        ("inner=3", r"inner must be a table of keys, got 3"),
+        ("steps.x=3", r"unknown key|holds a plain value|steps must be int"),
+        ("steps", r"must look like key=value, got 'steps'"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(Outer, None, [override])
+
+
+def test_a_bad_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file at .*gone\.toml"):
+        load_config(Outer, tmp_path / "gone.toml")
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json can't be read"):
+        load_config(Outer, broken)

@@ -1,0 +1,156 @@
+"""The training loop: accumulation, exact resume, refusal of non-finite losses, atomic files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cfmvit._io import atomic_dir, atomic_write
+from cfmvit.training import LoopConfig, NonFiniteLossError, fit, param_groups, warmup_cosine, warmup_linear, warmup_steps
+
+
+class Batches:
+    """Batch k is a pure function of k."""
+
+    batch_size = 4
+
+    def iterate(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        while True:
+            generator = torch.Generator().manual_seed(start)
+            yield {"x": torch.randn(4, 3, generator=generator), "keys": [f"sample-{start}"]}
+            start += 1
+
+
+def run(output: Path, *, resume: bool = False, stop: int | None = None, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    config = LoopConfig(**{"steps": 6, "log_every": 1, "save_every": 2, **options})
+    calls = 0
+
+    def losses(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        if stop is not None and calls > stop:
+            raise KeyboardInterrupt
+        noise = torch.randn(4, 1, generator=generator)
+        return {"loss": (model(batch["x"]) - noise).square().mean()}
+
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.1))
+    fit(
+        model=model,
+        losses=losses,
+        optimizer=optimizer,
+        schedule=warmup_linear(2, config.steps),
+        loader=Batches(),
+        config=config,
+        output=output,
+        resume=resume,
+    )
+    return model
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, accumulate: int) -> None:
+    whole = run(tmp_path / "whole", accumulate=accumulate)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", stop=5 * accumulate, accumulate=accumulate)
+    resumed = run(tmp_path / "broken", resume=True, accumulate=accumulate)
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()):
+        assert torch.equal(a, b)
+    logs = [
+        [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("whole", "broken")
+    ]
+    assert logs[0] == logs[1]
+    assert [record["step"] for record in logs[1]] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_non_finite_loss_names_step_and_batch_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    model = nn.Linear(3, 1)
+    with pytest.raises(NonFiniteLossError, match=r"step 2: .*nan.*sample-2.*last good checkpoint is .*checkpoint\.pt"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        fit(
+            model=model,
+            losses=lambda batch, generator: {"loss": model(batch["x"]).mean() * float("nan")},
+            optimizer=torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.1)),
+            schedule=warmup_linear(2, 6),
+            loader=Batches(),
+            config=LoopConfig(steps=6),
+            output=tmp_path,
+            resume=True,
+        )
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    model = nn.ParameterList([weight])
+    with pytest.raises(NonFiniteLossError, match="gradient is not finite at step 0"):
+        fit(
+            model=model,
+            losses=lambda batch, generator: {"loss": weight.abs().sqrt().sum()},
+            optimizer=torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.0)),
+            schedule=lambda step: 1.0,
+            loader=Batches(),
+            config=LoopConfig(steps=1),
+            output=tmp_path,
+        )
+    assert weight.item() == 0.0
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_a_corrupt_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
+        run(tmp_path, resume=True)
+
+
+def test_resume_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        run(tmp_path, resume=True)
+
+
+def test_groups_leave_vectors_undecayed_and_scale_rates() -> None:
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    groups = param_groups(
+        model, lr=1.0, weight_decay=0.1, lr_scale=lambda name: 0.5 if name.startswith("backbone") else 1.0
+    )
+    found = {(g["lr"], g["weight_decay"]): [tuple(p.shape) for p in g["params"]] for g in groups}
+    assert found == {(0.5, 0.1): [(2, 2)], (0.5, 0.0): [(2,)], (1.0, 0.1): [(2, 2)], (1.0, 0.0): [(2,)]}
+
+
+def test_schedules() -> None:
+    linear, cosine, steps = warmup_linear(2, 10), warmup_cosine(2, 10), warmup_steps(2, [8, 4], 0.1)
+    assert [linear(0), linear(1), linear(2), linear(6), linear(10)] == [0.5, 1.0, 1.0, 0.5, 0.0]
+    assert cosine(6) == pytest.approx(0.5)
+    assert [steps(3), steps(4), steps(9)] == pytest.approx([1.0, 0.1, 0.01])
+
+
+def test_atomic_write_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path, "w") as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_atomic_dir_replaces_whole_folders_only(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with atomic_dir(tmp_path / "d") as staging:
+            (staging / text).write_text(text)
+    with pytest.raises(RuntimeError), atomic_dir(tmp_path / "d") as staging:
+        (staging / "three").write_text("three")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"]
