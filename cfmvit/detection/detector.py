@@ -54,7 +54,7 @@ class Detector(nn.Module):
         self.proposals = ProposalNetwork(config.pyramid.channels, self.pyramid.strides, config.proposals)
         self.box_head = BoxHead(config.pyramid.channels, model.embed_dim, config.heads)
         self.mask_head = MaskHead(config.pyramid.channels, config.heads) if config.heads.mask else None
-        self._align = Aligner(tuple(self.pyramid.strides), tower.patch_size, config.heads.sampling_ratio)
+        self._align = Aligner(tuple(self.pyramid.strides), config.heads.sampling_ratio)
         self.temperature = nn.Parameter(torch.ones(()))
         self._bank = TextBank(model, config.templates)
 

@@ -22,11 +22,10 @@ BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 class Aligner:
     """Crop boxes from the level of the pyramid that fits each one.
 
-    The rule of the level is that of feature pyramid networks, in patches: a box 14 patches wide belongs to P4.
+    The rule of the level is that of feature pyramid networks: a box 14 places wide belongs to the level, 224 px to P4.
     """
 
     strides: tuple[float, ...]
-    patch_size: int
     sampling_ratio: int
 
     def __call__(self, features: list[Tensor], boxes: list[Tensor], size: int) -> Tensor:
@@ -37,8 +36,6 @@ class Aligner:
             size,
             strides=self.strides,
             sampling_ratio=self.sampling_ratio,
-            canonical_scale=14 * self.patch_size,
-            canonical_level=4,
         )
 
 

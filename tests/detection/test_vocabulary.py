@@ -1,0 +1,89 @@
+"""Labels, templates and the text matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cfmvit.detection import Vocabulary
+from cfmvit.detection.templates import CLIP_TEMPLATES, expand_templates
+from cfmvit.detection.vocabulary import TextBank, clean_labels
+
+
+class CountingModel:
+    """Embeds a text by its characters and counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        self.seen += texts
+        rows = [torch.bincount(torch.tensor(list(text.encode())), minlength=128).float() for text in texts]
+        return F.normalize(torch.stack(rows), dim=-1)
+
+
+def test_there_are_clips_80_templates():
+    assert len(CLIP_TEMPLATES) == len(set(CLIP_TEMPLATES)) == 80
+    assert expand_templates(["clip", "{} !"]) == (*CLIP_TEMPLATES, "{} !")
+
+
+@pytest.mark.parametrize("templates", [[], ["no place"], ["{} and {}"]])
+def test_bad_templates(templates):
+    with pytest.raises(ValueError, match="templates: "):
+        expand_templates(templates)
+
+
+def test_rows_are_the_normalised_mean_over_templates_with_background_first():
+    model = CountingModel()
+    matrix = TextBank(model, ["a {}", "the {} x"]).vocabulary(["cat"]).embeddings
+    for row, name in zip(matrix, ("background", "cat")):
+        mean = model.encode_text([f"a {name}", f"the {name} x"]).mean(0)
+        torch.testing.assert_close(row, mean / mean.norm())
+
+
+def test_a_label_is_encoded_once():
+    model = CountingModel()
+    bank = TextBank(model, ["{}"])
+    first = bank.vocabulary(["cat", "dog"])
+    second = bank.vocabulary(["dog", "bird", "cat"])
+    assert model.seen == ["background", "cat", "dog", "bird"]
+    assert torch.equal(second.embeddings[[0, 3, 1]], first.embeddings)
+
+
+def test_labels_are_cleaned():
+    assert clean_labels(["  Red   Cup ", "DOG"]) == ("red cup", "dog")
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ("cat", TypeError, "labels must be a list of str, got str 'cat'"),
+        (7, TypeError, "labels must be a list of str, got int 7"),
+        (["cat", 7], TypeError, "each label must be a str, got int 7"),
+        ([], ValueError, "at least one label must be given"),
+        (["cat", "  "], ValueError, "labels must not be empty"),
+        (["cat", "dog", " CAT"], ValueError, "labels must be different, got cat more than once"),
+    ],
+)
+def test_bad_labels(labels, error, message):
+    with pytest.raises(error, match=message):
+        clean_labels(labels)
+
+
+def test_save_and_load(tmp_path):
+    vocabulary = Vocabulary(("a cat", "größe"), F.normalize(torch.randn(3, 8), dim=-1))
+    vocabulary.save(tmp_path / "bank.safetensors")
+    loaded = Vocabulary.load(tmp_path / "bank.safetensors")
+    assert loaded.labels == vocabulary.labels
+    assert torch.equal(loaded.embeddings, vocabulary.embeddings)
+
+
+def test_load_of_missing_or_corrupt_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="vocabulary: no file at"):
+        Vocabulary.load(tmp_path / "none.safetensors")
+    Vocabulary(("cat",), torch.eye(2)).save(tmp_path / "bank.safetensors")
+    data = (tmp_path / "bank.safetensors").read_bytes()
+    (tmp_path / "bank.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="bank.safetensors can't be read"):
+        Vocabulary.load(tmp_path / "bank.safetensors")
