@@ -25,7 +25,17 @@ class PyramidConfig:
 
 @dataclass
 class ProposalConfig:
-    """OLN-RPN: one square anchor a place, centerness instead of objectness."""
+    """OLN-RPN: one square anchor a place, centerness instead of objectness.
+
+    Attributes:
+        anchor_scale: side of an anchor in strides.
+        center_match, center_unmatched: IoU from which a place learns its centerness, and below which it learns zero.
+        center_foreground: share of matched places among the sampled ones; short runs need more background.
+        box_match: IoU from which a place learns its box.
+        samples: places an image for the centerness.
+        pre_nms: proposals a level before NMS; ``post_nms`` in all after it.
+        nms_train, nms_test: IoU of the NMS; 1 switches it off.
+    """
 
     anchor_scale: float = 8.0
     convs: int = 1
@@ -33,7 +43,6 @@ class ProposalConfig:
     center_unmatched: float = 0.1
     center_foreground: float = 255 / 256
     box_match: float = 0.7
-    box_unmatched: float = 0.3
     samples: int = 256
     box_loss_weight: float = 8.0
     pre_nms: int = 2000
@@ -44,7 +53,7 @@ class ProposalConfig:
     def __post_init__(self) -> None:
         _positive("proposals", self, "anchor_scale", "convs", "samples", "pre_nms", "post_nms")
         _fraction("proposals", self, "center_match", "center_unmatched", "center_foreground", "box_match")
-        _fraction("proposals", self, "box_unmatched", "nms_train", "nms_test")
+        _fraction("proposals", self, "nms_train", "nms_test")
 
 
 @dataclass
@@ -128,7 +137,9 @@ def tiny_config(**overrides: object) -> DetectorConfig:
         "image_size": 160,
         "window": 10,
         "pyramid": PyramidConfig(levels=(3, 4, 5), channels=64),
-        "proposals": ProposalConfig(samples=64, pre_nms=200, post_nms=100),
+        "proposals": ProposalConfig(
+            samples=64, center_foreground=0.5, box_match=0.5, pre_nms=200, post_nms=100
+        ),
         "heads": HeadConfig(
             samples=32,
             convs=1,

@@ -52,10 +52,12 @@ class ProposalNetwork(nn.Module):
         self.trunk = nn.Sequential(*layers)
         # Centerness and the four distances from one 1x1 convolution.
         self.predict = nn.Conv2d(channels, 5, 1)
-        for layer in (*self.trunk, self.predict):
+        for layer in self.trunk:
             if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.predict.weight, std=0.01)
+        nn.init.zeros_(self.predict.bias)
         # A fresh network then predicts the anchors themselves.
         nn.init.constant_(self.predict.bias[1:].data, 0.5)
 
@@ -70,7 +72,8 @@ class ProposalNetwork(nn.Module):
     def losses(self, dense: Dense, boxes: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Return ``rpn_center`` (L1 on the sigmoid) and ``rpn_box`` (1 - IoU, weighted).
 
-        Both are sums over the batch divided by its number of samples.
+        Both are sums over the batch divided by its number of samples. Boxes learn from matched places only, those
+        whose anchor's centre lies in the object.
 
         Args:
             boxes: (M_i, 4) ground truth an image.
@@ -85,7 +88,7 @@ class ProposalNetwork(nn.Module):
             center_index += [positive + offset, negative + offset]
             center_target += [centerness(distances), distances.new_zeros(len(negative))]
 
-            matches = match(truth, dense.anchors, config.box_match, config.box_unmatched, force=True)
+            matches = match(truth, dense.anchors, config.box_match, config.box_match, force=True)
             positive = (matches >= 0).nonzero()[:, 0]
             distances = encode_lrtb(dense.anchors[positive], truth[matches[positive]])
             inside = (distances > 0).all(-1)

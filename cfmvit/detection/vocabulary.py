@@ -81,8 +81,9 @@ class TextBank:
         """Return the text matrix of cleaned labels (see ``clean_labels``)."""
         names = clean_labels(labels)
         missing = [name for name in dict.fromkeys((BACKGROUND, *names)) if name not in self._known]
-        for start in range(0, len(missing), 64):
-            part = missing[start : start + 64]
+        step = max(1, 512 // len(self._prompts))
+        for start in range(0, len(missing), step):
+            part = missing[start : start + step]
             texts = [prompt.format(name) for name in part for prompt in self._prompts]
             rows = self._model.encode_text(texts).float().unflatten(0, (len(part), len(self._prompts)))
             self._known.update(zip(part, F.normalize(rows.mean(dim=1), dim=-1)))

@@ -29,9 +29,16 @@ def small_config(**overrides: object) -> DetectorConfig:
         image_size=SIZE,
         window=6,
         pyramid=PyramidConfig(levels=(3, 4, 5), channels=32),
-        proposals=ProposalConfig(samples=64, pre_nms=100, post_nms=60),
+        proposals=ProposalConfig(samples=64, center_foreground=0.5, box_match=0.5, pre_nms=100, post_nms=60),
         heads=HeadConfig(
-            samples=32, convs=1, channels=32, fc=128, mask_samples=8, mask_size=7, mask_convs=1, mask_channels=16
+            samples=32,
+            convs=1,
+            channels=32,
+            fc=128,
+            mask_samples=8,
+            mask_size=7,
+            mask_convs=1,
+            mask_channels=16,
         ),
         scores=ScoreConfig(max_detections=20),
         templates=("a photo of a {}",),

@@ -13,12 +13,21 @@ from cfmvit.detection.ensemble import frozen_embeddings, region_scores
 from cfmvit.detection.inputs import Prepared
 from cfmvit.detection.postprocess import paste_masks, pick, to_original
 from cfmvit.detection.pyramid import SimplePyramid
-from cfmvit.detection.region_heads import BOX_WEIGHTS, Aligner, BoxHead, MaskHead, box_loss, decode_boxes, mask_loss
+from cfmvit.detection.region_heads import (
+    BOX_WEIGHTS,
+    Aligner,
+    BoxHead,
+    MaskHead,
+    box_loss,
+    decode_boxes,
+    mask_loss,
+)
 from cfmvit.detection.sampling import Regions
 
 
 @pytest.mark.parametrize(
-    ("depth", "expected"), [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (4, (0, 1, 2, 3)), (2, (0, 1)), (1, (0,))]
+    ("depth", "expected"),
+    [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (4, (0, 1, 2, 3)), (2, (0, 1)), (1, (0,))],
 )
 def test_global_blocks_are_spread_evenly(depth, expected):
     assert finetuned_attention(depth, 16, None).global_blocks == expected
@@ -34,7 +43,12 @@ def test_pyramid_shapes_and_strides():
     pyramid = SimplePyramid(32, 16, PyramidConfig(channels=24))
     maps = pyramid(torch.randn(2, 6 * 5, 32), (6, 5))
     assert pyramid.strides == [4, 8, 16, 32]
-    assert [tuple(level.shape) for level in maps] == [(2, 24, 24, 20), (2, 24, 12, 10), (2, 24, 6, 5), (2, 24, 3, 3)]
+    assert [tuple(level.shape) for level in maps] == [
+        (2, 24, 24, 20),
+        (2, 24, 12, 10),
+        (2, 24, 6, 5),
+        (2, 24, 3, 3),
+    ]
 
 
 def test_pyramid_levels_can_be_chosen():
@@ -75,24 +89,36 @@ def test_deltas_round_trip():
     boxes[:, 2:] += boxes[:, :2] + 5
     targets = boxes + torch.randn(20, 4, generator=generator)
     targets[:, 2:] = torch.maximum(targets[:, 2:], targets[:, :2] + 2)
-    regions = Regions([boxes], torch.ones(20, dtype=torch.int64), targets, [torch.zeros(20, dtype=torch.int64)])
+    regions = Regions(
+        [boxes], torch.ones(20, dtype=torch.int64), targets, [torch.zeros(20, dtype=torch.int64)]
+    )
     wx, wy, ww, wh = BOX_WEIGHTS
     size, wanted = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     shift = ((targets[:, 2:] + targets[:, :2]) - (boxes[:, 2:] + boxes[:, :2])) / 2 / size
-    deltas = torch.cat([shift * torch.tensor([wx, wy]), (wanted / size).log() * torch.tensor([ww, wh])], dim=1)
+    deltas = torch.cat(
+        [shift * torch.tensor([wx, wy]), (wanted / size).log() * torch.tensor([ww, wh])], dim=1
+    )
     torch.testing.assert_close(decode_boxes(deltas, boxes), targets, rtol=1e-4, atol=1e-4)
     assert box_loss(deltas, regions).item() == pytest.approx(0, abs=1e-6)
     # Huber: 0.5 d^2 below 1, d - 0.5 above; divided by the number of regions.
-    assert box_loss(deltas + torch.tensor([0.5, 0.0, 0.0, 3.0]), regions).item() == pytest.approx(0.125 + 2.5, rel=1e-4)
+    assert box_loss(deltas + torch.tensor([0.5, 0.0, 0.0, 3.0]), regions).item() == pytest.approx(
+        0.125 + 2.5, rel=1e-4
+    )
 
 
 def test_background_has_no_box_loss():
-    regions = Regions([torch.rand(3, 4)], torch.zeros(3, dtype=torch.int64), torch.zeros(3, 4), [torch.full((3,), -1)])
+    regions = Regions(
+        [torch.rand(3, 4)], torch.zeros(3, dtype=torch.int64), torch.zeros(3, 4), [torch.full((3,), -1)]
+    )
     assert box_loss(torch.randn(3, 4), regions).item() == 0
 
 
 def test_mask_head_doubles_the_resolution():
-    assert MaskHead(8, HeadConfig(mask_convs=1, mask_channels=8))(torch.randn(3, 8, 14, 14)).shape == (3, 28, 28)
+    assert MaskHead(8, HeadConfig(mask_convs=1, mask_channels=8))(torch.randn(3, 8, 14, 14)).shape == (
+        3,
+        28,
+        28,
+    )
 
 
 def test_mask_loss_crops_the_object_of_each_region():
@@ -129,7 +155,9 @@ def test_pasted_masks_lie_in_their_boxes():
 
 
 def test_pick_suppresses_within_a_class_only():
-    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [50.0, 50.0, 60.0, 60.0], [5.0, 5.0, 5.0, 5.0]])
+    boxes = torch.tensor(
+        [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [50.0, 50.0, 60.0, 60.0], [5.0, 5.0, 5.0, 5.0]]
+    )
     scores = torch.tensor([[0.9, 0.1], [0.8, 0.3], [0.2, 0.0], [1.0, 1.0]])
     picked = pick(boxes, scores, ScoreConfig(), 0.0, 10)
     assert picked.scores.tolist() == pytest.approx([0.9, 0.3, 0.2])
@@ -192,5 +220,3 @@ def test_frozen_embedding_is_the_mean_over_the_box():
     found = frozen_embeddings(tokens, (8, 10), [boxes], 8, 14)
     # Token i covers pixels 8 i to 8 i + 8, so its centre is at 8 i + 4.
     torch.testing.assert_close(found, torch.tensor([[(32 - 4) / 8, (20 - 4) / 8]]))
-
-

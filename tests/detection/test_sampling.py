@@ -52,7 +52,10 @@ def test_choose_is_a_function_of_the_generator():
 
 
 def test_sampled_regions_hold_the_ground_truth_and_its_rows():
-    proposals = [torch.tensor([[0.0, 0.0, 10.0, 6.0], [40.0, 40.0, 50.0, 50.0]]), torch.tensor([[1.0, 1.0, 5.0, 5.0]])]
+    proposals = [
+        torch.tensor([[0.0, 0.0, 10.0, 6.0], [40.0, 40.0, 50.0, 50.0]]),
+        torch.tensor([[1.0, 1.0, 5.0, 5.0]]),
+    ]
     labels = [torch.tensor([4, 7]), torch.zeros(0, dtype=torch.int64)]
     config = HeadConfig(samples=100, foreground=0.25)
     regions = sample_regions(proposals, [TRUTH, torch.zeros(0, 4)], labels, config, generator())
@@ -66,7 +69,13 @@ def test_sampled_regions_hold_the_ground_truth_and_its_rows():
 
 
 @pytest.mark.parametrize(
-    "box", [[5.0, 5.0, 5.0, 9.0], [9.0, 5.0, 5.0, 9.0], [0.0, 0.0, float("nan"), 9.0], [0.0, 0.0, float("inf"), 9.0]]
+    "box",
+    [
+        [5.0, 5.0, 5.0, 9.0],
+        [9.0, 5.0, 5.0, 9.0],
+        [0.0, 0.0, float("nan"), 9.0],
+        [0.0, 0.0, float("inf"), 9.0],
+    ],
 )
 def test_bad_boxes_are_named(box):
     with pytest.raises(ValueError, match="boxes must be finite with x1 < x2 and y1 < y2, got .* in photo 7"):
