@@ -81,7 +81,7 @@ def info_nce(
     _check_options(label_smoothing, reduction)
     logit_scale = logit_scale.to(_loss_dtype(image))
     positive, image_lse, text_lse, image_max, text_max = contrastive_lse(
-        image, text, logit_scale, label_offset, return_stats, group_ids
+        image, text, logit_scale, label_offset, _stats_groups(text, group_ids) if return_stats else None
     )
     own = slice(label_offset, label_offset + image.shape[0])
     text_lse = text_lse[own]
@@ -112,6 +112,12 @@ def info_nce(
             (positive > text_max[own]).to(positive.dtype).mean(),
         )
     return loss, stats
+
+
+def _stats_groups(text: Tensor, group_ids: Tensor | None) -> Tensor:
+    if group_ids is None:
+        return torch.arange(text.shape[0], device=text.device)
+    return group_ids.to(torch.int64)
 
 
 def _loss_dtype(features: Tensor) -> torch.dtype:

@@ -22,14 +22,13 @@ def contrastive_lse(
     text: Tensor,
     logit_scale: Tensor,
     label_offset: int,
-    with_max: bool = False,
     group_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Log-sum-exp of the negatives of every image and of every text, and the logit of each pair.
 
     image (B, D), text (T, D); the positive of image i is text i + label_offset. Returns positive (B,), image_lse (B,),
-    text_lse (T,), and with `with_max` the largest logit of image_max (B,), text_max (T,) outside the own group
-    (group_ids (T,), None: every pair is a group of its own), else two empty tensors.
+    text_lse (T,), and with group_ids (T,) the largest logit of each image_max (B,), text_max (T,) outside its own group,
+    else two empty tensors.
     """
     logits = logits_of(image, text, logit_scale)
     rows = torch.arange(len(image), device=image.device)
@@ -37,8 +36,8 @@ def contrastive_lse(
     positive = logits[rows, rows + label_offset]
     negatives = logits.masked_fill(own, float("-inf"))
     image_max = text_max = positive.new_empty(0)
-    if with_max:
-        same = own if group_ids is None else group_ids[rows + label_offset, None] == group_ids
+    if group_ids is not None:
+        same = group_ids[rows + label_offset, None] == group_ids
         others = logits.detach().masked_fill(same, float("-inf"))
         image_max, text_max = others.amax(1), others.amax(0)
     return positive, negatives.logsumexp(1), negatives.logsumexp(0), image_max, text_max

@@ -1,0 +1,74 @@
+// Tile passes of the contrastive loss, compiled for the instruction sets they gain from, and the choice between them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#define CFMVIT_INLINE inline __attribute__((always_inline))
+
+namespace cfmvit::contrastive {
+
+template <typename T>
+struct Negatives {  // running log-sum-exps of a strip of rows; a sum is relative to exp(max)
+  T* row_max;       // (rows,)
+  double* row_sum;  // (rows,)
+  T* col_max;       // (cols,)
+  T* col_sum;       // (cols,)
+};
+
+template <typename T>
+struct Pull {        // what the gradient of a tile depends on
+  const T* row_lse;  // (rows,)
+  const T* col_lse;  // (cols,)
+  const T* row;      // (rows,) gradient of row_lse
+  const T* col;      // (cols,) gradient of col_lse
+  const T* own;      // (rows,) gradient of the pair's logit
+};
+
+namespace baseline {
+#define CFMVIT_LANES 4
+#include "contrastive_tile.inc"
+#undef CFMVIT_LANES
+}  // namespace baseline
+
+// AVX2 makes the passes 3 to 4 times as fast as the baseline. AVX-512 was tried: no faster in sum, and the matrix products
+// are ten times as long.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#define CFMVIT_LANES 8
+#include "contrastive_tile.inc"
+#undef CFMVIT_LANES
+}  // namespace avx2
+#pragma GCC pop_options
+inline const bool kHasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+namespace avx2 = baseline;
+inline const bool kHasAvx2 = false;
+#endif
+
+template <typename T>
+void add_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale, const Negatives<T>& sums,
+              T* old_max) {
+  const auto run = kHasAvx2 ? avx2::add_tile<T> : baseline::add_tile<T>;
+  run(tile, rows, cols, stride, own, scale, sums, old_max);
+}
+
+template <typename T>
+void max_of_others(const T* tile, int64_t rows, int64_t cols, int64_t stride, const int64_t* row_group,
+                   const int64_t* col_group, T* row_max, T* col_max) {
+  const auto run = kHasAvx2 ? avx2::max_of_others<T> : baseline::max_of_others<T>;
+  run(tile, rows, cols, stride, row_group, col_group, row_max, col_max);
+}
+
+template <typename T>
+double pull_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale, const Pull<T>& pull) {
+  const auto run = kHasAvx2 ? avx2::pull_tile<T> : baseline::pull_tile<T>;
+  return run(tile, rows, cols, stride, own, scale, pull);
+}
+
+}  // namespace cfmvit::contrastive
