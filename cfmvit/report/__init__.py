@@ -1,0 +1,9 @@
+"""What people look at: overlays, similarity maps, curves, bars, and the HTML report that holds them."""
+
+from cfmvit.report.charts import bars
+from cfmvit.report.curves import curves
+from cfmvit.report.html import Card, Report
+from cfmvit.report.overlay import gallery, overlay
+from cfmvit.report.similarity import cosine_map, similarity_map
+
+__all__ = ["Card", "Report", "bars", "cosine_map", "curves", "gallery", "overlay", "similarity_map"]
