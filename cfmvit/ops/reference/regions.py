@@ -1,0 +1,185 @@
+"""Region ops written from their definitions: the ground truth of the family.
+
+Letters: B images, C channels, H x W places of a map, R boxes, P x Q bins of a box, L pyramid levels, n labels.
+A RoIAlign sample is bilinear, so its weight is a product of one factor for its row and one for its column, and so are the
+rule for samples outside the map and the number of samples in a bin. Hence, with a weight matrix per box and axis,
+out[r, c, p, q] = sum_y wy[r, p, y] * sum_x wx[r, q, x] * F[c, y, x], exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MAX_SAMPLES = 65536  # of a bin, along one axis; adaptive sampling of a larger box gives zeros
+CHUNK = 2**24  # elements of the largest temporary
+
+
+def axis_weights(
+    start: Tensor, end: Tensor, bins: int, length: int, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """Return what each of `length` places of an axis adds to each bin of each box: (R, bins, length) float64.
+
+    start, end (R,) in places. The dtype of both is that of all arithmetic on coordinates, which decides how a sample that
+    falls on a border is treated; the order of operations is torchvision's.
+    """
+    size = end - start
+    finite = start.isfinite() & end.isfinite() & size.isfinite()
+    size = torch.where(finite, size, 0)
+    start = torch.where(finite, start, 0)
+    if not aligned:
+        size = size.clamp(min=1.0)
+    bin_size = size / bins
+    grid = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else bin_size.ceil()
+    grid = torch.where(finite & (grid <= MAX_SAMPLES), grid, 0)
+
+    weights = torch.zeros(len(start), bins, length, dtype=torch.float64, device=start.device)
+    most = int(grid.max()) if len(grid) else 0
+    if most <= 0:
+        return weights
+    bin_index = torch.arange(bins, dtype=start.dtype, device=start.device)[:, None]
+    sample = torch.arange(most, dtype=start.dtype, device=start.device)
+    start, bin_size, grid = start[:, None, None], bin_size[:, None, None], grid[:, None, None]
+    place = start + bin_index * bin_size + (sample + 0.5) * bin_size / grid  # (R, bins, most)
+    counts = (place >= -1) & (place <= length) & (sample < grid)
+    place = torch.where(counts, place, 0).clamp(min=0)
+    low = place.long().clamp(max=length - 1)
+    fraction = torch.where(low == length - 1, 0, place - low).double()
+    share = counts / grid.double()
+    weights.scatter_add_(2, low, torch.where(counts, (1 - fraction) * share, 0))
+    weights.scatter_add_(2, (low + 1).clamp(max=length - 1), torch.where(counts, fraction * share, 0))
+    return weights
+
+
+def box_weights(
+    rois: Tensor,
+    size: tuple[int, int],
+    scale: float,
+    bins: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return wy (R, P, H) and wx (R, Q, W) in float64 of rois (R, 5) on a map of `size` (H, W)."""
+    scale = torch.tensor(scale, dtype=rois.dtype, device=rois.device)
+    x1, y1, x2, y2 = (rois[:, 1:] * scale - (0.5 if aligned else 0.0)).unbind(1)
+    wy = axis_weights(y1, y2, bins[0], size[0], sampling_ratio, aligned)
+    wx = axis_weights(x1, x2, bins[1], size[1], sampling_ratio, aligned)
+    return wy, wx
+
+
+@torch.no_grad()
+def is_box(rois: Tensor) -> Tensor:
+    """Return which of rois (R, 5) are finite with a positive width and height, (R,) bool."""
+    x1, y1, x2, y2 = rois[:, 1:].unbind(1)
+    return rois.isfinite().all(1) & (x2 > x1) & (y2 > y1)
+
+
+def compute_dtype(features: Tensor) -> torch.dtype:
+    """Return the dtype in which sums are formed."""
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def roi_align(
+    input: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Map input (B, C, H, W) and rois (R, 5), batch index first, to (R, C, P, Q)."""
+    levels = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
+    return multilevel_roi_align(
+        [input], rois, levels, [spatial_scale], pooled_height, pooled_width, sampling_ratio, aligned
+    )
+
+
+def multilevel_roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Map features, L tensors (B, C, H_l, W_l), rois (R, 5) and their levels (R,) to (R, C, P, Q)."""
+    dtype, bins = compute_dtype(features[0]), (pooled_height, pooled_width)
+    channels = features[0].shape[1]
+    # Connected to every level, so that each has a gradient even where no box fell on it.
+    parts = [level.flatten()[:0].reshape(0, channels, *bins).to(dtype) for level in features]
+    places = []
+    for level, (feature, scale) in enumerate(zip(features, scales)):
+        for image in range(feature.shape[0]):
+            mine = ((levels == level) & (rois[:, 0].long() == image)).nonzero()[:, 0]
+            step = max(1, CHUNK // max(1, pooled_height * channels * feature.shape[3]))
+            for some in mine.split(step) if len(mine) else ():
+                with torch.no_grad():
+                    wy, wx = box_weights(rois[some], feature.shape[2:], scale, bins, sampling_ratio, aligned)
+                rows = torch.einsum("rpy,cyx->rpcx", wy.to(dtype), feature[image].to(dtype))
+                parts.append(torch.einsum("rqx,rpcx->rcpq", wx.to(dtype), rows))
+                places.append(some)
+    if not places:
+        return torch.cat(parts).to(features[0].dtype)
+    order = torch.cat(places).argsort()
+    return torch.cat(parts)[order].to(features[0].dtype)
+
+
+def pool_regions(
+    tokens: Tensor,
+    rois: Tensor,
+    grid_height: int,
+    grid_width: int,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    num_prefix_tokens: int,
+    normalize: bool,
+) -> Tensor:
+    """Map tokens (B, N, C) and rois (R, 5) to the mean over RoIAlign's bins, (R, C)."""
+    dtype, bins, size = compute_dtype(tokens), (pooled_height, pooled_width), (grid_height, grid_width)
+    maps = tokens[:, num_prefix_tokens:].to(dtype)
+    if normalize:
+        maps = F.normalize(maps, dim=-1)
+    pooled = maps.new_zeros(len(rois), tokens.shape[2])
+    with torch.no_grad():
+        rois = torch.where(is_box(rois)[:, None], rois, torch.nan)
+    for image in range(tokens.shape[0]):
+        mine = (rois[:, 0] == image).nonzero()[:, 0]
+        for some in mine.split(max(1, CHUNK // maps.shape[1])):
+            with torch.no_grad():
+                wy, wx = box_weights(rois[some], size, spatial_scale, bins, sampling_ratio, aligned)
+                weights = (wy.mean(1)[:, :, None] * wx.mean(1)[:, None]).flatten(1).to(dtype)
+            pooled = pooled.index_add(0, some, weights @ maps[image])
+    return pooled.to(tokens.dtype)
+
+
+def combine_scores(
+    logits: Tensor,
+    vlm_logits: Tensor | None,
+    exponent: Tensor,
+    objectness: Tensor | None,
+    objectness_power: float,
+    renormalize: bool,
+) -> Tensor:
+    """Map logits (R, 1 + n), background first, to the scores of the labels, (R, n).
+
+    exponent (n,): w of each label; objectness (R,). In logarithms, so that a product of two tiny probabilities is exact.
+    """
+    log_p = logits.log_softmax(1)
+    scores = log_p[:, 1:]
+    if vlm_logits is not None:
+        scores = (1 - exponent) * scores + exponent * vlm_logits.log_softmax(1)[:, 1:]
+        if renormalize:
+            scores = scores - torch.cat([log_p[:, :1], scores], 1).logsumexp(1, keepdim=True)
+    scores = scores.exp()
+    if objectness is not None:
+        scores = scores * objectness[:, None] ** objectness_power
+    return scores

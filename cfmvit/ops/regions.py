@@ -1,0 +1,294 @@
+"""Features of boxes: RoIAlign on maps and on tokens, and open-vocabulary scores.
+
+Letters: B images, C channels, H x W places of a map, N tokens, R boxes, P x Q bins of a box, n labels.
+Boxes are (x1, y1, x2, y2). Coordinates are computed in float32 or better whatever the features' dtype, sums in float32
+(float64 for float64). Boxes get no gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cfmvit.ops import _regions_checks as checks
+from cfmvit.ops.reference import regions as reference
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Average bilinear samples of a map in each of P x Q bins of each box, as torchvision.ops.roi_align does.
+
+    Differences: bfloat16 too; float16 maps are summed in float32; any float dtype of boxes; every layout of `input` is read
+    where it lies, and a channels-last one gives a channels-last result; the backward pass is deterministic.
+
+    Args:
+        input: (B, C, H, W) floating
+            Feature maps.
+        boxes: (R, 5) floating, or B tensors (R_i, 4)
+            Boxes with the number of their image in the first column, or a list with the boxes of each image. A box with a
+            coordinate that is not finite gives zeros; a box without area is treated as torchvision does.
+        output_size: int or (P, Q)
+            Bins.
+        spatial_scale: float, default 1
+            Places of the map per unit of the boxes.
+        sampling_ratio: int, default -1
+            Samples along each side of a bin; not positive: ceil(side of the bin in places). In that case a box whose bins
+            would have more than 65536 gives zeros.
+        aligned: bool, default False
+            Shift boxes by half a place, so that they and the map's places agree (wanted in all but old checkpoints).
+
+    Returns:
+        (R, C, P, Q), dtype of `input`.
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above; the message names it.
+    """
+    op = "roi_align"
+    checks.floating(op, "input", input, 4)
+    bins = checks.sampling(op, output_size, sampling_ratio)
+    scale = checks.scale(op, "spatial_scale", spatial_scale)
+    rois = _rois(op, boxes, input, input.shape[0])
+    return reference.roi_align(input, rois, scale, *bins, int(sampling_ratio), bool(aligned))
+
+
+def multilevel_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    *,
+    strides: Sequence[float] = (4, 8, 16, 32),
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    canonical_scale: float = 224,
+    canonical_level: float = 4,
+) -> Tensor:
+    """Apply `roi_align` to each box on the level of a feature pyramid that fits its size.
+
+    The level is that of feature pyramid networks, floor(canonical_level + log2(sqrt(area) / canonical_scale)), held within
+    the levels that there are; level k is the map of stride 2 ** k.
+
+    Args:
+        features: L tensors (B, C, H_l, W_l) floating
+            Maps of the same images, finest first.
+        boxes: (R, 5) floating, or B tensors (R_i, 4)
+            As for `roi_align`, in pixels of the images.
+        output_size: int or (P, Q)
+            Bins.
+        strides: L numbers, default (4, 8, 16, 32)
+            Pixels per place of each map, each twice the one before.
+        sampling_ratio: int, default 2
+            As for `roi_align`.
+        aligned: bool, default True
+            As for `roi_align`.
+        canonical_scale: float, default 224
+            Side in pixels of a square box that belongs to canonical_level.
+        canonical_level: float, default 4
+            See canonical_scale.
+
+    Returns:
+        (R, C, P, Q), dtype of the features.
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above; the message names it.
+    """
+    op = "multilevel_roi_align"
+    features = list(features)
+    checks.levels(op, features, strides)
+    bins = checks.sampling(op, output_size, sampling_ratio)
+    canonical_scale = checks.scale(op, "canonical_scale", canonical_scale)
+    rois = _rois(op, boxes, features[0], features[0].shape[0])
+    levels = _levels(rois, strides, canonical_scale, canonical_level)
+    scales = [1 / float(stride) for stride in strides]
+    return reference.multilevel_roi_align(
+        features, rois, levels, scales, *bins, int(sampling_ratio), bool(aligned)
+    )
+
+
+def pool_regions(
+    tokens: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    *,
+    grid_size: tuple[int, int],
+    spatial_scale: float,
+    output_size: int | Sequence[int] = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    num_prefix_tokens: int = 0,
+    normalize: bool = False,
+) -> Tensor:
+    """Average the tokens of a Vision Transformer over each box: the mean over RoIAlign's bins, without the bins.
+
+    pooled[r, c] = sum_y wy[r, y] * sum_x wx[r, x] * F[y, x, c], with the weights of all samples along an axis merged.
+
+    Args:
+        tokens: (B, N, C) floating
+            Tokens, row by row of the grid after the prefix; any strides.
+        boxes: (R, 5) floating, or B tensors (R_i, 4)
+            As for `roi_align`, except that a box that is not finite or has no area gives zeros.
+        grid_size: (h, w)
+            Rows and columns of the grid; N = num_prefix_tokens + h * w.
+        spatial_scale: float
+            Tokens per unit of the boxes: 1 / patch size for boxes in pixels.
+        output_size: int or (P, Q), default 7
+            Bins of the RoIAlign whose mean is taken.
+        sampling_ratio: int, default 2
+            As for `roi_align`. output_size=1, sampling_ratio=-1 samples about every token once.
+        aligned: bool, default True
+            As for `roi_align`.
+        num_prefix_tokens: int, default 0
+            Tokens before the grid (class token, registers), left out.
+        normalize: bool, default False
+            Scale each token to unit length before it is averaged.
+
+    Returns:
+        (R, C), dtype of `tokens`, not normalised.
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above; the message names it.
+    """
+    op = "pool_regions"
+    checks.floating(op, "tokens", tokens, 3)
+    bins = checks.sampling(op, output_size, sampling_ratio)
+    scale = checks.scale(op, "spatial_scale", spatial_scale)
+    grid = checks.grid(op, tokens, grid_size, num_prefix_tokens)
+    rois = _rois(op, boxes, tokens, tokens.shape[0])
+    return reference.pool_regions(
+        tokens,
+        rois,
+        *grid,
+        scale,
+        *bins,
+        int(sampling_ratio),
+        bool(aligned),
+        int(num_prefix_tokens),
+        bool(normalize),
+    )
+
+
+def score_regions(
+    region_embeds: Tensor,
+    text_embeds: Tensor,
+    *,
+    vlm_embeds: Tensor | None = None,
+    base: Tensor | None = None,
+    temperature: float | Tensor = 0.01,
+    vlm_temperature: float | Tensor = 0.01,
+    base_weight: float = 0.35,
+    novel_weight: float = 0.65,
+    renormalize: bool = True,
+    objectness: Tensor | None = None,
+    objectness_power: float = 3.0,
+) -> Tensor:
+    """Score regions against the labels of an open vocabulary.
+
+    With p = softmax(cos(region, text) / temperature) and z = softmax(cos(vlm, text) / vlm_temperature), both over the
+    background and all labels, the score of label j is
+
+        p[j] ** (1 - w[j]) * z[j] ** w[j] / total * objectness ** objectness_power,
+
+    total = p[background] + sum of the products over all labels (1 unless `renormalize`): the background's share comes from
+    the detector alone. Without `vlm_embeds` the score is p[j] * objectness ** objectness_power.
+
+    Args:
+        region_embeds: (R, C) floating
+            The detector's embeddings of the regions, of any length.
+        text_embeds: (1 + n, C) floating
+            Embeddings of the vocabulary, of any length; row 0 is the background.
+        vlm_embeds: (R, C) floating, optional
+            The frozen tower's embeddings of the same regions (`pool_regions`), of any length.
+        base: (n,) bool, optional
+            Labels whose boxes the detector was trained on; None gives novel_weight to every label (transfer).
+        temperature: float or () tensor, default 0.01
+            Temperature of p; a tensor may be learned.
+        vlm_temperature: float or () tensor, default 0.01
+            Temperature of z.
+        base_weight: float in [0, 1], default 0.35
+            Exponent w of z for base labels.
+        novel_weight: float in [0, 1], default 0.65
+            Exponent w of z for all other labels.
+        renormalize: bool, default True
+            Divide by total, so that background and labels add up to one.
+        objectness: (R,) floating, optional
+            How sure it is that the region is an object (centerness), not negative.
+        objectness_power: float, default 3
+            Exponent of objectness.
+
+    Returns:
+        (R, n) float32 (float64 if an embedding is), without the background.
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above; the message names it.
+    """
+    checks.scores(region_embeds, text_embeds, vlm_embeds, base, objectness)
+    for name, value in (("temperature", temperature), ("vlm_temperature", vlm_temperature)):
+        checks.temperature(name, value)
+    for name, value in (("base_weight", base_weight), ("novel_weight", novel_weight)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"score_regions: {name} must be in [0, 1], got {value}")
+    dtype = torch.float64 if torch.float64 in (region_embeds.dtype, text_embeds.dtype) else torch.float32
+    with torch.autocast(region_embeds.device.type, enabled=False):
+        text = F.normalize(text_embeds.to(dtype), dim=1).T
+        logits = F.normalize(region_embeds.to(dtype), dim=1) @ text / temperature
+        vlm_logits = None
+        if vlm_embeds is not None:
+            vlm_logits = F.normalize(vlm_embeds.to(dtype), dim=1) @ text / vlm_temperature
+        exponent = torch.full(
+            (text_embeds.shape[0] - 1,), float(novel_weight), dtype=dtype, device=text.device
+        )
+        if base is not None:
+            exponent = exponent.masked_fill(base, float(base_weight))
+        if objectness is not None:
+            objectness = objectness.to(dtype)
+        return reference.combine_scores(
+            logits, vlm_logits, exponent, objectness, float(objectness_power), bool(renormalize)
+        )
+
+
+def _rois(op: str, boxes: Tensor | Sequence[Tensor], features: Tensor, batch: int) -> Tensor:
+    """Return boxes as (R, 5), batch index first, float64 where features or boxes are, else float32."""
+    several = not isinstance(boxes, Tensor)
+    if several and not (isinstance(boxes, Sequence) and all(isinstance(some, Tensor) for some in boxes)):
+        raise TypeError(f"{op}: boxes must be a tensor or a sequence of tensors, got {type(boxes).__name__}")
+    for some in boxes if several else [boxes]:
+        columns = 4 if several else 5
+        if some.dim() != 2 or some.shape[1] != columns:
+            shape = "(R_i, 4) for each image" if several else "(R, 5)"
+            raise ValueError(f"{op}: boxes must have shape {shape}, got {tuple(some.shape)}")
+        if not some.is_floating_point():
+            raise TypeError(f"{op}: boxes must be floating point, got {some.dtype}")
+        if some.device != features.device:
+            raise ValueError(
+                f"{op}: boxes must be on the features' device {features.device}, got {some.device}"
+            )
+    if several and len(boxes) != batch:
+        raise ValueError(f"{op}: boxes must have one tensor for each of {batch} images, got {len(boxes)}")
+    wide = torch.float64 in (features.dtype, *(some.dtype for some in (boxes if several else [boxes])))
+    dtype = torch.float64 if wide else torch.float32
+    if not several:
+        rois = boxes.detach().to(dtype)
+        if not torch.compiler.is_compiling() and rois.device.type == "cpu":
+            checks.images(op, rois[:, 0], batch)
+        return rois
+    if not boxes:
+        return torch.zeros(0, 5, dtype=dtype, device=features.device)
+    parts = [F.pad(some.detach().to(dtype), (1, 0), value=image) for image, some in enumerate(boxes)]
+    return torch.cat(parts)
+
+
+def _levels(rois: Tensor, strides: Sequence[float], canonical_scale: float, canonical_level: float) -> Tensor:
+    """Return the level of each of rois (R, 5), counted from the finest, (R,) int64."""
+    finest = round(math.log2(strides[0]))
+    area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
+    # 1e-6 as in torchvision, so that a box of exactly the canonical scale is not a rounding error below its level.
+    level = torch.floor(canonical_level + torch.log2(area.sqrt() / canonical_scale) + 1e-6) - finest
+    return level.nan_to_num(0.0).clamp(0, len(strides) - 1).long()
