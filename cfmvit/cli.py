@@ -107,16 +107,23 @@ def _detect(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from cfmvit.evaluation.command import evaluate
+    from cfmvit.evaluation import evaluate
 
-    evaluate(
-        results=arguments.results,
-        annotations=arguments.annotations,
-        checkpoint=arguments.checkpoint,
-        data=arguments.data,
-        output=arguments.output,
-        masks=arguments.masks,
-    )
+    results, annotations = arguments.results, arguments.annotations
+    if results is None:
+        if arguments.checkpoint is None or arguments.data is None:
+            raise ValueError("either --results with --annotations, or --checkpoint with --data must be given")
+        from cfmvit.data import open_detection
+        from cfmvit.detection import Detector, predict_dataset
+
+        detector = Detector.from_pretrained(arguments.checkpoint)
+        size = detector.config.image_size
+        dataset = open_detection(arguments.data, split="val", base_only=False, image_size=size)
+        results = predict_dataset(detector, dataset, arguments.output)
+        annotations = annotations or dataset.annotations_path
+    elif annotations is None:
+        raise ValueError("--annotations must be given with --results")
+    evaluate(results=results, annotations=annotations, masks=arguments.masks)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
