@@ -1,0 +1,58 @@
+"""``cfmvit evaluate``: the table, and the open-vocabulary split of COCO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cfmvit.evaluation import evaluate, evaluate_results
+from cfmvit.evaluation.splits import COCO_BASE, COCO_NOVEL, open_vocabulary_split
+from tests.evaluation.synthetic import detections_from, read, write
+
+# Category ids of the protocol's novel classes, as the detection code of the literature lists them.
+NOVEL_IDS = [5, 6, 17, 18, 21, 22, 28, 32, 36, 41, 47, 49, 61, 63, 76, 81, 87]
+
+
+def test_the_split_has_48_and_17() -> None:
+    assert (len(COCO_BASE), len(COCO_NOVEL)) == (48, 17)
+    assert not COCO_BASE & COCO_NOVEL
+
+
+def test_only_cocos_categories_are_split() -> None:
+    entries = [{"id": index, "name": name} for index, name in enumerate(sorted(COCO_BASE | COCO_NOVEL))]
+    split = open_vocabulary_split(entries)
+    assert split is not None and {entries[index]["name"] for index in split[1]} == COCO_NOVEL
+    assert open_vocabulary_split(entries[1:]) is None
+    assert open_vocabulary_split([{**entry, "frequency": "f"} for entry in entries]) is None
+
+
+def test_coco(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
+    results = write(tmp_path / "results.json", detections_from(read(annotations), seed=4))
+    metrics = evaluate(results=results, annotations=annotations)["bbox"]
+    split = open_vocabulary_split(read(annotations)["categories"])
+    assert split is not None and split[1] == NOVEL_IDS
+    assert metrics == evaluate_results(results, annotations, base_ids=split[0], novel_ids=split[1])["bbox"]
+    assert 0 < metrics["AP50_novel"] != metrics["AP50_base"]
+    out = capsys.readouterr().out
+    assert "48 base and 17 novel" in out and f"| AP50_novel | {100 * metrics['AP50_novel']:.1f} |" in out
+
+
+def test_another_data_set_has_no_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    box: dict[str, Any] = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
+    mask = [[1, 1, 6, 1, 6, 6, 1, 6]]
+    truth = {
+        "images": [{"id": 1, "height": 10, "width": 10}],
+        "categories": [{"id": 1, "name": "gizmo"}],
+        "annotations": [{**box, "id": 1, "area": 25, "segmentation": mask}],
+    }
+    annotations = write(tmp_path / "truth.json", truth)
+    metrics = evaluate(
+        results=write(tmp_path / "results.json", [{**box, "score": 1}]), annotations=annotations
+    )
+    assert metrics["bbox"]["AP"] == pytest.approx(1.0) and "AP_novel" not in metrics["bbox"]
+    assert "base and" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"results.json\[0\]: segmentation must be a compressed RLE"):
+        evaluate(results=tmp_path / "results.json", annotations=annotations, masks=True)
