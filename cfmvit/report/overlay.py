@@ -58,7 +58,7 @@ def overlay(
         canvas = canvas.copy()
         for row in chosen:
             colour = category_colour(labels[row], vivid=labels[row] in novel)
-            _tint(canvas, masks[row], colour, 0.45 if labels[row] in novel else 0.28)
+            _tint(canvas, masks[row], colour, 0.38 if labels[row] in novel else 0.25)
     picture = pillow.fromarray(canvas.round().astype(np.uint8))
 
     size = (picture.width * _SMOOTH, picture.height * _SMOOTH)
