@@ -13,12 +13,13 @@ class PyramidConfig:
     channels: int = 256
 
     def __post_init__(self) -> None:
-        levels = self.levels
+        levels = list(self.levels)
+        consecutive = bool(levels) and levels == list(range(levels[0], levels[0] + len(levels)))
         _check(
             "pyramid.levels",
-            levels,
-            bool(levels) and all(2 <= level <= 5 for level in levels) and list(levels) == sorted(set(levels)),
-            "be rising, different levels from 2 to 5",
+            self.levels,
+            consecutive and levels[0] >= 2 and levels[-1] <= 5,
+            "be consecutive levels from 2 to 5",
         )
         _positive("pyramid", self, "channels")
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_detector import small_config, small_model
 
 from cfmvit.detection import Detector
+
+from .small_detector import small_config, small_model
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_detector import LABELS, SIZE, small_config, small_model, squares_batch
 
 from cfmvit.detection import Detections, Detector, ScoreConfig
 from cfmvit.detection.engine import FinetuneOptim, make_optimizer
+
+from .small_detector import LABELS, SIZE, small_config, small_model, squares_batch
 
 
 def train(detector: Detector, steps: int, lr: float = 4e-3) -> list[float]:
@@ -63,7 +64,6 @@ def test_it_learns_two_images_by_heart(make_detector, tmp_path):
             )
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     metrics = evaluate_results(results, tmp_path / "truth.json", style="coco", iou_types=("bbox", "segm"))
-    print(totals[0], totals[-1], metrics)
     assert metrics["bbox"]["AP50"] > 0.95
     assert metrics["bbox"]["AP"] > 0.6
     assert metrics["segm"]["AP50"] > 0.95
@@ -106,7 +106,7 @@ def test_bad_ground_truth_names_the_image(make_detector):
     detector = make_detector()
     batch = squares_batch()
     batch["boxes"][1] = torch.tensor([[40.0, 40.0, 30.0, float("nan")]])
-    with pytest.raises(ValueError, match="boxes must be finite .* in second"):
+    with pytest.raises(ValueError, match=r"boxes must be finite .* in second"):
         detector.losses(batch, detector.vocabulary(LABELS).embeddings, torch.Generator())
 
 
@@ -158,8 +158,10 @@ def test_predict_takes_any_kind_of_image(make_detector, tmp_path):
     Image.fromarray(array).save(tmp_path / "image.png")
     expected = detector.predict(array, LABELS)
     assert len(expected) == 20
-    assert expected.masks.shape == (20, 60, 100) and expected.masks.dtype == torch.bool
-    assert (expected.boxes >= 0).all() and (expected.boxes <= torch.tensor([100.0, 60, 100, 60])).all()
+    assert expected.masks.shape == (20, 60, 100)
+    assert expected.masks.dtype == torch.bool
+    assert (expected.boxes >= 0).all()
+    assert (expected.boxes <= torch.tensor([100.0, 60, 100, 60])).all()
     assert expected.boxes[:, 2].max() > 90
     assert [LABELS[i] for i in expected.label_ids.tolist()] == expected.labels
     for image in (
@@ -183,7 +185,8 @@ def test_grey_and_transparent_images_are_read_as_rgb(make_detector):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 2)])
 def test_extreme_images(make_detector, size):
     found = make_detector().predict(np.zeros((*size, 3), dtype=np.uint8), ["cat"])
-    assert (found.boxes[:, 2] <= size[1]).all() and (found.boxes[:, 3] <= size[0]).all()
+    assert (found.boxes[:, 2] <= size[1]).all()
+    assert (found.boxes[:, 3] <= size[0]).all()
 
 
 def test_thresholds_and_limits(make_detector):
@@ -194,7 +197,9 @@ def test_thresholds_and_limits(make_detector):
     assert detector.predict(image, LABELS, threshold=middle).scores.min() > middle
     assert torch.equal(detector.predict(image, LABELS, max_detections=3).scores, everything.scores[:3])
     nothing = detector.predict(image, LABELS, threshold=1.0)
-    assert len(nothing) == 0 and nothing.boxes.shape == (0, 4) and nothing.masks.shape == (0, SIZE, SIZE)
+    assert len(nothing) == 0
+    assert nothing.boxes.shape == (0, 4)
+    assert nothing.masks.shape == (0, SIZE, SIZE)
     assert nothing.to_coco(1, [1, 2, 3]) == nothing.to_list() == []
 
 
@@ -203,7 +208,8 @@ def test_predict_leaves_the_mode_and_labels_untouched(make_detector):
     expected = detector.eval().predict(image, LABELS)
     detector.train()
     assert same(detector.predict(image, [f"  {label.upper()} " for label in LABELS]), expected)
-    assert detector.training and not detector.model.training
+    assert detector.training
+    assert not detector.model.training
     assert same(detector.predict(image, detector.vocabulary(LABELS)), expected)
 
 
@@ -228,7 +234,7 @@ def test_novel_labels_get_the_novel_weight(make_detector):
     transfer = make_detector().predict(image, LABELS)
     assert same(alike.predict(image, LABELS, novel=LABELS), transfer)
     assert not torch.equal(transfer.scores, by_name.scores)
-    with pytest.raises(ValueError, match="novel must name labels that were asked for, got cat"):
+    with pytest.raises(ValueError, match=r"novel must name labels that were asked for, got cat"):
         alike.predict(image, LABELS, novel=["cat"])
 
 
@@ -265,12 +271,12 @@ def test_corrupt_and_truncated_files(make_detector, tmp_path):
     data = path.read_bytes()
     for content in (data[: len(data) // 2], b"not an image"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="photo.jpg is corrupt or not an image"):
+        with pytest.raises(ValueError, match=r"photo.jpg is corrupt or not an image"):
             make_detector().predict(path, LABELS)
 
 
 def test_image_size_must_fit_the_patches(make_detector):
-    with pytest.raises(ValueError, match="image_size must be a multiple of the patch size 8, got 100"):
+    with pytest.raises(ValueError, match=r"image_size must be a multiple of the patch size 8, got 100"):
         make_detector(image_size=100)
 
 
@@ -289,27 +295,28 @@ def test_save_and_load(make_detector, tmp_path):
 
 
 def test_bad_checkpoints(make_detector, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no model.safetensors there"):
+    with pytest.raises(FileNotFoundError, match=r"no model.safetensors there"):
         Detector.from_pretrained(tmp_path / "none")
     small_model().save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="must hold a detector, got a CFM-ViT without a detector"):
+    with pytest.raises(ValueError, match=r"must hold a detector, got a CFM-ViT without a detector"):
         Detector.from_pretrained(tmp_path / "model")
     make_detector().save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved/config.json").read_text())
     config["detector"]["heads"]["fc"] = 64
     (tmp_path / "saved/config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="does not fit its config.json"):
+    with pytest.raises(ValueError, match=r"does not fit its config.json"):
         Detector.from_pretrained(tmp_path / "saved")
     config["detector"]["heads"] = {"fcc": 64}
     (tmp_path / "saved/config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="unknown key detector.heads.fcc"):
+    with pytest.raises(ValueError, match=r"unknown key detector.heads.fcc"):
         Detector.from_pretrained(tmp_path / "saved")
     weights = tmp_path / "saved/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="model.safetensors is corrupt"):
+    with pytest.raises(ValueError, match=r"model.safetensors is corrupt"):
         Detector.from_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools under numpy 2
 def test_coco_results_are_what_pycocotools_reads(make_detector):
     from pycocotools import mask as coder
 
@@ -318,7 +325,8 @@ def test_coco_results_are_what_pycocotools_reads(make_detector):
     for row, result in enumerate(results):
         x, y, width, height = result["bbox"]
         assert [x, y, x + width, y + height] == pytest.approx(found.boxes[row].tolist(), abs=1e-4)
-        assert result["image_id"] == 42 and result["category_id"] == [7, 9, 90][found.label_ids[row]]
+        assert result["image_id"] == 42
+        assert result["category_id"] == [7, 9, 90][found.label_ids[row]]
         assert torch.equal(torch.from_numpy(coder.decode(result["segmentation"])).bool(), found.masks[row])
 
 

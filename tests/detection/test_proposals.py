@@ -27,7 +27,8 @@ def perfect(truth: torch.Tensor) -> Dense:
 def test_a_fresh_network_predicts_its_anchors():
     features = [torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 4, 4)]
     dense = network()(features)
-    assert dense.logits.shape == (1, 80) and dense.distances.shape == (1, 80, 4)
+    assert dense.logits.shape == (1, 80)
+    assert dense.distances.shape == (1, 80, 4)
     torch.testing.assert_close(dense.distances, torch.full((1, 80, 4), 0.5))
 
 
@@ -69,7 +70,9 @@ def test_select_clips_sorts_and_caps():
     dense.distances.uniform_(0.1, 1.0)
     boxes, scores = net.select(dense, torch.tensor([[40, 64]]))
     assert len(boxes[0]) == len(scores[0]) == 7
-    assert (boxes[0] >= 0).all() and (boxes[0][:, 2] <= 64).all() and (boxes[0][:, 3] <= 40).all()
+    assert (boxes[0] >= 0).all()
+    assert (boxes[0][:, 2] <= 64).all()
+    assert (boxes[0][:, 3] <= 40).all()
     assert (scores[0].diff() <= 0).all()
     assert scores[0][0].item() == pytest.approx(dense.logits.sigmoid().max().item())
 

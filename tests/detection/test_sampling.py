@@ -41,8 +41,12 @@ def test_match_without_targets_is_background():
 def test_choose_caps_the_foreground_and_fills_with_negatives():
     matches = torch.tensor([0] * 20 + [-2] * 20 + [-1] * 20)
     positive, negative = choose(matches, 16, 0.25, generator())
-    assert len(positive) == 4 and (positive < 20).all() and len(set(positive.tolist())) == 4
-    assert len(negative) == 12 and (negative >= 40).all() and len(set(negative.tolist())) == 12
+    assert len(positive) == 4
+    assert (positive < 20).all()
+    assert len(set(positive.tolist())) == 4
+    assert len(negative) == 12
+    assert (negative >= 40).all()
+    assert len(set(negative.tolist())) == 12
 
 
 def test_choose_is_a_function_of_the_generator():
@@ -78,11 +82,11 @@ def test_sampled_regions_hold_the_ground_truth_and_its_rows():
     ],
 )
 def test_bad_boxes_are_named(box):
-    with pytest.raises(ValueError, match="boxes must be finite with x1 < x2 and y1 < y2, got .* in photo 7"):
+    with pytest.raises(ValueError, match=r"boxes must be finite with x1 < x2 and y1 < y2, got .* in photo 7"):
         check_truth([torch.tensor([box])], [torch.tensor([0])], 3, ["photo 7"])
 
 
 def test_a_novel_or_unknown_label_is_refused():
     for label in (-1, 3):
-        with pytest.raises(ValueError, match="labels must be one a box .* in image 0"):
+        with pytest.raises(ValueError, match=r"labels must be one a box .* in image 0"):
             check_truth([TRUTH[:1]], [torch.tensor([label])], 3, None)

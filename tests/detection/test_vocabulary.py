@@ -30,7 +30,7 @@ def test_there_are_clips_80_templates():
 
 @pytest.mark.parametrize("templates", [[], ["no place"], ["{} and {}"]])
 def test_bad_templates(templates):
-    with pytest.raises(ValueError, match="templates: "):
+    with pytest.raises(ValueError, match=r"templates: "):
         expand_templates(templates)
 
 
@@ -80,10 +80,10 @@ def test_save_and_load(tmp_path):
 
 
 def test_load_of_missing_or_corrupt_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="vocabulary: no file at"):
+    with pytest.raises(FileNotFoundError, match=r"vocabulary: no file at"):
         Vocabulary.load(tmp_path / "none.safetensors")
     Vocabulary(("cat",), torch.eye(2)).save(tmp_path / "bank.safetensors")
     data = (tmp_path / "bank.safetensors").read_bytes()
     (tmp_path / "bank.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="bank.safetensors can't be read"):
+    with pytest.raises(ValueError, match=r"bank.safetensors can't be read"):
         Vocabulary.load(tmp_path / "bank.safetensors")
