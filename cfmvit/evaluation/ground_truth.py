@@ -6,8 +6,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 Style = Literal["coco", "lvis"]
 IouType = Literal["bbox", "segm"]
@@ -62,6 +65,10 @@ def load_ground_truth(
     )
     if truth.style == "lvis":
         _check_federated(truth)
+    if "segm" in iou_types:
+        for image in truth.images.values():
+            if "height" not in image or "width" not in image:
+                raise ValueError(f"evaluate_results: {path}: image {image['id']} has no height and width")
     for index, annotation in enumerate(truth.annotations):
         _check_annotation(annotation, f"{path}: annotations[{index}]", truth, iou_types)
         # Both tools read a matched id of 0 as "no match", and files in the wild do count from 0.
@@ -71,7 +78,11 @@ def load_ground_truth(
 
 def check_box(box: Any, where: str) -> None:
     """Raise unless ``box`` is x, y, width, height: four finite numbers, the last two not negative."""
-    finite = isinstance(box, (list, tuple)) and len(box) == 4 and all(_is_number(value) for value in box)
+    finite = (
+        isinstance(box, (list, tuple, np.ndarray))
+        and len(box) == 4
+        and all(_is_number(value) for value in box)
+    )
     if not finite or box[2] < 0 or box[3] < 0:
         raise ValueError(
             f"evaluate_results: {where}: bbox must be [x, y, width, height], finite and not negative in size, got {box}"
@@ -79,7 +90,7 @@ def check_box(box: Any, where: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_score(score: Any, where: str) -> None:

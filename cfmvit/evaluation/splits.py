@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-COCO_BASE = frozenset(
-    "person, bicycle, car, motorcycle, train, truck, boat, bench, bird, horse, sheep, bear, zebra, giraffe, backpack, "
-    "handbag, suitcase, frisbee, skis, kite, surfboard, bottle, fork, spoon, bowl, banana, apple, sandwich, orange, "
-    "broccoli, carrot, pizza, donut, chair, bed, toilet, tv, laptop, mouse, remote, microwave, oven, toaster, "
-    "refrigerator, book, clock, vase, toothbrush".split(", ")
-)
-COCO_NOVEL = frozenset(
-    "airplane, bus, cat, dog, cow, elephant, umbrella, tie, snowboard, skateboard, cup, knife, cake, couch, keyboard, "
-    "sink, scissors".split(", ")
-)
+_BASE = """person, bicycle, car, motorcycle, train, truck, boat, bench, bird, horse, sheep, bear, zebra, giraffe,
+backpack, handbag, suitcase, frisbee, skis, kite, surfboard, bottle, fork, spoon, bowl, banana, apple, sandwich, orange,
+broccoli, carrot, pizza, donut, chair, bed, toilet, tv, laptop, mouse, remote, microwave, oven, toaster, refrigerator,
+book, clock, vase, toothbrush"""
+_NOVEL = """airplane, bus, cat, dog, cow, elephant, umbrella, tie, snowboard, skateboard, cup, knife, cake, couch,
+keyboard, sink, scissors"""
+
+COCO_BASE = frozenset(name.strip() for name in _BASE.split(","))
+COCO_NOVEL = frozenset(name.strip() for name in _NOVEL.split(","))
 
 
 def open_vocabulary_split(categories: Any) -> tuple[list[int], list[int]] | None:
@@ -25,6 +24,6 @@ def open_vocabulary_split(categories: Any) -> tuple[list[int], list[int]] | None
     if not isinstance(categories, list):
         return None
     names = {entry.get("name"): entry.get("id") for entry in categories if "frequency" not in entry}
-    if not (COCO_BASE | COCO_NOVEL) <= names.keys():
+    if not names.keys() >= (COCO_BASE | COCO_NOVEL):
         return None
     return sorted(names[name] for name in COCO_BASE), sorted(names[name] for name in COCO_NOVEL)

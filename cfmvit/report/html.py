@@ -204,7 +204,7 @@ def _figure(image: Any, caption: str) -> str:
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     note = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
     return (
-        f'<figure style="--ratio:{picture.width / picture.height:.4f}"><button class="zoom" type="button" aria-label="enlarge"><img alt="{escape(caption)}" '
+        f'<figure style="--ratio:{picture.width / picture.height:.4f}"><button class="zoom" type="button" aria-label="enlarge"><img alt="{escape(re.sub("[`*]", "", caption))}" '
         f'width="{picture.width}" height="{picture.height}" style="height:auto" loading="lazy" '
         f'src="data:image/jpeg;base64,{data}"></button>{note}</figure>'
     )

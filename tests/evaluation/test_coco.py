@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cfmvit.evaluation import evaluate_results
-from tests.evaluation.synthetic import box_rle, detections_from, read, write
+
+from .synthetic import box_rle, detections_from, read, write
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -93,7 +94,8 @@ def test_perfect_is_one(tmp_path: Path) -> None:
     metrics = evaluate_results(results, two_images(tmp_path), iou_types=("bbox", "segm"))
     for kind in ("bbox", "segm"):
         assert metrics[kind]["AP"] == metrics[kind]["AP75"] == metrics[kind]["AR@100"] == pytest.approx(1.0)
-        assert metrics[kind]["APs"] == pytest.approx(1.0) and math.isnan(metrics[kind]["APl"])
+        assert metrics[kind]["APs"] == pytest.approx(1.0)
+        assert math.isnan(metrics[kind]["APl"])
 
 
 def test_by_hand(tmp_path: Path) -> None:
@@ -199,6 +201,11 @@ BAD_ANNOTATIONS = {
         {},
         "has no area",
     ),
+    "no_size": (
+        {"images": [{"id": 1}, {"id": 2}]},
+        {"iou_types": ["segm"]},
+        "image 1 has no height and width",
+    ),
     "twice": ({"images": [{"id": 1}, {"id": 1}]}, {}, "images has the id 1 twice"),
     "coco_as_lvis": ({}, {"style": "lvis"}, "image 1 has no neg_category_ids, which style 'lvis' needs"),
     "style": ({}, {"style": "voc"}, "style must be auto, lvis or coco, got 'voc'"),
@@ -215,11 +222,21 @@ def test_bad_annotations(tmp_path: Path, changes: Any, options: Any, message: st
         evaluate_results([], two_images(tmp_path, **changes), **options)
 
 
+def test_numpy_numbers_are_numbers(tmp_path: Path) -> None:
+    entry = {
+        "image_id": np.int64(2),
+        "category_id": np.int64(5),
+        "score": np.float32(0.5),
+        "bbox": np.array(SQUARE),
+    }
+    assert evaluate_results([entry], two_images(tmp_path), novel_ids=[5])["bbox"]["AP"] == pytest.approx(1.0)
+
+
 def test_missing_and_malformed_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="absent.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.json does not exist"):
         evaluate_results([], tmp_path / "absent.json")
-    with pytest.raises(FileNotFoundError, match="absent.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.json does not exist"):
         evaluate_results(tmp_path / "absent.json", two_images(tmp_path))
     (tmp_path / "cut.json").write_text('{"images": [')
-    with pytest.raises(ValueError, match="cut.json is not valid json: Expecting value: line 1"):
+    with pytest.raises(ValueError, match=r"cut\.json is not valid json: Expecting value: line 1"):
         evaluate_results([], tmp_path / "cut.json")

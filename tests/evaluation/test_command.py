@@ -9,7 +9,8 @@ import pytest
 
 from cfmvit.evaluation import evaluate, evaluate_results
 from cfmvit.evaluation.splits import COCO_BASE, COCO_NOVEL, open_vocabulary_split
-from tests.evaluation.synthetic import detections_from, read, write
+
+from .synthetic import detections_from, read, write
 
 # Category ids of the protocol's novel classes, as the detection code of the literature lists them.
 NOVEL_IDS = [5, 6, 17, 18, 21, 22, 28, 32, 36, 41, 47, 49, 61, 63, 76, 81, 87]
@@ -23,7 +24,8 @@ def test_the_split_has_48_and_17() -> None:
 def test_only_cocos_categories_are_split() -> None:
     entries = [{"id": index, "name": name} for index, name in enumerate(sorted(COCO_BASE | COCO_NOVEL))]
     split = open_vocabulary_split(entries)
-    assert split is not None and {entries[index]["name"] for index in split[1]} == COCO_NOVEL
+    assert split is not None
+    assert {entries[index]["name"] for index in split[1]} == COCO_NOVEL
     assert open_vocabulary_split(entries[1:]) is None
     assert open_vocabulary_split([{**entry, "frequency": "f"} for entry in entries]) is None
 
@@ -33,11 +35,13 @@ def test_coco(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     results = write(tmp_path / "results.json", detections_from(read(annotations), seed=4))
     metrics = evaluate(results=results, annotations=annotations)["bbox"]
     split = open_vocabulary_split(read(annotations)["categories"])
-    assert split is not None and split[1] == NOVEL_IDS
+    assert split is not None
+    assert split[1] == NOVEL_IDS
     assert metrics == evaluate_results(results, annotations, base_ids=split[0], novel_ids=split[1])["bbox"]
     assert 0 < metrics["AP50_novel"] != metrics["AP50_base"]
     out = capsys.readouterr().out
-    assert "48 base and 17 novel" in out and f"| AP50_novel | {100 * metrics['AP50_novel']:.1f} |" in out
+    assert "48 base and 17 novel" in out
+    assert f"| AP50_novel | {100 * metrics['AP50_novel']:.1f} |" in out
 
 
 def test_another_data_set_has_no_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +56,8 @@ def test_another_data_set_has_no_split(tmp_path: Path, capsys: pytest.CaptureFix
     metrics = evaluate(
         results=write(tmp_path / "results.json", [{**box, "score": 1}]), annotations=annotations
     )
-    assert metrics["bbox"]["AP"] == pytest.approx(1.0) and "AP_novel" not in metrics["bbox"]
+    assert metrics["bbox"]["AP"] == pytest.approx(1.0)
+    assert "AP_novel" not in metrics["bbox"]
     assert "base and" not in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"results.json\[0\]: segmentation must be a compressed RLE"):
         evaluate(results=tmp_path / "results.json", annotations=annotations, masks=True)

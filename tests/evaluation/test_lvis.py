@@ -15,7 +15,8 @@ import pytest
 
 from cfmvit.evaluation import evaluate_results
 from cfmvit.evaluation.lvis import cap_per_image
-from tests.evaluation.synthetic import detections_from, read, write
+
+from .synthetic import detections_from, read, write
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR@300")
 
@@ -33,12 +34,12 @@ def lvis(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     package = pytest.importorskip("lvis")
     monkeypatch.setattr(package.eval, "np", _OldNumpy("numpy"))
     monkeypatch.setattr(package.results.LVISResults, "__init__", _quiet(package.results.LVISResults.__init__))
-    yield package
+    return package
 
 
 def _quiet(init: Any) -> Any:
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        with pytest.warns(DeprecationWarning):  # logger.warn
+        with pytest.warns(DeprecationWarning, match="'warn' method is deprecated"):
             init(self, *args, **kwargs)
 
     return wrapped
@@ -155,4 +156,5 @@ def test_results_of_the_caller_are_untouched_and_logging_too(tmp_path: Path) -> 
 
 def test_given_ids_restrict_the_evaluation(tmp_path: Path) -> None:
     box = evaluate_results([detection(1, 7, 0.9)], federated(tmp_path), base_ids=[8])["bbox"]
-    assert box["AP"] == box["AP_base"] == 0.0 and "AP_novel" not in box
+    assert box["AP"] == box["AP_base"] == 0.0
+    assert "AP_novel" not in box

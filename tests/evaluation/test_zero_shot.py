@@ -78,7 +78,8 @@ def test_region_embeddings_are_means_over_the_box() -> None:
         rows = region_embeddings(_Palette(), sample["image"][None], [sample["boxes"]])
     assert rows.shape == (2, 3)
     torch.testing.assert_close(rows.argmax(dim=1), sample["labels"])
-    assert rows[0, 1] > 200 and rows[0, 0] == 0
+    assert rows[0, 1] > 200
+    assert rows[0, 0] == 0
 
 
 def test_images() -> None:
@@ -86,14 +87,17 @@ def test_images() -> None:
     for image, label in samples:
         image[label] = 200
     accuracy = classify_images(_Palette(), samples, COLOURS)
-    assert accuracy["top1"] == accuracy["top5"] == 1.0 and "top1_novel" not in accuracy
+    assert accuracy["top1"] == accuracy["top5"] == 1.0
+    assert "top1_novel" not in accuracy
 
 
 def test_topk_by_hand() -> None:
     embeddings = torch.tensor([[1.0, 0.2, 0.1], [0.2, 1.0, 0.1], [0.5, 0.4, 0.3]])
     accuracy = topk_accuracy(embeddings, COLOURS, torch.tensor([0, 2, 1]), ks=(1, 2), novel={2})
-    assert accuracy["top1"] == pytest.approx(1 / 3) and accuracy["top2"] == pytest.approx(2 / 3)
-    assert accuracy["top1_novel"] == 0.0 and accuracy["top2_base"] == 1.0
+    assert accuracy["top1"] == pytest.approx(1 / 3)
+    assert accuracy["top2"] == pytest.approx(2 / 3)
+    assert accuracy["top1_novel"] == 0.0
+    assert accuracy["top2_base"] == 1.0
 
 
 def test_equal_classes_are_no_success_and_none_is_nan() -> None:

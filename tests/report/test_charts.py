@@ -44,12 +44,14 @@ def test_runs_are_overlaid_and_named(tmp_path: Path) -> None:
     first, second = paths(svg)
     assert first[0][0] < first[1][0] < first[2][0]
     assert first[0][1] < first[1][1] < first[2][1]  # a falling loss goes down the page
-    assert first[0] == second[0] and first[2][1] > second[2][1]
+    assert first[0] == second[0]
+    assert first[2][1] > second[2][1]
 
 
 def test_smoothing_begins_at_the_first_value_and_keeps_a_constant(tmp_path: Path) -> None:
     raw, smooth = paths(curves(log_file(tmp_path / "m.jsonl", [2.0] * 5 + [4.0]), smoothing=0.9))
-    assert smooth[:5] == raw[:5] and smooth[5][1] > raw[5][1]
+    assert smooth[:5] == raw[:5]
+    assert smooth[5][1] > raw[5][1]
 
 
 def test_log_axis_makes_ratios_equal(tmp_path: Path) -> None:

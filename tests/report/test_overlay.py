@@ -40,7 +40,8 @@ def test_the_box_is_drawn_at_its_place(novel: bool) -> None:
     assert picture.size == (640, 480)
     drawn = near(picture, category_colour("dodo", vivid=novel))
     # Along the right and the bottom edge, away from the label.
-    assert drawn[300, 472:488].any() and drawn[392:408, 400].any()
+    assert drawn[300, 472:488].any()
+    assert drawn[392:408, 400].any()
     assert not drawn[250:380, 200:460].any()
     thickness = int(drawn[300, 440:500].sum())
     assert thickness >= 4 if novel else 1 <= thickness <= 3
@@ -53,7 +54,8 @@ def test_small_images_are_enlarged_and_large_ones_kept() -> None:
         overlay(grey(64, 64), found(boxes=[[16, 24, 48, 56]]), {"dodo"}), category_colour("dodo", vivid=True)
     )
     rows, columns = np.nonzero(drawn)
-    assert abs(columns.max() - 48 * 8) < 8 and abs(rows.max() - 56 * 8) < 8
+    assert abs(columns.max() - 48 * 8) < 8
+    assert abs(rows.max() - 56 * 8) < 8
 
 
 def test_masks_tint_their_pixels_only() -> None:
@@ -101,7 +103,7 @@ def test_labels_stay_inside_the_picture() -> None:
         grey(512, 512), found(boxes=[[0, 0, 500, 500]], labels=["a rather long name of a bird"]), {"owl"}
     )
     chip = near(picture, category_colour("a rather long name of a bird", vivid=False))
-    rows, columns = np.nonzero(chip[20:, :])
+    rows, _columns = np.nonzero(chip[20:, :])
     assert len(rows) > 500
 
 
@@ -138,6 +140,7 @@ def test_bad_images() -> None:
 def test_gallery() -> None:
     sheet = gallery([grey(), grey(50, 200), grey()], columns=2, cell=64, gap=4)
     assert sheet.size == (132, 132)
-    assert sheet.getpixel((32, 32)) == GREY and sheet.getpixel((100, 100)) == (255, 255, 255)
+    assert sheet.getpixel((32, 32)) == GREY
+    assert sheet.getpixel((100, 100)) == (255, 255, 255)
     with pytest.raises(ValueError, match="gallery: pictures must not be empty"):
         gallery([])
