@@ -124,6 +124,10 @@ def _import_without_window_library() -> None:
     except ImportError as error:
         if getattr(error.__cause__, "name", None) == "lvis":
             raise
+        for name in [name for name in sys.modules if name.startswith("lvis.")]:
+            del sys.modules[
+                name
+            ]  # what the failed import left; kept, it would not become part of the package again
         placeholder = ModuleType("lvis.vis")
         placeholder.LVISVis = None  # type: ignore[attr-defined]
         sys.modules["lvis.vis"] = placeholder
