@@ -1,0 +1,1 @@
+"""Kernel microbenchmarks; installed as ``cfmvit.bench``, run by ``cfmvit bench``."""

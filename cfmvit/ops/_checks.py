@@ -1,0 +1,48 @@
+"""Checks that several families share. Messages name the op, the argument, the rule and the value seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensor(op: str, name: str, value: Any, ndim: int, shape: str) -> None:
+    """Raise unless ``value`` is a tensor of ``ndim`` dimensions, described as ``shape``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    if value.ndim != ndim:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
+
+
+def floating(op: str, name: str, value: Any, ndim: int, shape: str) -> None:
+    """Raise unless ``value`` is a floating-point tensor of that shape."""
+    tensor(op, name, value, ndim, shape)
+    if not value.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}")
+
+
+def index(op: str, name: str, value: Any, batch: int, count: int, shape: str = "(B, K)") -> None:
+    """Raise unless ``value`` is int32 or int64, (batch, K), with entries in 0..count-1 (looked at on the CPU only)."""
+    tensor(op, name, value, 2, shape)
+    if value.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{op}: {name} must be int32 or int64, got {value.dtype}")
+    if value.shape[0] != batch:
+        raise ValueError(f"{op}: {name} must have one row a sample, {batch} rows, got {value.shape[0]}")
+    if value.device.type == "cpu" and value.numel() and not torch.compiler.is_compiling() and not _fake(value):
+        low, high = (int(bound) for bound in value.aminmax())
+        if low < 0 or high >= count:
+            raise ValueError(f"{op}: {name} must lie in 0..{count - 1}, got {low if low < 0 else high}")
+
+
+def same_device(op: str, **tensors: Tensor | None) -> None:
+    """Raise unless all tensors given are on one device."""
+    devices = {name: value.device for name, value in tensors.items() if value is not None}
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{op}: all tensors must be on one device, got {found}")
+
+
+def _fake(value: Tensor) -> bool:
+    return type(value) is not Tensor or value.is_meta

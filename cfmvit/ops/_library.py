@@ -1,0 +1,72 @@
+"""The native libraries, and the one function that chooses the implementation of an op."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+import cfmvit
+
+core: ModuleType | None = None
+core_missing = ""
+cuda_missing = ""
+
+
+def _load() -> None:
+    global core, core_missing, cuda_missing
+    try:
+        core = importlib.import_module("cfmvit._C")
+    except ImportError as error:
+        core_missing = f"the native core can't be imported ({error}); build it with: pip install ."
+        cuda_missing = core_missing
+        return
+    built = core.build_info()["cuda"]
+    if not built.startswith("built"):
+        cuda_missing = built
+    elif torch.version.cuda is None:
+        cuda_missing = f"torch {torch.__version__} is a build without CUDA"
+    else:
+        # Beside _C in a wheel, in the build folder of an editable install: both are on the package's path.
+        found = [path for root in cfmvit.__path__ for path in Path(root).glob("_cuda.so")]
+        if found:
+            torch.ops.load_library(found[0])
+        else:
+            cuda_missing = "the CUDA library _cuda.so is missing from this installation"
+
+
+_load()
+
+
+def why_not_native(op: str, device_type: str) -> str:
+    """Say why an op has no native implementation on a kind of device; empty where it has one."""
+    if core is None:
+        return core_missing
+    if not hasattr(torch.ops.cfmvit, op):
+        return "no native kernel yet"
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    if key is None:
+        return f"no native kernel for {device_type} tensors"
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"cfmvit::{op}", key):
+        return ""
+    return cuda_missing or f"no native kernel for {device_type} tensors yet"
+
+
+def use_native(op: str, tensor: Tensor, impl: str | None) -> bool:
+    """Choose the implementation of ``op`` for tensors like ``tensor``: True for the native one.
+
+    Raises:
+        ValueError: ``impl`` is not None, "native" or "reference".
+        RuntimeError: the native implementation is asked for and can't be had; the message says why.
+    """
+    if impl not in (None, "native", "reference"):
+        raise ValueError(f"{op}: impl must be None, 'native' or 'reference', got {impl!r}")
+    if impl == "reference":
+        return False
+    reason = why_not_native(op, tensor.device.type)
+    if reason and impl == "native":
+        raise RuntimeError(f"{op}: impl 'native' is not available: {reason}")
+    return not reason

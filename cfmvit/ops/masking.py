@@ -1,0 +1,234 @@
+"""Draw the mask, and move tokens between the image and the two branches.
+
+Letters: B samples, N tokens of an image, K kept (visible), M = N - K masked, D width, P patch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cfmvit.ops import _checks as check
+from cfmvit.ops.reference import masking as reference
+
+
+class Masking(NamedTuple):
+    """A random split of each sample's tokens."""
+
+    keep: Tensor  # (B, K) visible tokens
+    masked: Tensor  # (B, M) the others
+    restore: Tensor  # (B, N) place of each token in keep followed by masked
+
+
+def random_masking(
+    batch_size: int,
+    num_tokens: int,
+    mask_ratio: float,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    impl: str | None = None,
+) -> Masking:
+    """Draw a mask for each sample, as MAE does: tokens are ranked by noise, the first int(N * (1 - ratio)) are kept.
+
+    Args:
+        batch_size, num_tokens: B and N.
+        mask_ratio: share of masked tokens, in [0, 1].
+        noise: (B, N) floating, without NaN; the same noise gives MAE's indices. Drawn uniformly when not given.
+        generator: source of that noise.
+        device: where to draw it; ``noise``'s or the generator's own by default.
+
+    Returns:
+        ``Masking`` of int64 indices.
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above.
+    """
+    op = "random_masking"
+    for name, value in (("batch_size", batch_size), ("num_tokens", num_tokens)):
+        if value < 0:
+            raise ValueError(f"{op}: {name} must be at least 0, got {value}")
+    if not 0 <= mask_ratio <= 1:
+        raise ValueError(f"{op}: mask_ratio must lie in 0..1, got {mask_ratio}")
+    if noise is None:
+        if device is None and generator is not None:
+            device = generator.device
+        noise = torch.rand(batch_size, num_tokens, generator=generator, device=device)
+    check.floating(op, "noise", noise, 2, "(B, N)")
+    if noise.shape != (batch_size, num_tokens):
+        raise ValueError(f"{op}: noise must have shape {(batch_size, num_tokens)}, got {tuple(noise.shape)}")
+    if noise.device.type == "cpu" and not torch.compiler.is_compiling() and noise.isnan().any():
+        raise ValueError(f"{op}: noise must not hold NaN, got {int(noise.isnan().sum())}")
+    return Masking(*reference.random_masking(noise, int(num_tokens * (1 - mask_ratio))))
+
+
+def gather_tokens(
+    tokens: Tensor,
+    index: Tensor,
+    *,
+    pos_embed: Tensor | None = None,
+    keep_pos: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Take tokens by index and add their positional embedding: out[b, j] = tokens[b, i] + coin[b] * pos[i], i = index[b, j].
+
+    Args:
+        tokens: (B, N, D) floating, any strides.
+        index: (B, K) int32 or int64 in 0..N-1.
+        pos_embed: (N, D) floating.
+        keep_pos: (B,) bool, positional-embedding dropout's coin (CFM-ViT section 3.1): False drops the embedding of a
+            whole sample. All are kept by default.
+
+    Returns:
+        (B, K, D), dtype of ``tokens``.
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above.
+    """
+    op = "gather_tokens"
+    _tokens(op, tokens, pos_embed, keep_pos)
+    check.index(op, "index", index, tokens.shape[0], tokens.shape[1])
+    check.same_device(op, tokens=tokens, index=index, pos_embed=pos_embed, keep_pos=keep_pos)
+    return reference.gather_tokens(tokens, index, pos_embed, keep_pos)
+
+
+def split_tokens(
+    tokens: Tensor,
+    masking: Masking,
+    *,
+    pos_embed: Tensor | None = None,
+    keep_pos: Tensor | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Split tokens into visible, (B, K, D), and masked ones, (B, M, D): ``gather_tokens`` for both in one pass.
+
+    Args and errors as ``gather_tokens``; ``masking`` must hold each token once.
+    """
+    op = "split_tokens"
+    _tokens(op, tokens, pos_embed, keep_pos)
+    for name, value in zip(Masking._fields, masking):
+        check.index(op, f"masking.{name}", value, *tokens.shape[:2])
+    if masking.keep.shape[1] + masking.masked.shape[1] != tokens.shape[1]:
+        raise ValueError(
+            f"{op}: masking must hold each of {tokens.shape[1]} tokens once, got {masking.keep.shape[1]} visible and "
+            f"{masking.masked.shape[1]} masked"
+        )
+    check.same_device(op, tokens=tokens, masking=masking.keep, pos_embed=pos_embed, keep_pos=keep_pos)
+    return (
+        reference.gather_tokens(tokens, masking.keep, pos_embed, keep_pos),
+        reference.gather_tokens(tokens, masking.masked, pos_embed, keep_pos),
+    )
+
+
+def restore_tokens(
+    visible: Tensor,
+    mask_token: Tensor,
+    restore: Tensor,
+    *,
+    pos_embed: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Build the decoder's input: visible tokens in their places, the mask token elsewhere, plus positions.
+
+    Args:
+        visible: (B, K, D) floating.
+        mask_token: (D,) floating.
+        restore: (B, N) int32 or int64, a permutation of 0..N-1 in each row: entries under K name a visible token.
+        pos_embed: (N, D) floating, the decoder's; never dropped.
+
+    Returns:
+        (B, N, D), dtype of ``visible``.
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above.
+    """
+    op = "restore_tokens"
+    check.floating(op, "visible", visible, 3, "(B, K, D)")
+    check.floating(op, "mask_token", mask_token, 1, "(D,)")
+    if mask_token.shape[0] != visible.shape[2]:
+        raise ValueError(f"{op}: mask_token must have shape ({visible.shape[2]},), got {tuple(mask_token.shape)}")
+    check.tensor(op, "restore", restore, 2, "(B, N)")
+    tokens = restore.shape[1]
+    check.index(op, "restore", restore, visible.shape[0], tokens, "(B, N)")
+    if visible.shape[1] > tokens:
+        raise ValueError(f"{op}: visible must have at most {tokens} tokens, as restore has, got {visible.shape[1]}")
+    _positions(op, pos_embed, tokens, visible.shape[2])
+    check.same_device(op, visible=visible, mask_token=mask_token, restore=restore, pos_embed=pos_embed)
+    return reference.restore_tokens(visible, mask_token, restore, pos_embed)
+
+
+def gather_patches(
+    images: Tensor,
+    index: Tensor | None,
+    patch_size: int,
+    *,
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Cut out the wanted patches of images, normalised, ready for the patch embedding's matrix product.
+
+    Args:
+        images: (B, C, H, W) floating, or uint8, which is divided by 255; H and W multiples of ``patch_size``.
+        index: (B, K) int32 or int64 patches, row-major; None takes all.
+        patch_size: P.
+        mean, std: C numbers; (pixel - mean) / std.
+        dtype: of the result; that of float images, else float32, by default.
+
+    Returns:
+        (B, K, C * P * P), each patch in the order of a convolution's weight: channel, row, column.
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above.
+    """
+    op = "gather_patches"
+    check.tensor(op, "images", images, 4, "(B, C, H, W)")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"{op}: images must be uint8 or floating point, got {images.dtype}")
+    count = _patches(op, images, patch_size)
+    if index is not None:
+        check.index(op, "index", index, images.shape[0], count)
+    stats = [_statistics(op, name, value, images) for name, value in (("mean", mean), ("std", std))]
+    dtype = dtype or (images.dtype if images.is_floating_point() else torch.float32)
+    return reference.gather_patches(images, index, patch_size, *stats, dtype)
+
+
+def _tokens(op: str, tokens: Tensor, pos_embed: Tensor | None, keep_pos: Tensor | None) -> None:
+    check.floating(op, "tokens", tokens, 3, "(B, N, D)")
+    _positions(op, pos_embed, tokens.shape[1], tokens.shape[2])
+    if keep_pos is None:
+        return
+    check.tensor(op, "keep_pos", keep_pos, 1, "(B,)")
+    if keep_pos.dtype != torch.bool or keep_pos.shape[0] != tokens.shape[0]:
+        raise ValueError(
+            f"{op}: keep_pos must be bool of shape ({tokens.shape[0]},), got {keep_pos.dtype} {tuple(keep_pos.shape)}"
+        )
+
+
+def _positions(op: str, pos_embed: Tensor | None, tokens: int, width: int) -> None:
+    if pos_embed is None:
+        return
+    check.floating(op, "pos_embed", pos_embed, 2, "(N, D)")
+    if pos_embed.shape != (tokens, width):
+        raise ValueError(f"{op}: pos_embed must have shape {(tokens, width)}, got {tuple(pos_embed.shape)}")
+
+
+def _patches(op: str, images: Tensor, patch_size: int) -> int:
+    height, width = images.shape[-2:]
+    if patch_size < 1 or height % patch_size or width % patch_size:
+        raise ValueError(f"{op}: patch_size must divide the images' sides {height} x {width}, got {patch_size}")
+    return (height // patch_size) * (width // patch_size)
+
+
+def _statistics(op: str, name: str, value: Sequence[float] | Tensor | None, images: Tensor) -> Tensor | None:
+    if value is None:
+        return None
+    values = torch.as_tensor(value, dtype=torch.float32, device=images.device)
+    if values.shape != (images.shape[1],):
+        raise ValueError(f"{op}: {name} must have {images.shape[1]} entries, one a channel, got {tuple(values.shape)}")
+    return values

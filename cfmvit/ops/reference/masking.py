@@ -1,0 +1,60 @@
+"""Masking in plain PyTorch. Arguments are checked by ``cfmvit.ops.masking``; shapes are given there."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def random_masking(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank noise, (B, N), and split the order: MAE's two stable argsorts."""
+    order = noise.argsort(dim=1, stable=True)
+    return order[:, :kept].contiguous(), order[:, kept:].contiguous(), order.argsort(dim=1, stable=True)
+
+
+def gather_tokens(tokens: Tensor, index: Tensor, pos_embed: Tensor | None, keep_pos: Tensor | None) -> Tensor:
+    """Gather, then add the positions of the samples whose coin keeps them."""
+    index = index.long()
+    out = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+    if pos_embed is None:
+        return out
+    added = pos_embed.to(tokens.dtype)[index]
+    if keep_pos is not None:
+        added = added * keep_pos.to(tokens.dtype)[:, None, None]
+    return out + added
+
+
+def restore_tokens(visible: Tensor, mask_token: Tensor, restore: Tensor, pos_embed: Tensor | None) -> Tensor:
+    """Append mask tokens, put all in their places, add positions."""
+    batch, kept, width = visible.shape
+    masks = mask_token.to(visible.dtype).reshape(1, 1, width).expand(batch, restore.shape[1] - kept, width)
+    out = torch.cat([visible, masks], dim=1).gather(1, restore.long().unsqueeze(-1).expand(-1, -1, width))
+    return out if pos_embed is None else out + pos_embed.to(visible.dtype)
+
+
+def gather_patches(
+    images: Tensor, index: Tensor | None, patch_size: int, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Normalise, unfold, gather."""
+    pixels = images.to(torch.promote_types(dtype, torch.float32) if not images.is_floating_point() else images.dtype)
+    if images.dtype == torch.uint8:
+        pixels = pixels / 255
+    if mean is not None:
+        pixels = pixels - mean.to(pixels)[:, None, None]
+    if std is not None:
+        pixels = pixels / std.to(pixels)[:, None, None]
+    batch, channels, height, width = pixels.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = pixels.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    patches = grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch_size**2)
+    if index is not None:
+        patches = patches.gather(1, index.long().unsqueeze(-1).expand(-1, -1, patches.shape[2]))
+    return patches.to(dtype)
+
+
+def patches_channel_last(images: Tensor, patch_size: int) -> Tensor:
+    """Return (B, N, P * P * C) patches in MAE's order: row, column, channel."""
+    patches = F.unfold(images, patch_size, stride=patch_size)
+    batch, _, count = patches.shape
+    return patches.reshape(batch, -1, patch_size**2, count).permute(0, 3, 2, 1).reshape(batch, count, -1)

@@ -1,0 +1,51 @@
+// Every schema of the library: its table of contents. Backward passes are ops of their own.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(cfmvit, m) {
+  // regions: RoIAlign. input (B, C, H, W), rois (R, 5): image number, x1, y1, x2, y2, in float32 or float64, the type of
+  // arithmetic on coordinates -> (R, C, P, Q), and the gradient of input. channels_last: the layout of the result.
+  m.def(
+      "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+      "int sampling_ratio, bool aligned) -> Tensor");
+  m.def(
+      "roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, SymInt channels, SymInt height, "
+      "SymInt width, int sampling_ratio, bool aligned, bool channels_last) -> Tensor");
+
+  // regions: RoIAlign of each box on a level of its own. features: L maps (B, C, H_l, W_l), rois (R, 5),
+  // levels (R,) int64 in [0, L) -> (R, C, P, Q), and the gradients of the maps.
+  m.def(
+      "multilevel_roi_align(Tensor[] features, Tensor rois, Tensor levels, float[] scales, SymInt pooled_height, "
+      "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor");
+  m.def(
+      "multilevel_roi_align_backward(Tensor grad, Tensor rois, Tensor levels, float[] scales, SymInt batch, "
+      "SymInt channels, SymInt[] heights, SymInt[] widths, int sampling_ratio, bool aligned, bool channels_last) "
+      "-> Tensor[]");
+
+  // regions: the mean over RoIAlign's bins. tokens (B, N, C), N = prefix + grid_height * grid_width, rois (R, 5)
+  // -> (R, C), and the gradient of tokens, which are given to it only where they were normalised.
+  m.def(
+      "pool_regions(Tensor tokens, Tensor rois, SymInt grid_height, SymInt grid_width, float spatial_scale, "
+      "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned, SymInt num_prefix_tokens, "
+      "bool normalize) -> Tensor");
+  m.def(
+      "pool_regions_backward(Tensor grad, Tensor rois, Tensor? tokens, SymInt batch, SymInt num_tokens, "
+      "SymInt grid_height, SymInt grid_width, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+      "int sampling_ratio, bool aligned, SymInt num_prefix_tokens) -> Tensor");
+
+  // regions: detection scores from similarities divided by their temperatures. logits, vlm_logits (R, 1 + n), the
+  // background first, exponent (n,) of the frozen tower's probability, objectness (R,) -> (R, n)
+  m.def(
+      "combine_scores(Tensor logits, Tensor? vlm_logits, Tensor exponent, Tensor? objectness, float objectness_power, "
+      "bool renormalize) -> Tensor");
+
+  // contrastive: log-sum-exp over the negatives of each row and column of image @ text.T * logit_scale.
+  // image (B, D), text (T, D), logit_scale (), group_ids (T,)
+  // -> positive (B,), image_lse (B,), text_lse (T,), image_max (B,), text_max (T,)
+  m.def(
+      "contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, int label_offset, Tensor? group_ids) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "contrastive_lse_backward(Tensor image, Tensor text, Tensor logit_scale, int label_offset, Tensor image_lse, "
+      "Tensor text_lse, Tensor grad_positive, Tensor grad_image_lse, Tensor grad_text_lse, bool needs_image, "
+      "bool needs_text) -> (Tensor, Tensor, Tensor)");
+}

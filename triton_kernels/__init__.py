@@ -1,0 +1,1 @@
+"""Triton kernels of cfmvit; installed as ``cfmvit.triton_kernels``."""
