@@ -1,5 +1,6 @@
 // cfmvit._C: loading it registers the schemas and the CPU ops; it tells what was built and carries no tensor.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <map>
 #include <string>
