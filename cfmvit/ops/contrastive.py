@@ -8,16 +8,22 @@ softplus(lse_of_negatives - positive) keeps loss and gradient exact when the pro
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn import functional as F
 
-from cfmvit.ops.reference.contrastive import contrastive_lse
+from cfmvit.ops import _collective, _contrastive_lse, _library
+from cfmvit.ops._contrastive_checks import check_options, check_pairs, check_tensors
+from cfmvit.ops.reference import contrastive as reference
 
-DIRECTIONS = ("both", "image_to_text", "text_to_image")
-REDUCTIONS = ("mean", "sum", "none")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+if _library.core is not None:
+    _contrastive_lse.register()
 
 
 class InfoNCEStats(NamedTuple):
@@ -42,6 +48,8 @@ def info_nce(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     return_stats: bool = False,
+    process_group: ProcessGroup | None = None,
+    impl: str | None = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """Compute the softmax contrastive loss (InfoNCE, the loss of CLIP) of matching image and text features.
 
@@ -69,6 +77,12 @@ def info_nce(
             "none" gives one loss per pair, (B,).
         return_stats: bool, default False
             Also return `InfoNCEStats`.
+        process_group: torch.distributed.ProcessGroup, optional
+            Each rank holds its own B pairs, the same number everywhere; candidates are the pairs of all ranks (group_ids
+            are compared across ranks too). The loss is the one of the rank's own pairs; gradients are those of the sum of
+            the ranks' losses, so that DistributedDataParallel's mean makes them exact.
+        impl: "reference" | "native", optional
+            Forces an implementation.
 
     Returns:
         The loss in float32 (float64 for float64 features), and the stats if asked for.
@@ -76,26 +90,42 @@ def info_nce(
     Raises:
         ValueError, TypeError: an argument breaks the rules above; the message names it.
     """
-    _check(image, text, logit_scale, logit_bias, group_ids)
-    _check_pairs(image, text, direction, label_offset)
-    _check_options(label_smoothing, reduction)
+    check_tensors(image, text, logit_scale, logit_bias, group_ids)
+    check_pairs(image, text, direction, label_offset, process_group)
+    check_options(label_smoothing, reduction)
+    if image.dtype != text.dtype:  # under autocast
+        dtype = torch.promote_types(image.dtype, text.dtype)
+        image, text = image.to(dtype), text.to(dtype)
     logit_scale = logit_scale.to(_loss_dtype(image))
-    positive, image_lse, text_lse, image_max, text_max = contrastive_lse(
-        image, text, logit_scale, label_offset, _stats_groups(text, group_ids) if return_stats else None
-    )
+    linear = group_ids is not None or label_smoothing > 0
+    images = image
+    if process_group is not None:
+        _collective.check_shards("info_nce", "image", image, process_group)
+        label_offset = dist.get_rank(process_group) * image.shape[0]
+        image = image.to(logit_scale.dtype)
+        text = _collective.gather_rows(text, process_group, logit_scale.dtype)
+        images = _collective.gather_rows(image, process_group) if linear else image
+        if group_ids is not None:
+            group_ids = _collective.gather_rows(group_ids, process_group)
     own = slice(label_offset, label_offset + image.shape[0])
+
+    max_groups = _stats_groups(text, group_ids) if return_stats else None
+    native = _library.use_native("contrastive_lse", image, impl)
+    lse = torch.ops.cfmvit.contrastive_lse.default if native else reference.contrastive_lse
+    positive, image_lse, text_lse, image_max, text_max = lse(
+        image, text, logit_scale, label_offset, max_groups
+    )
+    if process_group is not None:
+        text_lse = _collective.merge_lse(text_lse, process_group)
+        text_max = _collective.all_max(text_max, process_group) if return_stats else text_max
     text_lse = text_lse[own]
 
-    losses = []
-    if direction != "text_to_image":
-        losses.append(-F.logsigmoid(positive - image_lse))
-    if direction != "image_to_text":
-        losses.append(-F.logsigmoid(positive - text_lse))
-    if group_ids is not None or label_smoothing:
-        texts, images = _excess(image, text, own, group_ids, label_smoothing)
-        excess = ([texts] if direction != "text_to_image" else []) + ([images] if direction != "image_to_text" else [])
-        losses = [loss + logit_scale * e for loss, e in zip(losses, excess, strict=True)]
-    loss = losses[0] if len(losses) == 1 else (losses[0] + losses[1]) / 2
+    loss_image, loss_text = -F.logsigmoid(positive - image_lse), -F.logsigmoid(positive - text_lse)
+    if linear:
+        excess_image, excess_text = _excess(images, text, own, group_ids, label_smoothing)
+        loss_image, loss_text = loss_image + logit_scale * excess_image, loss_text + logit_scale * excess_text
+    loss = {"image_to_text": loss_image, "text_to_image": loss_text}.get(direction)
+    loss = (loss_image + loss_text) / 2 if loss is None else loss
     if reduction != "none":
         loss = loss.mean() if reduction == "mean" else loss.sum()
     if logit_bias is not None:
@@ -125,23 +155,26 @@ def _loss_dtype(features: Tensor) -> torch.dtype:
 
 
 def _excess(
-    image: Tensor, text: Tensor, own: slice, group_ids: Tensor | None, smoothing: float
+    images: Tensor, texts: Tensor, own: slice, group_ids: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Similarity of each pair over its mean under the target: (B,) for the images, (B,) for the texts.
+    """Similarity of each own pair over its mean under the target: (B,) for the images, (B,) for the texts.
 
     Exactly zero, with exactly zero gradients, for a pair without other positives and without smoothing.
     """
-    dtype = _loss_dtype(image)
-    image, text = image.to(dtype), text.to(dtype)
-    own_text = text[own]
-    target_text, target_image = own_text, image
+    dtype = _loss_dtype(images)
+    images, texts = images.to(dtype), texts.to(dtype)
+    pairs = own if len(images) == len(texts) else slice(0, len(images))
+    image, text = images[pairs], texts[own]
+    target_text, target_image = text, image
     if group_ids is not None:
-        target_text = _GroupMean.apply(text, group_ids)[own]
-        target_image = _GroupMean.apply(image, group_ids[own])
+        target_text = _GroupMean.apply(texts, group_ids)[own]
+        target_image = _GroupMean.apply(images, group_ids if len(images) == len(texts) else group_ids[own])[
+            pairs
+        ]
     if smoothing:
-        target_text = torch.lerp(target_text, text.mean(0), smoothing)
-        target_image = torch.lerp(target_image, image.mean(0), smoothing)
-    return (image * (own_text - target_text)).sum(1), (own_text * (image - target_image)).sum(1)
+        target_text = torch.lerp(target_text, texts.mean(0), smoothing)
+        target_image = torch.lerp(target_image, images.mean(0), smoothing)
+    return (image * (text - target_text)).sum(1), (text * (image - target_image)).sum(1)
 
 
 class _GroupMean(torch.autograd.Function):
@@ -163,64 +196,3 @@ class _GroupMean(torch.autograd.Function):
         """Apply the map to the gradient."""
         (ids,) = ctx.saved_tensors
         return _GroupMean.apply(grad, ids), None
-
-
-def _check(
-    image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None, group_ids: Tensor | None
-) -> None:
-    for name, features in (("image", image), ("text", text)):
-        if not isinstance(features, Tensor):
-            raise TypeError(f"info_nce: {name} must be a tensor, got {type(features).__name__}")
-        if not features.is_floating_point():
-            raise TypeError(f"info_nce: {name} must be floating point, got {features.dtype}")
-        if features.dim() != 2 or 0 in features.shape:
-            raise ValueError(f"info_nce: {name} must be a non-empty matrix, got shape {tuple(features.shape)}")
-    if image.shape[1] != text.shape[1]:
-        raise ValueError(f"info_nce: text must have image's width {image.shape[1]}, got {text.shape[1]}")
-    if image.dtype != text.dtype:
-        raise TypeError(f"info_nce: text must have image's dtype {image.dtype}, got {text.dtype}")
-    for name, scalar in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
-        if name == "logit_bias" and scalar is None:
-            continue
-        if not isinstance(scalar, Tensor) or not scalar.is_floating_point():
-            kind = scalar.dtype if isinstance(scalar, Tensor) else type(scalar).__name__
-            raise TypeError(f"info_nce: {name} must be a floating-point tensor, got {kind}")
-        if scalar.dim() != 0:
-            raise ValueError(f"info_nce: {name} must be 0-d, got shape {tuple(scalar.shape)}")
-    if group_ids is not None:
-        if not isinstance(group_ids, Tensor) or group_ids.is_floating_point() or group_ids.is_complex():
-            kind = group_ids.dtype if isinstance(group_ids, Tensor) else type(group_ids).__name__
-            raise TypeError(f"info_nce: group_ids must be an integer tensor, got {kind}")
-        if group_ids.shape != text.shape[:1]:
-            raise ValueError(
-                f"info_nce: group_ids must have shape ({text.shape[0]},), got shape {tuple(group_ids.shape)}"
-            )
-    for name, tensor in (
-        ("text", text), ("logit_scale", logit_scale), ("logit_bias", logit_bias), ("group_ids", group_ids),
-    ):  # fmt: skip
-        if tensor is not None and tensor.device != image.device:
-            raise ValueError(f"info_nce: {name} must be on image's device {image.device}, got {tensor.device}")
-
-
-def _check_pairs(image: Tensor, text: Tensor, direction: str, label_offset: int) -> None:
-    if direction not in DIRECTIONS:
-        raise ValueError(f"info_nce: direction must be one of {DIRECTIONS}, got {direction!r}")
-    if not isinstance(label_offset, int) or label_offset < 0:
-        raise ValueError(f"info_nce: label_offset must be an integer of at least 0, got {label_offset!r}")
-    images, texts = image.shape[0], text.shape[0]
-    if direction != "image_to_text" and (texts != images or label_offset):
-        raise ValueError(
-            f"info_nce: text must have image's {images} rows and label_offset be 0 unless direction is "
-            f"'image_to_text', got {texts} rows and label_offset {label_offset}"
-        )
-    if texts < images + label_offset:
-        raise ValueError(
-            f"info_nce: text must have at least {images + label_offset} rows (image rows + label_offset), got {texts}"
-        )
-
-
-def _check_options(label_smoothing: float, reduction: str) -> None:
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"info_nce: label_smoothing must be in [0, 1), got {label_smoothing!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"info_nce: reduction must be one of {REDUCTIONS}, got {reduction!r}")

@@ -1,8 +1,8 @@
-// contrastive_lse and its backward on the CPU: matrix products in blocks (BLAS, one thread each) with the passes of
-// contrastive_tile.h in between. No more than a strip of the B x T logits exists at any time.
+// contrastive_lse and its backward on the CPU: matrix products in blocks (BLAS, one thread each) with the
+// passes of contrastive_tile.h in between. No more than a strip of the B x T logits exists at any time.
 //
-// Deterministic for any number of threads: blocks depend on the sizes alone, a block's product runs on one thread, every
-// sum has one owner and a fixed order.
+// Deterministic for any number of threads: blocks depend on the sizes alone, a block's product runs on one
+// thread, every sum has one owner and a fixed order.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -22,8 +22,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kCols = 512;                  // texts of a tile: 128 x 512 float32 stay in a core's L2
-constexpr int64_t kGradCols = 512;              // texts of a block of the backward, which also owns their gradient
+constexpr int64_t kCols = 512;      // texts of a tile: 128 x 512 float32 stay in a core's L2
+constexpr int64_t kGradCols = 512;  // texts of a block of the backward, which also owns their gradient
 constexpr int64_t kStripBytes = int64_t{1} << 26;  // bound of the backward's workspace
 
 template <typename T>
@@ -53,7 +53,8 @@ struct Matrix {  // a borrowed view, element (i, j) at data[i * row + j * col]
   Tensor tensor() const {
     const std::array<int64_t, 2> sizes{rows, cols}, strides{row, col};
     auto* writable = const_cast<std::remove_const_t<T>*>(data);
-    return torch::stable::from_blob(writable, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU),
+    return torch::stable::from_blob(writable, sizes, strides,
+                                    torch::stable::Device(torch::headeronly::DeviceType::CPU),
                                     kType<std::remove_const_t<T>>);
   }
 };
@@ -75,8 +76,8 @@ void multiply(Matrix<T> out, Matrix<A> a, Matrix<B> b, bool accumulate = false) 
   }
 }
 
-// Runs task(i) for i in [0, tasks). Never outside a parallel region, where BLAS would split a product among threads and
-// the bits would depend on their number.
+// Runs task(i) for i in [0, tasks). Never outside a parallel region, where BLAS would split a product among
+// threads and the bits would depend on their number.
 template <typename Task>
 void parallel(int64_t tasks, const Task& task) {
   torch::stable::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
@@ -148,17 +149,21 @@ struct Forward {
       if (group) std::fill(image_max + band.begin, image_max + band.end, kLowest<T>);
       for (int64_t j = 0; j < text.rows; j += kCols) {
         const Range cols{j, std::min(j + kCols, text.rows)};
-        multiply(Matrix<T>{tile.data(), band.size(), cols.size(), kCols}, image.window(band), text.window(cols).t());
-        contrastive::add_tile<T>(tile.data(), band.size(), cols.size(), kCols, band.begin + label_offset - j, scale,
-                                 {max.data(), sum.data(), &columns.max[j], &columns.sum[j]}, scratch.data());
+        multiply(Matrix<T>{tile.data(), band.size(), cols.size(), kCols}, image.window(band),
+                 text.window(cols).t());
+        contrastive::add_tile<T>(tile.data(), band.size(), cols.size(), kCols, band.begin + label_offset - j,
+                                 scale, {max.data(), sum.data(), &columns.max[j], &columns.sum[j]},
+                                 scratch.data());
         if (group) {
-          contrastive::max_of_others<T>(tile.data(), band.size(), cols.size(), kCols, group + band.begin + label_offset,
-                                        group + j, image_max + band.begin, &columns.others[j]);
+          contrastive::max_of_others<T>(tile.data(), band.size(), cols.size(), kCols,
+                                        group + band.begin + label_offset, group + j, image_max + band.begin,
+                                        &columns.others[j]);
         }
       }
       for (int64_t r = band.begin; r < band.end; ++r) {
         image_lse[r] = max[r - band.begin] + std::log(sum[r - band.begin]);
-        positive[r] = scale * dot(image.data + r * image.row, text.data + (r + label_offset) * text.row, image.cols);
+        positive[r] =
+            scale * dot(image.data + r * image.row, text.data + (r + label_offset) * text.row, image.cols);
       }
     }
   }
@@ -196,7 +201,8 @@ struct Backward {
     for (int64_t top = 0; top < image.rows; top += step) {
       const Range rows{top, std::min(top + step, image.rows)};
       const Matrix<T> logits{strip.data(), rows.size(), texts, stride};
-      parallel(blocks, [&](int64_t j) { grad_scale[j] += pull_block(rows, block(j, kGradCols, texts), logits); });
+      parallel(blocks,
+               [&](int64_t j) { grad_scale[j] += pull_block(rows, block(j, kGradCols, texts), logits); });
       if (grad_image.data) product_with_text(rows, logits);
     }
     double total = 0;
@@ -235,7 +241,9 @@ ScalarType compute_type(const Tensor& features) {
   return features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-double value_of(const Tensor& scalar) { return *prepared(scalar, ScalarType::Double).const_data_ptr<double>(); }
+double value_of(const Tensor& scalar) {
+  return *prepared(scalar, ScalarType::Double).const_data_ptr<double>();
+}
 
 template <typename T>
 T* data(const Tensor& x) {
@@ -254,7 +262,8 @@ Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, int64_t l
   const int64_t images = image.size(0), texts = text.size(0);
   std::optional<Tensor> group;
   if (group_ids) group = prepared(*group_ids, ScalarType::Long);
-  Lse out{vector(images), vector(images), vector(texts), vector(group ? images : 0), vector(group ? texts : 0)};
+  Lse out{vector(images), vector(images), vector(texts), vector(group ? images : 0),
+          vector(group ? texts : 0)};
   const auto run = [&]<typename T>(T) {
     Forward<T>{matrix_of<const T>(rows),
                matrix_of<const T>(cols),
@@ -272,30 +281,34 @@ Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, int64_t l
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(
-    Tensor image, Tensor text, Tensor logit_scale, int64_t label_offset, Tensor image_lse, Tensor text_lse,
-    Tensor grad_positive, Tensor grad_image_lse, Tensor grad_text_lse, bool needs_image, bool needs_text) {
+std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(Tensor image, Tensor text, Tensor logit_scale,
+                                                                int64_t label_offset, Tensor image_lse,
+                                                                Tensor text_lse, Tensor grad_positive,
+                                                                Tensor grad_image_lse, Tensor grad_text_lse,
+                                                                bool needs_image, bool needs_text) {
   const ScalarType type = compute_type(image);
   const Tensor rows = prepared(image, type), cols = prepared(text, type);
-  const std::array<Tensor, 5> vectors{prepared(image_lse, type), prepared(text_lse, type), prepared(grad_image_lse, type),
-                                      prepared(grad_text_lse, type), prepared(grad_positive, type)};
+  const std::array<Tensor, 5> vectors{prepared(image_lse, type), prepared(text_lse, type),
+                                      prepared(grad_image_lse, type), prepared(grad_text_lse, type),
+                                      prepared(grad_positive, type)};
   const auto grad = [&](const Tensor& like, bool needed) {
     const std::array<int64_t, 2> whole{like.size(0), like.size(1)}, none{0, 0};
     return torch::stable::new_empty(like, needed ? whole : none);
   };
   const Tensor grad_image = grad(rows, needs_image), grad_text = grad(cols, needs_text);
-  const Tensor grad_scale = torch::stable::new_empty(logit_scale, std::array<int64_t, 0>{}, ScalarType::Double);
+  const Tensor grad_scale =
+      torch::stable::new_empty(logit_scale, std::array<int64_t, 0>{}, ScalarType::Double);
   const auto run = [&]<typename T>(T) {
-    *data<double>(grad_scale) =
-        Backward<T>{matrix_of<const T>(rows),
-                    matrix_of<const T>(cols),
-                    T(value_of(logit_scale)),
-                    label_offset,
-                    {data<T>(vectors[0]), data<T>(vectors[1]), data<T>(vectors[2]), data<T>(vectors[3]),
-                     data<T>(vectors[4])},
-                    {needs_image ? data<T>(grad_image) : nullptr, rows.size(0), rows.size(1), rows.size(1)},
-                    {needs_text ? data<T>(grad_text) : nullptr, cols.size(0), cols.size(1), cols.size(1)}}
-            .run();
+    *data<double>(grad_scale) = Backward<T>{
+        matrix_of<const T>(rows),
+        matrix_of<const T>(cols),
+        T(value_of(logit_scale)),
+        label_offset,
+        {data<T>(vectors[0]), data<T>(vectors[1]), data<T>(vectors[2]), data<T>(vectors[3]),
+         data<T>(vectors[4])},
+        {needs_image ? data<T>(grad_image) : nullptr, rows.size(0), rows.size(1), rows.size(1)},
+        {needs_text ? data<T>(grad_text) : nullptr, cols.size(0), cols.size(1),
+         cols.size(1)}}.run();
   };
   type == ScalarType::Double ? run(double{}) : run(float{});
   const auto cast = [](const Tensor& x, const Tensor& like) {

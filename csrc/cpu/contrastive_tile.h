@@ -1,4 +1,5 @@
-// Tile passes of the contrastive loss, compiled for the instruction sets they gain from, and the choice between them.
+// Tile passes of the contrastive loss, compiled for the instruction sets they gain from, and the choice
+// between them.
 #pragma once
 
 #include <cmath>
@@ -34,8 +35,8 @@ namespace baseline {
 #undef CFMVIT_LANES
 }  // namespace baseline
 
-// AVX2 makes the passes 3 to 4 times as fast as the baseline. AVX-512 was tried: no faster in sum, and the matrix products
-// are ten times as long.
+// AVX2 makes the passes 3 to 4 times as fast as the baseline. AVX-512 was tried: no faster in sum, and the
+// matrix products are ten times as long.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
@@ -52,8 +53,8 @@ inline const bool kHasAvx2 = false;
 #endif
 
 template <typename T>
-void add_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale, const Negatives<T>& sums,
-              T* old_max) {
+void add_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale,
+              const Negatives<T>& sums, T* old_max) {
   const auto run = kHasAvx2 ? avx2::add_tile<T> : baseline::add_tile<T>;
   run(tile, rows, cols, stride, own, scale, sums, old_max);
 }
@@ -66,7 +67,8 @@ void max_of_others(const T* tile, int64_t rows, int64_t cols, int64_t stride, co
 }
 
 template <typename T>
-double pull_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale, const Pull<T>& pull) {
+double pull_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale,
+                 const Pull<T>& pull) {
   const auto run = kHasAvx2 ? avx2::pull_tile<T> : baseline::pull_tile<T>;
   return run(tile, rows, cols, stride, own, scale, pull);
 }
