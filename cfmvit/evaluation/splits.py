@@ -1,18 +1,10 @@
-"""The COCO open-vocabulary split (Bansal et al. 2018): 48 base and 17 novel of the 80 categories."""
+"""Whether an annotation file has COCO's categories, and so the open-vocabulary split of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-_BASE = """person, bicycle, car, motorcycle, train, truck, boat, bench, bird, horse, sheep, bear, zebra, giraffe,
-backpack, handbag, suitcase, frisbee, skis, kite, surfboard, bottle, fork, spoon, bowl, banana, apple, sandwich, orange,
-broccoli, carrot, pizza, donut, chair, bed, toilet, tv, laptop, mouse, remote, microwave, oven, toaster, refrigerator,
-book, clock, vase, toothbrush"""
-_NOVEL = """airplane, bus, cat, dog, cow, elephant, umbrella, tie, snowboard, skateboard, cup, knife, cake, couch,
-keyboard, sink, scissors"""
-
-COCO_BASE = frozenset(name.strip() for name in _BASE.split(","))
-COCO_NOVEL = frozenset(name.strip() for name in _NOVEL.split(","))
+from cfmvit.data.splits import COCO_BASE, COCO_NOVEL
 
 
 def open_vocabulary_split(categories: Any) -> tuple[list[int], list[int]] | None:
@@ -23,7 +15,7 @@ def open_vocabulary_split(categories: Any) -> tuple[list[int], list[int]] | None
     """
     if not isinstance(categories, list):
         return None
-    names = {entry.get("name"): entry.get("id") for entry in categories if "frequency" not in entry}
-    if not names.keys() >= (COCO_BASE | COCO_NOVEL):
+    names = {entry.get("id"): entry.get("name") for entry in categories if "frequency" not in entry}
+    if any(names.get(key) != name for key, name in {**COCO_BASE, **COCO_NOVEL}.items()):
         return None
-    return sorted(names[name] for name in COCO_BASE), sorted(names[name] for name in COCO_NOVEL)
+    return list(COCO_BASE), list(COCO_NOVEL)
