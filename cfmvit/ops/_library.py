@@ -40,19 +40,26 @@ def _load() -> None:
 
 _load()
 
+# Read once: torch.compile traces a look-up in a set, but not a question to the dispatcher.
+_native = {
+    device_type: frozenset(
+        name.removeprefix("cfmvit::")
+        for name in torch._C._dispatch_get_registrations_for_dispatch_key(key)
+        if name.startswith("cfmvit::")
+    )
+    for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA"))
+}
+
 
 def why_not_native(op: str, device_type: str) -> str:
     """Say why an op has no native implementation on a kind of device; empty where it has one."""
     if core is None:
         return core_missing
-    if not hasattr(torch.ops.cfmvit, op):
-        return "no native kernel yet"
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
-    if key is None:
+    if device_type not in _native:
         return f"no native kernel for {device_type} tensors"
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"cfmvit::{op}", key):
+    if op in _native[device_type]:
         return ""
-    return cuda_missing or f"no native kernel for {device_type} tensors yet"
+    return (cuda_missing if device_type == "cuda" else "") or f"no native kernel for {device_type} tensors yet"
 
 
 def use_native(op: str, tensor: Tensor, impl: str | None) -> bool:
