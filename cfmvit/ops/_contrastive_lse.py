@@ -17,23 +17,25 @@ _BACKWARD = "cfmvit::contrastive_lse_backward"
 def _check(
     image: Tensor, text: Tensor, logit_scale: Tensor, label_offset: int, group_ids: Tensor | None
 ) -> None:
-    """Repeat the rules of csrc/checks.h for tensors without data."""
+    """Repeat the rules of csrc/contrastive_checks.h for tensors without data."""
     torch._check(
         image.dim() == 2 and text.dim() == 2 and image.shape[1] == text.shape[1],
         lambda: (
-            f"contrastive_lse: image and text must be matrices of equal width, got shapes {tuple(image.shape)} "
-            f"and {tuple(text.shape)}"
+            f"contrastive_lse: image and text must be matrices of equal width, got {image.dim()}-d and {text.dim()}-d "
+            f"of width {image.shape[-1]} and {text.shape[-1]}"
         ),
     )
     torch._check(
         image.dtype == text.dtype and image.is_floating_point(),
-        lambda: f"contrastive_lse: text must have image's floating dtype {image.dtype}, got {text.dtype}",
+        lambda: (
+            f"contrastive_lse: image and text must have one floating dtype, got {image.dtype} and {text.dtype}"
+        ),
     )
     torch._check(
         logit_scale.dim() == 0, lambda: f"contrastive_lse: logit_scale must be 0-d, got {logit_scale.dim()}-d"
     )
     torch._check(
-        text.shape[0] >= image.shape[0] + label_offset,
+        label_offset >= 0 and text.shape[0] >= image.shape[0] + label_offset,
         lambda: (
             f"contrastive_lse: text must have at least image rows + label_offset rows, got {text.shape[0]} rows for "
             f"{image.shape[0]} + {label_offset}"
@@ -43,7 +45,7 @@ def _check(
         torch._check(
             group_ids.shape == text.shape[:1],
             lambda: (
-                f"contrastive_lse: group_ids must have one id per text, got shape {tuple(group_ids.shape)}"
+                f"contrastive_lse: group_ids must have one id per text, got {group_ids.numel()} for {text.shape[0]}"
             ),
         )
 

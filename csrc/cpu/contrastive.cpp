@@ -4,23 +4,17 @@
 // Deterministic for any number of threads: blocks depend on the sizes alone, a block's product runs on one
 // thread, every sum has one owner and a fixed order.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <array>
-#include <optional>
+#include <cmath>
 #include <tuple>
-#include <vector>
 
+#include "../contrastive_checks.h"
+#include "../stable.h"
 #include "contrastive_tile.h"
 
 namespace cfmvit {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int64_t kCols = 512;      // texts of a tile: 128 x 512 float32 stay in a core's L2
 constexpr int64_t kGradCols = 512;  // texts of a block of the backward, which also owns their gradient
@@ -79,7 +73,7 @@ void multiply(Matrix<T> out, Matrix<A> a, Matrix<B> b, bool accumulate = false) 
 // Runs task(i) for i in [0, tasks). Never outside a parallel region, where BLAS would split a product among
 // threads and the bits would depend on their number.
 template <typename Task>
-void parallel(int64_t tasks, const Task& task) {
+void for_blocks(int64_t tasks, const Task& task) {
   torch::stable::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < std::min(end, tasks); ++i) task(i);
   });
@@ -131,7 +125,7 @@ struct Forward {
   void run() const {
     const int64_t step = forward_strip(image.rows), texts = text.rows;
     std::vector<Columns> strips(ceil_div(image.rows, step));
-    parallel(strips.size(), [&](int64_t i) {
+    for_blocks(strips.size(), [&](int64_t i) {
       strips[i] = {std::vector<T>(texts, kLowest<T>), std::vector<T>(texts),
                    std::vector<T>(group ? texts : 0, kLowest<T>)};
       add_strip(block(i, step, image.rows), strips[i]);
@@ -201,8 +195,8 @@ struct Backward {
     for (int64_t top = 0; top < image.rows; top += step) {
       const Range rows{top, std::min(top + step, image.rows)};
       const Matrix<T> logits{strip.data(), rows.size(), texts, stride};
-      parallel(blocks,
-               [&](int64_t j) { grad_scale[j] += pull_block(rows, block(j, kGradCols, texts), logits); });
+      for_blocks(blocks,
+                 [&](int64_t j) { grad_scale[j] += pull_block(rows, block(j, kGradCols, texts), logits); });
       if (grad_image.data) product_with_text(rows, logits);
     }
     double total = 0;
@@ -224,7 +218,7 @@ struct Backward {
   void product_with_text(Range rows, Matrix<T> logits) const {
     constexpr int64_t kRows = 128, kWidth = 128;
     const int64_t across = ceil_div(text.cols, kWidth);
-    parallel(ceil_div(rows.size(), kRows) * across, [&](int64_t i) {
+    for_blocks(ceil_div(rows.size(), kRows) * across, [&](int64_t i) {
       const Range part = block(i / across, kRows, rows.size()), width = block(i % across, kWidth, text.cols);
       const Matrix<T> out = grad_image.window(rows).window(part, width);
       multiply(out, logits.window(part), text.window({0, text.rows}, width));
@@ -245,25 +239,18 @@ double value_of(const Tensor& scalar) {
   return *prepared(scalar, ScalarType::Double).const_data_ptr<double>();
 }
 
-template <typename T>
-T* data(const Tensor& x) {
-  return static_cast<T*>(x.data_ptr());
-}
-
 using Lse = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, int64_t label_offset,
                         std::optional<Tensor> group_ids) {
+  check_contrastive_lse(image, text, logit_scale, label_offset, group_ids);
   const ScalarType type = compute_type(image);
   const Tensor rows = prepared(image, type), cols = prepared(text, type);
-  const auto vector = [&](int64_t size) {
-    return torch::stable::new_empty(rows, std::array<int64_t, 1>{size});
-  };
   const int64_t images = image.size(0), texts = text.size(0);
   std::optional<Tensor> group;
   if (group_ids) group = prepared(*group_ids, ScalarType::Long);
-  Lse out{vector(images), vector(images), vector(texts), vector(group ? images : 0),
-          vector(group ? texts : 0)};
+  Lse out{like(rows, {images}), like(rows, {images}), like(rows, {texts}), like(rows, {group ? images : 0}),
+          like(rows, {group ? texts : 0})};
   const auto run = [&]<typename T>(T) {
     Forward<T>{matrix_of<const T>(rows),
                matrix_of<const T>(cols),
@@ -286,18 +273,26 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(Tensor image, Te
                                                                 Tensor text_lse, Tensor grad_positive,
                                                                 Tensor grad_image_lse, Tensor grad_text_lse,
                                                                 bool needs_image, bool needs_text) {
+  check_contrastive_lse(image, text, logit_scale, label_offset, std::nullopt);
+  for (const auto& [rows, count] : {std::pair{&image_lse, image.size(0)},
+                                    {&grad_image_lse, image.size(0)},
+                                    {&grad_positive, image.size(0)},
+                                    {&text_lse, text.size(0)},
+                                    {&grad_text_lse, text.size(0)}}) {
+    CFMVIT_CHECK(rows->dim() == 1 && rows->size(0) == count,
+                 "contrastive_lse_backward: log-sum-exps and gradients ", "must have one entry per row, got ",
+                 rows->numel(), " for ", count);
+  }
   const ScalarType type = compute_type(image);
   const Tensor rows = prepared(image, type), cols = prepared(text, type);
   const std::array<Tensor, 5> vectors{prepared(image_lse, type), prepared(text_lse, type),
                                       prepared(grad_image_lse, type), prepared(grad_text_lse, type),
                                       prepared(grad_positive, type)};
-  const auto grad = [&](const Tensor& like, bool needed) {
-    const std::array<int64_t, 2> whole{like.size(0), like.size(1)}, none{0, 0};
-    return torch::stable::new_empty(like, needed ? whole : none);
+  const auto grad_of = [](const Tensor& x, bool needed) {
+    return needed ? like(x, {x.size(0), x.size(1)}) : like(x, {0, 0});
   };
-  const Tensor grad_image = grad(rows, needs_image), grad_text = grad(cols, needs_text);
-  const Tensor grad_scale =
-      torch::stable::new_empty(logit_scale, std::array<int64_t, 0>{}, ScalarType::Double);
+  const Tensor grad_image = grad_of(rows, needs_image), grad_text = grad_of(cols, needs_text);
+  const Tensor grad_scale = like(logit_scale, {}, ScalarType::Double);
   const auto run = [&]<typename T>(T) {
     *data<double>(grad_scale) = Backward<T>{
         matrix_of<const T>(rows),
@@ -311,8 +306,8 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(Tensor image, Te
          cols.size(1)}}.run();
   };
   type == ScalarType::Double ? run(double{}) : run(float{});
-  const auto cast = [](const Tensor& x, const Tensor& like) {
-    return x.scalar_type() == like.scalar_type() ? x : torch::stable::to(x, like.scalar_type());
+  const auto cast = [](const Tensor& x, const Tensor& to) {
+    return x.scalar_type() == to.scalar_type() ? x : torch::stable::to(x, to.scalar_type());
   };
   return {cast(grad_image, image), cast(grad_text, text), cast(grad_scale, logit_scale)};
 }

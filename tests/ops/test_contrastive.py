@@ -163,6 +163,25 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(backward, tuple(args))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: (4,)}, "image and text must be matrices of equal width, got 1-d and 2-d of width 4 and 3"),
+        ({1: (4, 5)}, "image and text must be matrices of equal width, got 2-d and 2-d of width 3 and 5"),
+        ({2: (1,)}, "logit_scale must be 0-d, got 1-d"),
+        ({1: (3, 3)}, r"text must have at least image rows \+ label_offset rows, got 3 rows for 4 \+ 0"),
+        ({4: (5,)}, "group_ids must have one id per text, got 5 for 4"),
+    ],
+    ids=["1-d", "width", "scale", "rows", "groups"],
+)
+def test_the_op_refuses_with_and_without_data(change: dict, message: str, device: str) -> None:
+    shapes = {0: (4, 3), 1: (4, 3), 2: (), 4: (4,)} | change
+    image, text, scale, groups = (torch.ones(shape, device=device) for shape in shapes.values())
+    with pytest.raises(RuntimeError, match=f"contrastive_lse: {message}"):
+        OP(image, text, scale, 0, groups.long())
+
+
 def test_double_backward_says_so() -> None:
     image = features(5, 4).requires_grad_()
     (grad,) = torch.autograd.grad(
