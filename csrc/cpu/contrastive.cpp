@@ -3,86 +3,27 @@
 //
 // Deterministic for any number of threads: blocks depend on the sizes alone, a block's product runs on one
 // thread, every sum has one owner and a fixed order.
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-
 #include <array>
 #include <cmath>
 #include <tuple>
 
 #include "../contrastive_checks.h"
-#include "../stable.h"
+#include "blocks.h"
 #include "contrastive_tile.h"
 
 namespace cfmvit {
 namespace {
 
+using namespace blocks;
+
 constexpr int64_t kCols = 512;      // texts of a tile: 128 x 512 float32 stay in a core's L2
 constexpr int64_t kGradCols = 512;  // texts of a block of the backward, which also owns their gradient
 constexpr int64_t kStripBytes = int64_t{1} << 26;  // bound of the backward's workspace
 
-template <typename T>
-constexpr ScalarType kType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
-// The i-th of the blocks of `step` that cover [0, size).
-Range block(int64_t i, int64_t step, int64_t size) { return {i * step, std::min((i + 1) * step, size)}; }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <typename T>
-struct Matrix {  // a borrowed view, element (i, j) at data[i * row + j * col]
-  T* data;
-  int64_t rows, cols, row, col = 1;
-
-  Matrix t() const { return {data, cols, rows, col, row}; }
-  Matrix window(Range r, Range c) const {
-    return {data + r.begin * row + c.begin * col, r.size(), c.size(), row, col};
-  }
-  Matrix window(Range r) const { return window(r, {0, cols}); }
-  // A view made here carries no autograd state, so that any thread may use it.
-  Tensor tensor() const {
-    const std::array<int64_t, 2> sizes{rows, cols}, strides{row, col};
-    auto* writable = const_cast<std::remove_const_t<T>*>(data);
-    return torch::stable::from_blob(writable, sizes, strides,
-                                    torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                    kType<std::remove_const_t<T>>);
-  }
-};
-
-template <typename T>
-Matrix<T> matrix_of(const Tensor& x) {
-  return {static_cast<T*>(x.data_ptr()), x.size(0), x.size(1), x.size(1)};
-}
-
-// out = a b, or out += a b.
-template <typename T, typename A, typename B>
-void multiply(Matrix<T> out, Matrix<A> a, Matrix<B> b, bool accumulate = false) {
-  const Tensor result = out.tensor(), left = a.tensor(), right = b.tensor();
-  if (accumulate) {
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cpu_addmm_out(result.get(), result.get(), left.get(), right.get(), 1.0, 1.0));
-  } else {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(result.get(), left.get(), right.get()));
-  }
-}
-
-// Runs task(i) for i in [0, tasks). Never outside a parallel region, where BLAS would split a product among
-// threads and the bits would depend on their number.
-template <typename Task>
-void for_blocks(int64_t tasks, const Task& task) {
-  torch::stable::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < std::min(end, tasks); ++i) task(i);
-  });
-}
-
 // Rows of a strip of the forward: column sums exist once per strip, so that there are at most 64 of them.
 int64_t forward_strip(int64_t images) {
   const int64_t least = images >= 2048 ? 128 : 32;
-  return std::max(least, ceil_div(ceil_div(images, 64), 128) * 128 * (images > 64 * least));
+  return images > 64 * least ? ceil_div(images, 64 * 128) * 128 : least;
 }
 
 // Rows of a strip of the backward: about 3 % of the logits, within kStripBytes.
@@ -91,20 +32,14 @@ int64_t backward_strip(int64_t images, int64_t texts, int64_t item_size) {
   return std::min(std::clamp<int64_t>(images / 32, 128, 1024), most) / 32 * 32;
 }
 
-double dot(const float* a, const float* b, int64_t n) {
-  std::array<double, 8> sums{};
-  int64_t k = 0;
-  for (; k + 8 <= n; k += 8) {
-    for (int64_t l = 0; l < 8; ++l) sums[l] += double(a[k + l]) * b[k + l];
+template <typename T>
+double dot(const T* a, const T* b, int64_t n) {
+  constexpr int64_t kSums = 8;
+  std::array<double, kSums> sums{};
+  for (int64_t k = 0; k < n; k += kSums) {
+    for (int64_t l = 0; l < std::min(kSums, n - k); ++l) sums[l] += double(a[k + l]) * b[k + l];
   }
-  for (; k < n; ++k) sums[0] += double(a[k]) * b[k];
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-}
-
-double dot(const double* a, const double* b, int64_t n) {
-  double sum = 0;
-  for (int64_t k = 0; k < n; ++k) sum += a[k] * b[k];
-  return sum;
 }
 
 template <typename T>
