@@ -2,6 +2,57 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(cfmvit, m) {
+  // masking: rank noise (B, N) -> keep (B, kept), masked (B, N - kept), restore (B, N), int64
+  m.def("random_masking(Tensor noise, SymInt kept) -> (Tensor, Tensor, Tensor)");
+
+  // masking: tokens (B, N, D), index (B, K), pos_embed (N, D), keep_pos (B,) bool -> (B, K, D), and the gradients of tokens
+  // and pos_embed (each of no elements where it is not needed).
+  m.def("gather_tokens(Tensor tokens, Tensor index, Tensor? pos_embed, Tensor? keep_pos) -> Tensor");
+  m.def(
+      "gather_tokens_backward(Tensor grad, Tensor index, Tensor? keep_pos, SymInt num_tokens, bool needs_tokens, "
+      "bool needs_pos) -> (Tensor, Tensor)");
+
+  // masking: gather_tokens of keep (B, K) and of masked (B, M) -> (B, K, D), (B, M, D)
+  m.def(
+      "split_tokens(Tensor tokens, Tensor keep, Tensor masked, Tensor? pos_embed, Tensor? keep_pos) -> (Tensor, Tensor)");
+  m.def(
+      "split_tokens_backward(Tensor grad_visible, Tensor grad_masked, Tensor keep, Tensor masked, Tensor? keep_pos, "
+      "bool needs_tokens, bool needs_pos) -> (Tensor, Tensor)");
+
+  // masking: visible (B, K, D), mask_token (D,), restore (B, N), pos_embed (N, D) -> (B, N, D), and the gradients of
+  // visible, mask_token and pos_embed.
+  m.def("restore_tokens(Tensor visible, Tensor mask_token, Tensor restore, Tensor? pos_embed) -> Tensor");
+  m.def(
+      "restore_tokens_backward(Tensor grad, Tensor restore, SymInt kept, bool needs_pos) -> (Tensor, Tensor, Tensor)");
+
+  // masking: images (B, C, H, W), index (B, K), mean and std (C,) float64 -> (B, K, C * P * P), and the gradient of images.
+  m.def(
+      "gather_patches(Tensor images, Tensor? index, SymInt patch_size, Tensor? mean, Tensor? std, ScalarType dtype) "
+      "-> Tensor");
+  m.def(
+      "gather_patches_backward(Tensor grad, Tensor? index, SymInt patch_size, Tensor? std, SymInt channels, "
+      "SymInt height, SymInt width) -> Tensor");
+
+  // reconstruction: pred, target (B, N, D), index (B, M) -> losses (B, M), and the gradient of pred.
+  m.def("masked_cosine_loss(Tensor pred, Tensor target, Tensor? index, float eps) -> Tensor");
+  m.def("masked_cosine_loss_backward(Tensor grad, Tensor pred, Tensor target, Tensor? index, float eps) -> Tensor");
+
+  // reconstruction: hidden (R, H), weight (D, H), bias (D,), target (R, D) -> losses (R,), and the gradients of hidden,
+  // weight and bias, the last two in float32 or better.
+  m.def(
+      "linear_masked_cosine_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float eps) -> Tensor");
+  m.def(
+      "linear_masked_cosine_loss_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
+      "float eps) -> (Tensor, Tensor, Tensor)");
+
+  // reconstruction: pred (B, N or M, P * P * C), images (B, C, H, W), index (B, M) -> losses (B, M), and the gradient of
+  // pred.
+  m.def(
+      "masked_pixel_loss(Tensor pred, Tensor images, Tensor index, SymInt patch_size, bool normalize) -> Tensor");
+  m.def(
+      "masked_pixel_loss_backward(Tensor grad, Tensor pred, Tensor images, Tensor index, SymInt patch_size, "
+      "bool normalize) -> Tensor");
+
   // regions: RoIAlign. input (B, C, H, W), rois (R, 5): image number, x1, y1, x2, y2, in float32 or float64, the type of
   // arithmetic on coordinates -> (R, C, P, Q), and the gradient of input. channels_last: the layout of the result.
   m.def(

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cfmvit._io import atomic_write
 from cfmvit.data import open_detection
 from cfmvit.data.scenes import make_scenes
+from cfmvit.demo.page import write_page
 from cfmvit.demo.presets import PRESETS, Preset
 from cfmvit.detection import Detector, finetune, predict_dataset
 from cfmvit.evaluation import class_embeddings, classify_regions, evaluate_results, format_table
@@ -67,8 +69,6 @@ def demo(preset: str = "default", output: Path = Path("runs/demo")) -> Path:
     outcome = Outcome(chosen, output, data, detectors["pretrained"], model, seconds=seconds)
     with _timed("evaluate", seconds):
         _evaluate(outcome, detectors, {"pretrained": model, "from scratch": scratch})
-    from cfmvit.demo.page import write_page
-
     with _timed("report", seconds):
         page = write_page(outcome)
     print(format_table(outcome.metrics))
@@ -102,8 +102,11 @@ def _evaluate(outcome: Outcome, detectors: dict[str, Detector], models: dict[str
     for name, detector in detectors.items():
         results = predict_dataset(detector, dataset, outcome.folder / f"finetune-{name.replace(' ', '-')}")
         outcome.metrics[name] = evaluate_results(results, dataset.annotations_path)["bbox"]
+        if name == "pretrained":
+            chance = _exchange_names(results, [category.id for category in dataset.categories])
         classes = class_embeddings(models[name], names, preset.finetune.detector.templates)
         outcome.regions[name] = classify_regions(models[name], dataset, classes)
+    outcome.metrics["shuffled names"] = evaluate_results(chance, dataset.annotations_path)["bbox"]
     summary: dict[str, Any] = {
         "metrics": outcome.metrics,
         "zero_shot_regions": outcome.regions,
@@ -113,3 +116,11 @@ def _evaluate(outcome: Outcome, detectors: dict[str, Detector], models: dict[str
     }
     with atomic_write(outcome.folder / "summary.json", "w") as file:
         json.dump(summary, file, indent=2)
+
+
+def _exchange_names(results: Path, ids: list[int]) -> list[dict[str, Any]]:
+    """Return results with their categories exchanged at random: what the same boxes score when names mean nothing."""
+    order = np.random.default_rng(0).permutation(len(ids))
+    other = {ids[number]: ids[place] for number, place in enumerate(order)}
+    found = json.loads(results.read_text(encoding="utf-8"))
+    return [{**item, "category_id": other[item["category_id"]]} for item in found]

@@ -30,7 +30,7 @@ def index(op: str, name: str, value: Any, batch: int, count: int, shape: str = "
         raise TypeError(f"{op}: {name} must be int32 or int64, got {value.dtype}")
     if value.shape[0] != batch:
         raise ValueError(f"{op}: {name} must have one row a sample, {batch} rows, got {value.shape[0]}")
-    if value.device.type == "cpu" and value.numel() and not torch.compiler.is_compiling() and not _fake(value):
+    if readable(value) and value.numel():
         low, high = (int(bound) for bound in value.aminmax())
         if low < 0 or high >= count:
             raise ValueError(f"{op}: {name} must lie in 0..{count - 1}, got {low if low < 0 else high}")
@@ -44,5 +44,8 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
         raise ValueError(f"{op}: all tensors must be on one device, got {found}")
 
 
-def _fake(value: Tensor) -> bool:
-    return type(value) is not Tensor or value.is_meta
+def readable(value: Tensor) -> bool:
+    """Whether a check may look at the values: on the CPU, outside tracing. On a GPU it would wait for the device."""
+    if torch.compiler.is_compiling():
+        return False
+    return value.device.type == "cpu" and type(value) is Tensor

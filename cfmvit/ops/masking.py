@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops import _checks as check
+from cfmvit.ops import _library, _native_masking
 from cfmvit.ops.reference import masking as reference
+
+_OPS = torch.ops.cfmvit
+if _library.core is not None:
+    _native_masking.register()
 
 
 class Masking(NamedTuple):
@@ -61,9 +66,12 @@ def random_masking(
     check.floating(op, "noise", noise, 2, "(B, N)")
     if noise.shape != (batch_size, num_tokens):
         raise ValueError(f"{op}: noise must have shape {(batch_size, num_tokens)}, got {tuple(noise.shape)}")
-    if noise.device.type == "cpu" and not torch.compiler.is_compiling() and noise.isnan().any():
+    if check.readable(noise) and noise.isnan().any():
         raise ValueError(f"{op}: noise must not hold NaN, got {int(noise.isnan().sum())}")
-    return Masking(*reference.random_masking(noise, int(num_tokens * (1 - mask_ratio))))
+    kept = int(num_tokens * (1 - mask_ratio))
+    if _library.use_native(op, noise, impl):
+        return Masking(*_OPS.random_masking(noise.detach(), kept))
+    return Masking(*reference.random_masking(noise, kept))
 
 
 def gather_tokens(
@@ -93,6 +101,8 @@ def gather_tokens(
     _tokens(op, tokens, pos_embed, keep_pos)
     check.index(op, "index", index, tokens.shape[0], tokens.shape[1])
     check.same_device(op, tokens=tokens, index=index, pos_embed=pos_embed, keep_pos=keep_pos)
+    if _library.use_native(op, tokens, impl):
+        return _OPS.gather_tokens(tokens, index, _like(pos_embed, tokens), keep_pos)
     return reference.gather_tokens(tokens, index, pos_embed, keep_pos)
 
 
@@ -118,6 +128,8 @@ def split_tokens(
             f"{masking.masked.shape[1]} masked"
         )
     check.same_device(op, tokens=tokens, masking=masking.keep, pos_embed=pos_embed, keep_pos=keep_pos)
+    if _library.use_native(op, tokens, impl):
+        return _OPS.split_tokens(tokens, masking.keep, masking.masked, _like(pos_embed, tokens), keep_pos)
     return (
         reference.gather_tokens(tokens, masking.keep, pos_embed, keep_pos),
         reference.gather_tokens(tokens, masking.masked, pos_embed, keep_pos),
@@ -158,6 +170,8 @@ def restore_tokens(
         raise ValueError(f"{op}: visible must have at most {tokens} tokens, as restore has, got {visible.shape[1]}")
     _positions(op, pos_embed, tokens, visible.shape[2])
     check.same_device(op, visible=visible, mask_token=mask_token, restore=restore, pos_embed=pos_embed)
+    if _library.use_native(op, visible, impl):
+        return _OPS.restore_tokens(visible, _like(mask_token, visible), restore, _like(pos_embed, visible))
     return reference.restore_tokens(visible, mask_token, restore, pos_embed)
 
 
@@ -195,7 +209,13 @@ def gather_patches(
         check.index(op, "index", index, images.shape[0], count)
     stats = [_statistics(op, name, value, images) for name, value in (("mean", mean), ("std", std))]
     dtype = dtype or (images.dtype if images.is_floating_point() else torch.float32)
+    if _library.use_native(op, images, impl):
+        return _OPS.gather_patches(images, index, patch_size, *stats, dtype)
     return reference.gather_patches(images, index, patch_size, *stats, dtype)
+
+
+def _like(value: Tensor | None, features: Tensor) -> Tensor | None:
+    return None if value is None else value.to(features.dtype)
 
 
 def _tokens(op: str, tokens: Tensor, pos_embed: Tensor | None, keep_pos: Tensor | None) -> None:
@@ -228,7 +248,7 @@ def _patches(op: str, images: Tensor, patch_size: int) -> int:
 def _statistics(op: str, name: str, value: Sequence[float] | Tensor | None, images: Tensor) -> Tensor | None:
     if value is None:
         return None
-    values = torch.as_tensor(value, dtype=torch.float32, device=images.device)
+    values = torch.as_tensor(value, dtype=torch.float64, device=images.device)
     if values.shape != (images.shape[1],):
         raise ValueError(f"{op}: {name} must have {images.shape[1]} entries, one a channel, got {tuple(values.shape)}")
     return values

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops import _checks as check
-from cfmvit.ops.masking import _patches
+from cfmvit.ops import _library, _native_reconstruction
+from cfmvit.ops.masking import _patches, gather_tokens
 from cfmvit.ops.reference import reconstruction as reference
+
+_OPS = torch.ops.cfmvit
+if _library.core is not None:
+    _native_reconstruction.register()
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -48,9 +53,12 @@ def masked_cosine_loss(
     _target(op, target, tuple(pred.shape))
     if index is not None:
         check.index(op, "index", index, *pred.shape[:2], "(B, M)")
-        rows = index.long().unsqueeze(-1).expand(-1, -1, pred.shape[2])
-        pred, target = pred.gather(1, rows), target.gather(1, rows)
-    return _reduce(op, reference.masked_cosine_loss(pred, target, eps), weight, reduction)
+    if _library.use_native(op, pred, impl):
+        dtype = torch.promote_types(pred.dtype, target.dtype)
+        losses = _OPS.masked_cosine_loss(pred.to(dtype), target.detach().to(dtype), index, eps)
+    else:
+        losses = reference.masked_cosine_loss(_rows(pred, index), _rows(target, index), eps)
+    return _reduce(op, losses, weight, reduction)
 
 
 def linear_masked_cosine_loss(
@@ -88,10 +96,16 @@ def linear_masked_cosine_loss(
     _target(op, target, (*hidden.shape[:2], weight.shape[0]))
     if index is not None:
         check.index(op, "index", index, *hidden.shape[:2], "(B, M)")
-        rows = index.long().unsqueeze(-1)
-        hidden = hidden.gather(1, rows.expand(-1, -1, hidden.shape[2]))
-        target = target.gather(1, rows.expand(-1, -1, target.shape[2]))
-    return _reduce(op, reference.linear_masked_cosine_loss(hidden, weight, bias, target, eps), None, reduction)
+        hidden, target = gather_tokens(hidden, index, impl=impl), gather_tokens(target, index, impl=impl)
+    if _library.use_native(op, hidden, impl):
+        dtype = _matmul_dtype(hidden)
+        flat = hidden.to(dtype).flatten(0, 1), target.detach().flatten(0, 1)
+        losses = _OPS.linear_masked_cosine_loss(
+            flat[0], weight.to(dtype), None if bias is None else bias.to(dtype), flat[1], eps
+        ).reshape(hidden.shape[:2])
+    else:
+        losses = reference.linear_masked_cosine_loss(hidden, weight, bias, target, eps)
+    return _reduce(op, losses, None, reduction)
 
 
 def masked_pixel_loss(
@@ -131,7 +145,22 @@ def masked_pixel_loss(
             f"{op}: pred must have shape {(images.shape[0], count, width)} or {(images.shape[0], index.shape[1], width)}, "
             f"got {tuple(pred.shape)}"
         )
-    return _reduce(op, reference.masked_pixel_loss(pred, images, index, patch_size, normalize), None, reduction)
+    if _library.use_native(op, pred, impl):
+        pixels = images.detach().to(_native_reconstruction.sum_type(pred))
+        losses = _OPS.masked_pixel_loss(pred, pixels, index, patch_size, normalize)
+    else:
+        losses = reference.masked_pixel_loss(pred, images, index, patch_size, normalize)
+    return _reduce(op, losses, None, reduction)
+
+
+def _rows(tokens: Tensor, index: Tensor | None) -> Tensor:
+    return tokens if index is None else tokens.gather(1, index.long().unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+
+
+def _matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype in which autocast would multiply."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 def _target(op: str, target: Tensor, shape: tuple[int, ...]) -> None:

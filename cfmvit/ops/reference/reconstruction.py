@@ -36,9 +36,9 @@ def masked_pixel_loss(pred: Tensor, images: Tensor, index: Tensor, patch_size: i
     dtype = torch.promote_types(pred.dtype, torch.float32)
     rows = index.long().unsqueeze(-1)
     target = patches_channel_last(images.detach().to(dtype), patch_size)
+    if pred.shape[1] == target.shape[1]:
+        pred = pred.gather(1, rows.expand(-1, -1, pred.shape[2]))
     target = target.gather(1, rows.expand(-1, -1, target.shape[2]))
     if normalize:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    if pred.shape[1] != index.shape[1]:
-        pred = pred.gather(1, rows.expand(-1, -1, pred.shape[2]))
     return (pred.to(dtype) - target).square().mean(-1)

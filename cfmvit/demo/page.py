@@ -1,0 +1,141 @@
+"""The demo's report: pictures first, then what they rest on."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import cfmvit
+from cfmvit.data import open_detection
+from cfmvit.report import Card, Report, bars, curves, overlay, similarity_map
+from cfmvit.training import format_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cfmvit.demo.run import Outcome
+
+_PICTURES = 6
+
+
+def write_page(outcome: Outcome) -> Path:
+    """Draw everything and write ``report.html``."""
+    novel_ap = {name: row["AP50_novel"] for name, row in outcome.metrics.items()}
+    minutes = sum(outcome.seconds.values()) / 60
+    report = Report(
+        "Detecting what no box ever showed",
+        "A CFM-ViT was pretrained on images with captions, then a detector was finetuned on boxes of base categories only. "
+        "Below it finds novel categories, named by words alone.",
+        [f"cfmvit {cfmvit.__version__}", f"torch {torch.__version__}", _machine(outcome), f"{minutes:.1f} min in all"],
+    )
+    report.cards(
+        [
+            Card(_percent(novel_ap["pretrained"]), "novel AP50, pretrained", "categories without a single box", novel=True),
+            Card(_percent(novel_ap["from scratch"]), "novel AP50, from scratch", "same detector, same finetuning"),
+            Card(_percent(novel_ap["shuffled names"]), "novel AP50, shuffled names", "same boxes, names exchanged: chance"),
+            Card(_percent(outcome.metrics["pretrained"]["AP50_base"]), "base AP50, pretrained", "categories with boxes"),
+        ]
+    )
+    report.section("Novel categories, found", "Images of the validation split; the detector was given all category names.")
+    report.legend().grid(_overlays(outcome), cell=300)
+    report.section(
+        "What the decoder imagines",
+        "Three quarters of the tokens are hidden; the decoder predicts their features in the joint space of images and "
+        "texts. The cosine of a predicted feature with a text shows where the model believes that thing to be.",
+    )
+    report.grid(_maps(outcome), cell=240)
+    report.section("With and without pretraining")
+    report.svg(_comparison(outcome), caption="AP50 by group, and zero-shot accuracy of true boxes before any finetuning.")
+    report.table(outcome.metrics, caption="Average precision x 100, as LVIS computes it.", highlight=["APr", "AP50_novel"])
+    report.section("Training")
+    runs = {name: outcome.folder / f"finetune-{name.replace(' ', '-')}" / "metrics.jsonl" for name in ("pretrained", "from scratch")}
+    pretraining = outcome.folder / "pretrain" / "metrics.jsonl"
+    report.svg(
+        curves(pretraining, ("contrastive", "reconstruction"), title="pretraining losses", log=True, width=560),
+        curves(runs, ("class",), title="finetuning: classification loss", width=560),
+    )
+    report.section("How it was made")
+    report.facts({f"{stage}, s": f"{value:.0f}" for stage, value in outcome.seconds.items()})
+    report.details("pretraining configuration", format_config(outcome.preset.pretrain))
+    report.details("finetuning configuration", format_config(outcome.preset.finetune))
+    report.details("data configuration", format_config(outcome.preset.scenes))
+    return report.write(outcome.folder / "report.html")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _machine(outcome: Outcome) -> str:
+    if outcome.model.device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _dataset(outcome: Outcome) -> Any:
+    size = outcome.preset.finetune.detector.image_size
+    return open_detection(outcome.data, split="val", base_only=False, image_size=size)
+
+
+def _overlays(outcome: Outcome) -> list[tuple[Any, str]]:
+    """Draw images with novel objects, those first in which most novel objects were found."""
+    dataset = _dataset(outcome)
+    names = [category.name for category in dataset.categories]
+    novel = {category.name for category in dataset.categories if category.novel}
+    vocabulary = outcome.detector.vocabulary(names)
+    drawn: list[tuple[int, Any, str]] = []
+    for number in range(len(dataset)):
+        sample = dataset.load(number, np.random.default_rng(0))
+        truth = [names[label] for label in sample["labels"].tolist()]
+        if not novel & set(truth):
+            continue
+        found = outcome.detector.predict(sample["image"], vocabulary, threshold=0.3, max_detections=8, novel=novel)
+        hits = len(novel & set(truth) & set(found.labels))
+        caption = "there: " + ", ".join(f"★ {name}" if name in novel else name for name in truth)
+        drawn.append((hits, overlay(sample["image"], found, novel), caption))
+        if len(drawn) == 4 * _PICTURES:
+            break
+    drawn.sort(key=lambda item: -item[0])
+    return [(picture, caption) for _, picture, caption in drawn[:_PICTURES]]
+
+
+def _maps(outcome: Outcome) -> list[tuple[Any, str]]:
+    """Draw an image of the pretraining size and where its decoder output resembles each of its objects."""
+    model, dataset = outcome.model, _dataset(outcome)
+    names = [category.name for category in dataset.categories]
+    items: list[tuple[Any, str]] = []
+    for number in range(len(dataset)):
+        sample = dataset.load(number, np.random.default_rng(0))
+        labels = sample["labels"].unique().tolist()
+        if len(labels) < 2:
+            continue
+        image = sample["image"]
+        grid = (image.shape[1] // model.config.patch_size, image.shape[2] // model.config.patch_size)
+        generator = torch.Generator(model.device).manual_seed(number)
+        tokens = model.reconstruct(image.unsqueeze(0).to(model.device), generator=generator)[0].cpu()
+        with torch.no_grad():
+            texts = model.encode_text([f"a photo of a {names[label]}" for label in labels[:2]]).cpu()
+        items.append((image, "the image"))
+        for label, text in zip(labels[:2], texts):
+            items.append((similarity_map(image, tokens, text, grid), names[label]))
+        if len(items) >= 9:
+            break
+    return items
+
+
+def _comparison(outcome: Outcome) -> str:
+    groups: dict[str, Mapping[str, float]] = {
+        title: {name: row[metric] for name, row in outcome.metrics.items() if name != "shuffled names"}
+        for title, metric in (("novel AP50", "AP50_novel"), ("base AP50", "AP50_base"))
+    }
+    chance = {
+        title: outcome.metrics["shuffled names"][metric]
+        for title, metric in (("novel AP50", "AP50_novel"), ("base AP50", "AP50_base"))
+    }
+    groups["zero-shot regions"] = {name: row["top1"] for name, row in outcome.regions.items()}
+    chance["zero-shot regions"] = 1 / len(_dataset(outcome).categories)
+    return bars(groups, title="What pretraining is worth", chance=chance)

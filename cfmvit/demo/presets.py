@@ -1,0 +1,65 @@
+"""What each preset makes and trains. Times are for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cfmvit.data.scenes import ScenesConfig, SplitConfig
+from cfmvit.detection import FinetuneConfig, FinetuneOptim, tiny_config
+from cfmvit.pretrain import OptimConfig, PretrainConfig
+from cfmvit.training import LoopConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Data, pretraining and finetuning of one demo."""
+
+    scenes: ScenesConfig
+    pretrain: PretrainConfig
+    finetune: FinetuneConfig
+
+
+def _scenes(pretrain: int, train: int, val: int, *, shapes: int = 3) -> ScenesConfig:
+    """6 colours x 7 textures x ``shapes``; pretraining images as large as the detector's attention windows."""
+    return ScenesConfig(
+        colours=6,
+        textures=7,
+        shapes=shapes,
+        pretrain=SplitConfig(images=pretrain, size=64, objects=(1, 2), scale=(26, 52)),
+        train=SplitConfig(images=train, size=128, objects=(2, 4), scale=(26, 52), tail=0.8),
+        val=SplitConfig(images=val, size=128, objects=(2, 4), scale=(26, 52)),
+    )
+
+
+def _pretrain(steps: int, *, batch_size: int = 64, lr: float = 2e-3, **model: object) -> PretrainConfig:
+    return PretrainConfig(
+        model="cfm_vit_tiny",
+        model_options={"width": 128, "heads": 2, "depth": 4, "text_width": 128, "text_heads": 2, **model},
+        vocab_size=1000,
+        batch_size=batch_size,
+        crop_scale=(0.8, 1.0),
+        optim=OptimConfig(lr=lr, warmup=min(50, steps // 10), decay="linear"),
+        loop=LoopConfig(steps=steps, precision="bf16", log_every=5, save_every=500),
+    )
+
+
+def _finetune(steps: int, *, batch_size: int = 8) -> FinetuneConfig:
+    return FinetuneConfig(
+        batch_size=batch_size,
+        detector=tiny_config(image_size=128, window=8, templates=("a photo of a {}",)),
+        optim=FinetuneOptim(
+            name="adamw", lr=2e-3, backbone_lr_ratio=0.2, warmup=min(30, steps // 10), milestones=(0.7, 0.9)
+        ),
+        loop=LoopConfig(steps=steps, precision="bf16", log_every=5, save_every=500),
+    )
+
+
+PRESETS = {
+    "quick": Preset(_scenes(2000, 200, 40), _pretrain(250), _finetune(80)),
+    "default": Preset(_scenes(8000, 600, 100), _pretrain(1300), _finetune(250)),
+    "full": Preset(
+        _scenes(40_000, 3000, 300, shapes=8),
+        _pretrain(8000, batch_size=128, width=192, heads=3, depth=6),
+        _finetune(3000, batch_size=16),
+    ),
+}

@@ -1,0 +1,86 @@
+"""Shapes and gradients of the native reconstruction ops; called once the library that defines them is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfmvit.ops._native_masking import no_double_backward
+
+_OPS = torch.ops.cfmvit
+
+
+def register() -> None:
+    """Register fake kernels and gradients."""
+    for name, fake in (
+        ("masked_cosine_loss", _masked_cosine_loss),
+        ("masked_cosine_loss_backward", lambda grad, pred, *_: pred.new_empty(pred.shape)),
+        ("linear_masked_cosine_loss", lambda hidden, *_: hidden.new_empty(hidden.shape[0], dtype=sum_type(hidden))),
+        ("linear_masked_cosine_loss_backward", _linear_backward_fake),
+        ("masked_pixel_loss", lambda pred, images, index, *_: images.new_empty(index.shape)),
+        ("masked_pixel_loss_backward", lambda grad, pred, *_: pred.new_empty(pred.shape)),
+    ):
+        torch.library.register_fake(f"cfmvit::{name}", fake)
+    for name, backward, setup in (
+        ("masked_cosine_loss", _cosine_backward, _cosine_setup),
+        ("linear_masked_cosine_loss", _linear_backward, _linear_setup),
+        ("masked_pixel_loss", _pixel_backward, _pixel_setup),
+    ):
+        torch.library.register_autograd(f"cfmvit::{name}", backward, setup_context=setup)
+        torch.library.register_autograd(f"cfmvit::{name}_backward", no_double_backward(name))
+
+
+def sum_type(x: Tensor) -> torch.dtype:
+    """Return the dtype of sums of x: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _masked_cosine_loss(pred: Tensor, target: Tensor, index: Tensor | None, eps: float) -> Tensor:
+    return pred.new_empty(pred.shape[:2] if index is None else index.shape, dtype=sum_type(pred))
+
+
+def _cosine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pred, target, index, ctx.eps = inputs
+    ctx.save_for_backward(pred, target, index)
+
+
+def _cosine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _OPS.masked_cosine_loss_backward(grad, *ctx.saved_tensors, ctx.eps), None, None, None
+
+
+def _linear_backward_fake(grad, hidden, weight, bias, target, eps):
+    dtype = sum_type(hidden)
+    return (
+        hidden.new_empty(hidden.shape),
+        weight.new_empty(weight.shape, dtype=dtype),
+        weight.new_empty(weight.shape[0], dtype=dtype),
+    )
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    hidden, weight, bias, target = ctx.saved_tensors
+    grads = _OPS.linear_masked_cosine_loss_backward(grad, hidden, weight, bias, target, ctx.eps)
+    return (
+        grads[0],
+        grads[1].to(weight.dtype),
+        grads[2].to(weight.dtype) if bias is not None else None,
+        None,
+        None,
+    )
+
+
+def _pixel_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pred, images, index, ctx.patch_size, ctx.normalize = inputs
+    ctx.save_for_backward(pred, images, index)
+
+
+def _pixel_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    out = _OPS.masked_pixel_loss_backward(grad, *ctx.saved_tensors, ctx.patch_size, ctx.normalize)
+    return out, None, None, None, None

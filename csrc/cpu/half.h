@@ -1,0 +1,67 @@
+// 16-bit floats as plain bits, and conversions without branches or instructions of a special set, so that loops over
+// them vectorise everywhere. Knows nothing of torch.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#define CFMVIT_INLINE inline __attribute__((always_inline))
+
+namespace cfmvit {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// The type of sums of features of type S.
+template <typename S>
+using Sum = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+CFMVIT_INLINE float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+CFMVIT_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+CFMVIT_INLINE float widen(float x) { return x; }
+CFMVIT_INLINE double widen(double x) { return x; }
+CFMVIT_INLINE float widen(uint8_t x) { return x; }
+CFMVIT_INLINE float widen(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+CFMVIT_INLINE float widen(Half x) {
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  const float finite = float_of(magnitude << 13) * 0x1p112f;  // the exponents' biases differ by 112
+  const uint32_t bits = magnitude >= 0x7c00u ? (magnitude << 13 | 0x7f800000u) : bits_of(finite);
+  return float_of(bits | uint32_t(x.bits & 0x8000u) << 16);
+}
+// To nearest, ties to even.
+template <typename Real>
+CFMVIT_INLINE void narrow(Real x, float& out) {
+  out = static_cast<float>(x);
+}
+template <typename Real>
+CFMVIT_INLINE void narrow(Real x, double& out) {
+  out = x;
+}
+CFMVIT_INLINE void narrow(float x, BFloat16& out) {
+  const uint32_t bits = bits_of(x);
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  out.bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
+}
+CFMVIT_INLINE void narrow(float x, Half& out) {
+  const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffffu;
+  const uint32_t tiny = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds subnormal results
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  const uint32_t huge = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t half = magnitude >= 0x47800000u ? huge : magnitude < 0x38800000u ? tiny : normal;
+  out.bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
+}
+
+}  // namespace cfmvit

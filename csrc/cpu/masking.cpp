@@ -1,0 +1,351 @@
+// Drawing masks and moving tokens on the CPU. Each output row has one owner, so nothing is added twice or atomically, and
+// the bits are the same for any number of threads.
+#include "checks.h"
+#include "dispatch.h"
+#include "rows.h"
+#include "stable.h"
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <tuple>
+
+namespace cfmvit {
+namespace {
+
+// Which entries of an index (B, K) name each of N places: a list per place, in rising order of the entries.
+class Inverse {
+ public:
+  Inverse(int64_t batch, int64_t places, int64_t entries)
+      : places_(places), entries_(entries), head_(batch * places, -1), next_(batch * entries, -1) {}
+
+  // Entries first..first+count-1 of the list are those of `index`. To be called from the last source to the first.
+  void add(const Index& index, int64_t first, int64_t count, int64_t batch) {
+    parallel(batch, count, [&](int64_t b) {
+      for (int64_t j = count - 1; j >= 0; --j) {
+        int64_t& head = head_[b * places_ + index(b, j)];
+        next_[b * entries_ + first + j] = head;
+        head = first + j;
+      }
+    });
+  }
+  int64_t first(int64_t b, int64_t place) const { return head_[b * places_ + place]; }
+  int64_t next(int64_t b, int64_t entry) const { return next_[b * entries_ + entry]; }
+
+ private:
+  int64_t places_, entries_;
+  std::vector<int64_t> head_, next_;
+};
+
+// Rows of a (B, K, D) tensor.
+template <typename S>
+struct Rows {
+  S* data;
+  int64_t sample, token;
+
+  S* at(int64_t b, int64_t j) const { return data + b * sample + j * token; }
+};
+
+template <typename S>
+Rows<S> view(const Tensor& x) {
+  return {data<S>(x), x.stride(0), x.stride(1)};
+}
+
+template <typename S>
+void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const bool* coins, const Tensor& out) {
+  const int64_t count = out.size(1), width = out.size(2);
+  const Rows<S> in = view<S>(tokens), to = view<S>(out);
+  parallel(out.size(0) * count, width, [&](int64_t task) {
+    const int64_t b = task / count, j = task % count, n = index(b, j);
+    if (pos && (!coins || coins[b])) {
+      CFMVIT_ROWS(add<S>)(to.at(b, j), in.at(b, n), data<S>(*pos) + n * width, width);
+    } else {
+      std::memcpy(to.at(b, j), in.at(b, n), width * sizeof(S));
+    }
+  });
+}
+
+// One row = sum of the gradient rows that name a place, in their order.
+template <typename S>
+void scatter_row(S* out, const Inverse& inverse, const std::vector<Rows<S>>& grads, const std::vector<int64_t>& starts,
+                 int64_t b, int64_t n, int64_t width) {
+  const auto row = [&](int64_t entry) {
+    size_t source = starts.size() - 1;
+    while (entry < starts[source]) --source;
+    return grads[source].at(b, entry - starts[source]);
+  };
+  const int64_t first = inverse.first(b, n);
+  if (first < 0) {
+    std::memset(out, 0, width * sizeof(S));
+  } else if (inverse.next(b, first) < 0) {
+    std::memcpy(out, row(first), width * sizeof(S));
+  } else {
+    std::vector<Sum<S>> sum(width, 0);
+    for (int64_t entry = first; entry >= 0; entry = inverse.next(b, entry)) {
+      CFMVIT_ROWS(accumulate<S>)(sum.data(), row(entry), width);
+    }
+    CFMVIT_ROWS(store<S>)(out, sum.data(), width);
+  }
+}
+
+struct Positions {
+  std::optional<Tensor> embed;  // (N, D)
+  std::optional<Tensor> coins;  // (B,)
+
+  const Tensor* table() const { return embed ? &*embed : nullptr; }
+  const bool* keep() const { return coins ? data<const bool>(*coins) : nullptr; }
+};
+
+Positions checked_positions(const char* op, const Tensor& tokens, const std::optional<Tensor>& embed,
+                            const std::optional<Tensor>& coins, int64_t places) {
+  Positions out;
+  if (embed) {
+    check_shape(op, "pos_embed", *embed, {places, tokens.size(2)});
+    check_type(op, "pos_embed", *embed, tokens);
+    out.embed = torch::stable::contiguous(*embed);
+  }
+  if (coins) {
+    check_shape(op, "keep_pos", *coins, {tokens.size(0)});
+    CFMVIT_CHECK(coins->scalar_type() == ScalarType::Bool, op, ": keep_pos must be bool");
+    out.coins = torch::stable::contiguous(*coins);
+  }
+  return out;
+}
+
+void check_tokens(const char* op, const char* name, const Tensor& tokens) {
+  CFMVIT_CHECK(tokens.dim() == 3, op, ": ", name, " must have 3 dimensions, got ", tokens.dim());
+}
+
+// Gradients of tokens and positions from those of gathered rows; `sources` are pairs of a gradient and its index.
+std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<std::pair<Tensor, Tensor>>& sources,
+                                           const std::optional<Tensor>& keep_pos, int64_t places, bool needs_tokens,
+                                           bool needs_pos) {
+  const Tensor& first = sources[0].first;
+  check_tokens(op, "grad", first);
+  const int64_t batch = first.size(0), width = first.size(2);
+  std::vector<Tensor> grads;
+  std::vector<int64_t> starts;
+  int64_t entries = 0;
+  for (const auto& [grad, index] : sources) {
+    check_type(op, "grad", grad, first);
+    grads.push_back(rows_of(grad));
+    starts.push_back(entries);
+    entries += index.size(1);
+  }
+  Inverse inverse(batch, places, entries);
+  for (size_t s = sources.size(); s-- > 0;) {
+    const Index index = checked_index(op, "index", sources[s].second, batch, places);
+    inverse.add(index, starts[s], sources[s].second.size(1), batch);
+  }
+  const Positions positions = checked_positions(op, first, std::nullopt, keep_pos, places);
+  const Tensor grad_tokens = like(first, needs_tokens ? std::vector<int64_t>{batch, places, width} : std::vector<int64_t>{0});
+  const Tensor grad_pos = like(first, needs_pos ? std::vector<int64_t>{places, width} : std::vector<int64_t>{0});
+  dispatch_floating(op, first.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    std::vector<Rows<S>> from;
+    for (const Tensor& grad : grads) from.push_back(view<S>(grad));
+    if (needs_tokens) {
+      parallel(batch * places, width, [&](int64_t task) {
+        scatter_row<S>(data<S>(grad_tokens) + task * width, inverse, from, starts, task / places, task % places, width);
+      });
+    }
+    if (!needs_pos) return;
+    const bool* coins = positions.keep();
+    parallel(places, batch * width, [&](int64_t n) {
+      std::vector<Sum<S>> sum(width, 0);
+      for (int64_t b = 0; b < batch; ++b) {
+        if (coins && !coins[b]) continue;
+        for (int64_t entry = inverse.first(b, n); entry >= 0; entry = inverse.next(b, entry)) {
+          size_t s = starts.size() - 1;
+          while (entry < starts[s]) --s;
+          CFMVIT_ROWS(accumulate<S>)(sum.data(), from[s].at(b, entry - starts[s]), width);
+        }
+      }
+      CFMVIT_ROWS(store<S>)(data<S>(grad_pos) + n * width, sum.data(), width);
+    });
+  });
+  return {grad_tokens, grad_pos};
+}
+
+// A float as an unsigned integer of the same order; the two zeros are equal, as they are to argsort.
+uint64_t ordered(float x) {
+  const uint32_t bits = bits_of(x + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+uint64_t ordered(double x) {
+  uint64_t bits;
+  x += 0.0;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits >> 63 ? ~bits : bits | uint64_t{1} << 63;
+}
+
+// Stable least-significant-digit radix sort of one row: order[rank] = token.
+template <typename Real>
+void argsort(const Real* noise, int64_t stride, int64_t count, std::vector<uint64_t>& keys, std::vector<uint32_t>& order,
+             std::vector<uint32_t>& other) {
+  constexpr int kDigits = sizeof(Real);
+  std::array<std::array<uint32_t, 256>, kDigits> counts{};
+  for (int64_t n = 0; n < count; ++n) {
+    const uint64_t key = keys[n] = ordered(noise[n * stride]);
+    for (int d = 0; d < kDigits; ++d) ++counts[d][key >> (8 * d) & 255];
+    order[n] = static_cast<uint32_t>(n);
+  }
+  for (int d = 0; d < kDigits; ++d) {
+    uint32_t start = 0;
+    for (uint32_t& bucket : counts[d]) {
+      const uint32_t size = bucket;
+      bucket = start;
+      start += size;
+    }
+    for (int64_t n = 0; n < count; ++n) other[counts[d][keys[order[n]] >> (8 * d) & 255]++] = order[n];
+    std::swap(order, other);
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> random_masking_cpu(Tensor noise, int64_t kept) {
+  CFMVIT_CHECK(noise.dim() == 2, "random_masking: noise must have 2 dimensions, got ", noise.dim());
+  const int64_t batch = noise.size(0), count = noise.size(1);
+  CFMVIT_CHECK(kept >= 0 && kept <= count, "random_masking: kept must lie in 0..", count, ", got ", kept);
+  const bool precise = noise.scalar_type() == ScalarType::Double;
+  if (!precise && noise.scalar_type() != ScalarType::Float) noise = torch::stable::to(noise, ScalarType::Float);
+  const Tensor keep = like(noise, {batch, kept}, ScalarType::Long);
+  const Tensor masked = like(noise, {batch, count - kept}, ScalarType::Long);
+  const Tensor restore = like(noise, {batch, count}, ScalarType::Long);
+  std::atomic<bool> nan{false};
+  const auto run = [&](auto zero) {
+    using Real = decltype(zero);
+    parallel(batch, count * 32, [&](int64_t b) {
+      thread_local std::vector<uint64_t> keys;
+      thread_local std::vector<uint32_t> order, other;
+      keys.resize(count), order.resize(count), other.resize(count);
+      const Real* row = data<const Real>(noise) + b * noise.stride(0);
+      for (int64_t n = 0; n < count; ++n) {
+        if (std::isnan(row[n * noise.stride(1)])) nan = true;
+      }
+      argsort(row, noise.stride(1), count, keys, order, other);
+      for (int64_t rank = 0; rank < count; ++rank) {
+        const int64_t token = order[rank];
+        data<int64_t>(restore)[b * count + token] = rank;
+        if (rank < kept) {
+          data<int64_t>(keep)[b * kept + rank] = token;
+        } else {
+          data<int64_t>(masked)[b * (count - kept) + rank - kept] = token;
+        }
+      }
+    });
+  };
+  precise ? run(double{}) : run(float{});
+  CFMVIT_CHECK(!nan, "random_masking: noise must not hold NaN");
+  return {keep, masked, restore};
+}
+
+Tensor gather_tokens_cpu(Tensor tokens, Tensor index, std::optional<Tensor> pos_embed, std::optional<Tensor> keep_pos) {
+  constexpr const char* op = "gather_tokens";
+  check_tokens(op, "tokens", tokens);
+  const Index at = checked_index(op, "index", index, tokens.size(0), tokens.size(1));
+  const Positions positions = checked_positions(op, tokens, pos_embed, keep_pos, tokens.size(1));
+  tokens = rows_of(tokens);
+  const Tensor out = like(tokens, {tokens.size(0), index.size(1), tokens.size(2)});
+  dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
+    gather<decltype(zero)>(tokens, at, positions.table(), positions.keep(), out);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> gather_tokens_backward_cpu(Tensor grad, Tensor index, std::optional<Tensor> keep_pos,
+                                                      int64_t num_tokens, bool needs_tokens, bool needs_pos) {
+  return gather_backward("gather_tokens_backward", {{grad, index}}, keep_pos, num_tokens, needs_tokens, needs_pos);
+}
+
+std::tuple<Tensor, Tensor> split_tokens_cpu(Tensor tokens, Tensor keep, Tensor masked, std::optional<Tensor> pos_embed,
+                                            std::optional<Tensor> keep_pos) {
+  return {gather_tokens_cpu(tokens, keep, pos_embed, keep_pos), gather_tokens_cpu(tokens, masked, pos_embed, keep_pos)};
+}
+
+std::tuple<Tensor, Tensor> split_tokens_backward_cpu(Tensor grad_visible, Tensor grad_masked, Tensor keep, Tensor masked,
+                                                     std::optional<Tensor> keep_pos, bool needs_tokens, bool needs_pos) {
+  return gather_backward("split_tokens_backward", {{grad_visible, keep}, {grad_masked, masked}}, keep_pos,
+                         keep.size(1) + masked.size(1), needs_tokens, needs_pos);
+}
+
+Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore, std::optional<Tensor> pos_embed) {
+  constexpr const char* op = "restore_tokens";
+  check_tokens(op, "visible", visible);
+  const int64_t batch = visible.size(0), kept = visible.size(1), width = visible.size(2), count = restore.size(1);
+  check_shape(op, "mask_token", mask_token, {width});
+  check_type(op, "mask_token", mask_token, visible);
+  CFMVIT_CHECK(kept <= count, op, ": visible must have at most ", count, " tokens, as restore has, got ", kept);
+  const Index from = checked_index(op, "restore", restore, batch, count);
+  check_distinct(op, "restore", from, batch, count, count);
+  const Positions positions = checked_positions(op, visible, pos_embed, std::nullopt, count);
+  visible = rows_of(visible);
+  mask_token = torch::stable::contiguous(mask_token);
+  const Tensor out = like(visible, {batch, count, width});
+  dispatch_floating(op, visible.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    const Rows<S> in = view<S>(visible), to = view<S>(out);
+    parallel(batch * count, width, [&](int64_t task) {
+      const int64_t b = task / count, n = task % count, k = from(b, n);
+      const S* row = k < kept ? in.at(b, k) : data<S>(mask_token);
+      if (positions.embed) {
+        CFMVIT_ROWS(add<S>)(to.at(b, n), row, data<S>(*positions.embed) + n * width, width);
+      } else {
+        std::memcpy(to.at(b, n), row, width * sizeof(S));
+      }
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tensor restore, int64_t kept, bool needs_pos) {
+  constexpr const char* op = "restore_tokens_backward";
+  check_tokens(op, "grad", grad);
+  const int64_t batch = grad.size(0), count = grad.size(1), width = grad.size(2);
+  const Index from = checked_index(op, "restore", restore, batch, count);
+  CFMVIT_CHECK(restore.size(1) == count, op, ": restore must have ", count, " columns, got ", restore.size(1));
+  check_distinct(op, "restore", from, batch, count, count);
+  grad = rows_of(grad);
+  const Tensor grad_visible = like(grad, {batch, kept, width}), grad_mask = like(grad, {width});
+  const Tensor grad_pos = like(grad, needs_pos ? std::vector<int64_t>{count, width} : std::vector<int64_t>{0});
+  dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    const Rows<S> in = view<S>(grad);
+    std::vector<Sum<S>> partial(batch * width, 0);
+    parallel(batch, count * width, [&](int64_t b) {
+      for (int64_t n = 0; n < count; ++n) {
+        const int64_t k = from(b, n);
+        if (k < kept) {
+          std::memcpy(data<S>(grad_visible) + (b * kept + k) * width, in.at(b, n), width * sizeof(S));
+        } else {
+          CFMVIT_ROWS(accumulate<S>)(partial.data() + b * width, in.at(b, n), width);
+        }
+      }
+    });
+    std::vector<Sum<S>> total(width, 0);
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t c = 0; c < width; ++c) total[c] += partial[b * width + c];
+    }
+    CFMVIT_ROWS(store<S>)(data<S>(grad_mask), total.data(), width);
+    if (!needs_pos) return;
+    parallel(count, batch * width, [&](int64_t n) {
+      std::vector<Sum<S>> sum(width, 0);
+      for (int64_t b = 0; b < batch; ++b) CFMVIT_ROWS(accumulate<S>)(sum.data(), in.at(b, n), width);
+      CFMVIT_ROWS(store<S>)(data<S>(grad_pos) + n * width, sum.data(), width);
+    });
+  });
+  return {grad_visible, grad_mask, grad_pos};
+}
+
+}  // namespace cfmvit
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
+  m.impl("random_masking", TORCH_BOX(&cfmvit::random_masking_cpu));
+  m.impl("gather_tokens", TORCH_BOX(&cfmvit::gather_tokens_cpu));
+  m.impl("gather_tokens_backward", TORCH_BOX(&cfmvit::gather_tokens_backward_cpu));
+  m.impl("split_tokens", TORCH_BOX(&cfmvit::split_tokens_cpu));
+  m.impl("split_tokens_backward", TORCH_BOX(&cfmvit::split_tokens_backward_cpu));
+  m.impl("restore_tokens", TORCH_BOX(&cfmvit::restore_tokens_cpu));
+  m.impl("restore_tokens_backward", TORCH_BOX(&cfmvit::restore_tokens_backward_cpu));
+}

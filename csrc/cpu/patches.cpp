@@ -1,0 +1,134 @@
+// Cutting patches out of images on the CPU.
+#include "checks.h"
+#include "dispatch.h"
+#include "rows.h"
+#include "stable.h"
+
+#include <cstring>
+
+namespace cfmvit {
+namespace {
+
+struct Grid {
+  int64_t channels, rows, columns, patch;
+
+  int64_t count() const { return rows * columns; }
+  int64_t width() const { return channels * patch * patch; }
+};
+
+Grid checked_grid(const char* op, const Tensor& images, int64_t patch) {
+  CFMVIT_CHECK(images.dim() == 4, op, ": images must have 4 dimensions, got ", images.dim());
+  const int64_t height = images.size(2), width = images.size(3);
+  CFMVIT_CHECK(patch > 0 && height % patch == 0 && width % patch == 0, op, ": patch_size must divide the images' sides ",
+               height, " x ", width, ", got ", patch);
+  return {images.size(1), height / patch, width / patch, patch};
+}
+
+// (pixel / 255 if uint8 - mean) / std as one multiplication and one addition.
+struct Affine {
+  std::vector<double> scale, shift;
+
+  Affine(const char* op, int64_t channels, bool bytes, const std::optional<Tensor>& mean, const std::optional<Tensor>& std)
+      : scale(channels, bytes ? 1.0 / 255 : 1.0), shift(channels, 0.0) {
+    for (const auto* statistic : {&mean, &std}) {
+      if (*statistic) {
+        check_shape(op, statistic == &mean ? "mean" : "std", **statistic, {channels});
+        CFMVIT_CHECK((*statistic)->scalar_type() == ScalarType::Double, op, ": mean and std must be float64");
+      }
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      if (mean) shift[c] = -data<const double>(*mean)[c * mean->stride(0)];
+      if (std) {
+        const double by = data<const double>(*std)[c * std->stride(0)];
+        scale[c] /= by, shift[c] /= by;
+      }
+    }
+  }
+};
+
+template <typename In, typename Out>
+void cut(const Tensor& images, const Index* index, const Grid& grid, const Affine& affine, const Tensor& out) {
+  const int64_t kept = out.size(1), size = grid.patch;
+  parallel(out.size(0) * kept, grid.width(), [&](int64_t task) {
+    const int64_t b = task / kept, n = index ? (*index)(b, task % kept) : task % kept;
+    Out* to = data<Out>(out) + task * grid.width();
+    for (int64_t c = 0; c < grid.channels; ++c) {
+      const In* from = data<const In>(images) + b * images.stride(0) + c * images.stride(1) +
+                       n / grid.columns * size * images.stride(2) + n % grid.columns * size;
+      const auto scale = static_cast<Sum<In>>(affine.scale[c]), shift = static_cast<Sum<In>>(affine.shift[c]);
+      for (int64_t y = 0; y < size; ++y, to += size) {
+        CFMVIT_ROWS(affine<In, Out>)(to, from + y * images.stride(2), scale, shift, size);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+Tensor gather_patches_cpu(Tensor images, std::optional<Tensor> index, int64_t patch_size, std::optional<Tensor> mean,
+                          std::optional<Tensor> std, ScalarType dtype) {
+  constexpr const char* op = "gather_patches";
+  const Grid grid = checked_grid(op, images, patch_size);
+  const bool bytes = images.scalar_type() == ScalarType::Byte;
+  const Affine affine(op, grid.channels, bytes, mean, std);
+  std::optional<Index> at;
+  if (index) at = checked_index(op, "index", *index, images.size(0), grid.count());
+  images = rows_of(images);
+  const Tensor out = like(images, {images.size(0), index ? index->size(1) : grid.count(), grid.width()}, dtype);
+  const auto from = [&](auto in) {
+    dispatch_floating(op, dtype, [&](auto zero) {
+      cut<decltype(in), decltype(zero)>(images, at ? &*at : nullptr, grid, affine, out);
+    });
+  };
+  bytes ? from(uint8_t{}) : dispatch_floating(op, images.scalar_type(), from);
+  return out;
+}
+
+// grad (B, K, C * P * P) -> gradient of float images (B, C, H, W); each patch of each image has one owner.
+Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int64_t patch_size, std::optional<Tensor> std,
+                                   int64_t channels, int64_t height, int64_t width) {
+  constexpr const char* op = "gather_patches_backward";
+  const int64_t batch = grad.size(0), kept = grad.size(1);
+  const Tensor out = like(grad, {batch, channels, height, width});
+  const Grid grid = checked_grid(op, out, patch_size);
+  CFMVIT_CHECK(grad.dim() == 3 && grad.size(2) == grid.width(), op, ": grad must have ", grid.width(), " columns");
+  const Affine affine(op, channels, false, std::nullopt, std);
+  std::vector<std::vector<int64_t>> owners(batch * grid.count());
+  if (index) {
+    const Index at = checked_index(op, "index", *index, batch, grid.count());
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t j = 0; j < kept; ++j) owners[b * grid.count() + at(b, j)].push_back(j);
+    }
+  } else {
+    CFMVIT_CHECK(kept == grid.count(), op, ": grad must have ", grid.count(), " rows, got ", kept);
+    for (int64_t task = 0; task < batch * kept; ++task) owners[task].push_back(task % kept);
+  }
+  grad = torch::stable::contiguous(grad);
+  dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    parallel(batch * grid.count(), grid.width(), [&](int64_t task) {
+      const int64_t b = task / grid.count(), n = task % grid.count();
+      std::vector<Sum<S>> sum(patch_size);
+      for (int64_t line = 0; line < channels * patch_size; ++line) {
+        const int64_t c = line / patch_size, y = line % patch_size;
+        std::fill(sum.begin(), sum.end(), Sum<S>(0));
+        for (const int64_t j : owners[task]) {
+          CFMVIT_ROWS(accumulate<S>)
+          (sum.data(), data<const S>(grad) + (b * kept + j) * grid.width() + line * patch_size, patch_size);
+        }
+        for (Sum<S>& value : sum) value *= static_cast<Sum<S>>(affine.scale[c]);
+        S* to = data<S>(out) + ((b * channels + c) * height + n / grid.columns * patch_size + y) * width +
+                n % grid.columns * patch_size;
+        CFMVIT_ROWS(store<S>)(to, sum.data(), patch_size);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace cfmvit
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
+  m.impl("gather_patches", TORCH_BOX(&cfmvit::gather_patches_cpu));
+  m.impl("gather_patches_backward", TORCH_BOX(&cfmvit::gather_patches_backward_cpu));
+}

@@ -1,0 +1,44 @@
+// The part of the LibTorch stable ABI that the CPU kernels use, under short names.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace cfmvit {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.data_ptr());
+}
+
+inline Tensor like(const Tensor& x, std::vector<int64_t> sizes, std::optional<ScalarType> type = std::nullopt) {
+  return torch::stable::new_empty(x, sizes, type);
+}
+
+// The last dimension contiguous; other strides are left alone.
+inline Tensor rows_of(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  return x.stride(last) == 1 || x.size(last) <= 1 ? x : torch::stable::contiguous(x);
+}
+
+// Runs task(i) for i in [0, tasks) over threads; `cost` is the work of one in elements moved or added.
+template <typename Task>
+void parallel(int64_t tasks, int64_t cost, const Task& task) {
+  constexpr int64_t kElementsPerThread = 16384;  // below that, waking a thread costs more than it saves
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(cost, 1));
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(i);
+  });
+}
+
+}  // namespace cfmvit
