@@ -1,23 +1,17 @@
 // RoIAlign, on one map or a pyramid, and its mean over tokens, on the CPU.
 //
-// Deterministic for any number of threads: every element of a result belongs to one job, which takes boxes in their order;
-// jobs may be cut differently, sums are not.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
+// Deterministic for any number of threads: every element of a result belongs to one job, which takes boxes in
+// their order; jobs may be cut differently, sums are not.
 #include <array>
 #include <cmath>
-#include <optional>
-#include <vector>
 
+#include "../dispatch.h"
+#include "../regions_checks.h"
 #include "regions_loops.h"
 
 namespace cfmvit {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 namespace r = regions;
 
 constexpr int64_t kSlabBytes = int64_t{1} << 19;  // rows of a gradient that stay in a core's L2
@@ -30,7 +24,8 @@ struct Level {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename Task>
-void parallel(int64_t tasks, const Task& task) {  // task(begin, end), so that it can keep scratch memory in between
+void for_ranges(int64_t tasks,
+                const Task& task) {  // task(begin, end), so that it can keep scratch memory in between
   if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, task);
 }
 
@@ -41,9 +36,10 @@ class Boxes {
   Boxes(const char* op, const Tensor& rois, const int64_t* level, const std::vector<Level>& levels,
         const r::Sampling& sampling, bool transposed)
       : maps_(static_cast<int64_t>(levels.size()) * levels[0].batch) {
-    rois.scalar_type() == ScalarType::Double
-        ? build(op, static_cast<const double*>(rois.data_ptr()), rois.size(0), level, levels, sampling, transposed)
-        : build(op, static_cast<const float*>(rois.data_ptr()), rois.size(0), level, levels, sampling, transposed);
+    rois.scalar_type() == ScalarType::Double ? build(op, static_cast<const double*>(rois.data_ptr()),
+                                                     rois.size(0), level, levels, sampling, transposed)
+                                             : build(op, static_cast<const float*>(rois.data_ptr()),
+                                                     rois.size(0), level, levels, sampling, transposed);
   }
 
   int64_t maps() const { return maps_; }
@@ -52,30 +48,31 @@ class Boxes {
 
  private:
   template <typename Coordinate>
-  void build(const char* op, const Coordinate* rois, int64_t count, const int64_t* level, const std::vector<Level>& levels,
-             const r::Sampling& sampling, bool transposed) {
+  void build(const char* op, const Coordinate* rois, int64_t count, const int64_t* level,
+             const std::vector<Level>& levels, const r::Sampling& sampling, bool transposed) {
     const int64_t batch = levels[0].batch;
     std::vector<int64_t> map(count);
     begin_.assign(maps_ + 1, 0);
     for (int64_t i = 0; i < count; ++i) {
       const Coordinate image = rois[5 * i];
-      STD_TORCH_CHECK(image >= 0 && image < static_cast<Coordinate>(batch), op,
-                      ": boxes must have an image number in [0, ", batch, ") first, got ", image);
+      CFMVIT_CHECK(image >= 0 && image < static_cast<Coordinate>(batch), op,
+                   ": boxes must have an image number in [0, ", batch, ") first, got ", image);
       const int64_t of = level == nullptr ? 0 : level[i];
-      STD_TORCH_CHECK(of >= 0 && of < static_cast<int64_t>(levels.size()), op, ": levels must be in [0, ",
-                      levels.size(), "), got ", of);
+      CFMVIT_CHECK(of >= 0 && of < static_cast<int64_t>(levels.size()), op, ": levels must be in [0, ",
+                   levels.size(), "), got ", of);
       map[i] = of * batch + static_cast<int64_t>(image);
       ++begin_[map[i] + 1];
     }
     for (int64_t i = 0; i < maps_; ++i) begin_[i + 1] += begin_[i];
 
     tables_.resize(ceil_div(count, r::kBoxesPerTable));
-    parallel(static_cast<int64_t>(tables_.size()), [&](int64_t begin, int64_t end) {
+    for_ranges(static_cast<int64_t>(tables_.size()), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         const int64_t last = std::min(count, (t + 1) * r::kBoxesPerTable);
         for (int64_t i = t * r::kBoxesPerTable; i < last; ++i) {
           const Level& on = levels[map[i] / batch];
-          tables_[t].add(rois + 5 * i, static_cast<Coordinate>(on.scale), on.height, on.width, sampling, transposed);
+          tables_[t].add(rois + 5 * i, static_cast<Coordinate>(on.scale), on.height, on.width, sampling,
+                         transposed);
         }
       }
     });
@@ -102,18 +99,21 @@ struct Blocks {
 };
 
 template <typename T, typename S>
-void forward(const Boxes<T>& boxes, const std::vector<r::Map<T, const S>>& maps, int64_t channels, const r::Bins<S>& out) {
+void forward(const Boxes<T>& boxes, const std::vector<r::Map<T, const S>>& maps, int64_t channels,
+             const r::Bins<S>& out) {
   const Blocks<T> blocks{channels};
   // Where maps and blocks are fewer than threads, the boxes of a map are shared out as well.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t parts = ceil_div(2 * threads, std::max<int64_t>(boxes.maps() * blocks.count(), 1));
-  parallel(boxes.maps() * parts * blocks.count(), [&](int64_t begin, int64_t end) {
+  for_ranges(boxes.maps() * parts * blocks.count(), [&](int64_t begin, int64_t end) {
     r::Scratch<T> scratch;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t block = i % blocks.count(), part = i / blocks.count() % parts, map = i / blocks.count() / parts;
+      const int64_t block = i % blocks.count(), part = i / blocks.count() % parts,
+                    map = i / blocks.count() / parts;
       const int64_t first = boxes.count(map) * part / parts, last = boxes.count(map) * (part + 1) / parts;
       if (first == last) continue;
-      r::forward<T, S>(maps[map], out, {boxes.of_map(map) + first, last - first, blocks.first(block), blocks.size(block)},
+      r::forward<T, S>(maps[map], out,
+                       {boxes.of_map(map) + first, last - first, blocks.first(block), blocks.size(block)},
                        scratch);
     }
   });
@@ -121,7 +121,8 @@ void forward(const Boxes<T>& boxes, const std::vector<r::Map<T, const S>>& maps,
 
 // Writes all of every map.
 template <typename T, typename S, typename G>
-void backward(const Boxes<T>& boxes, const std::vector<r::Map<T, S>>& maps, int64_t channels, const r::Bins<const G>& grad) {
+void backward(const Boxes<T>& boxes, const std::vector<r::Map<T, S>>& maps, int64_t channels,
+              const r::Bins<const G>& grad) {
   const Blocks<T> blocks{channels};
   struct Band {
     int64_t map, begin, end;
@@ -130,40 +131,19 @@ void backward(const Boxes<T>& boxes, const std::vector<r::Map<T, S>>& maps, int6
   for (int64_t map = 0; map < boxes.maps(); ++map) {
     const auto row_bytes = maps[map].width * r::kBlock<T> * static_cast<int64_t>(sizeof(T));
     const int64_t rows = std::max<int64_t>(1, kSlabBytes / row_bytes);
-    for (int64_t y = 0; y < maps[map].height; y += rows) bands.push_back({map, y, std::min(y + rows, maps[map].height)});
+    for (int64_t y = 0; y < maps[map].height; y += rows)
+      bands.push_back({map, y, std::min(y + rows, maps[map].height)});
   }
-  parallel(static_cast<int64_t>(bands.size()) * blocks.count(), [&](int64_t begin, int64_t end) {
+  for_ranges(static_cast<int64_t>(bands.size()) * blocks.count(), [&](int64_t begin, int64_t end) {
     r::Scratch<T> scratch;
     for (int64_t i = begin; i < end; ++i) {
       const Band& band = bands[i % bands.size()];
       const int64_t block = i / static_cast<int64_t>(bands.size());
-      r::backward<T, S, G>(grad, maps[band.map], band.begin, band.end,
-                           {boxes.of_map(band.map), boxes.count(band.map), blocks.first(block), blocks.size(block)},
-                           scratch);
+      r::backward<T, S, G>(
+          grad, maps[band.map], band.begin, band.end,
+          {boxes.of_map(band.map), boxes.count(band.map), blocks.first(block), blocks.size(block)}, scratch);
     }
   });
-}
-
-// Calls visit with a value of the storage type.
-template <typename Visit>
-void dispatch(const char* op, const Tensor& features, const Visit& visit) {
-  switch (features.scalar_type()) {
-    case ScalarType::Float:
-      return visit(float{});
-    case ScalarType::Double:
-      return visit(double{});
-    case ScalarType::BFloat16:
-      return visit(r::BFloat16{});
-    case ScalarType::Half:
-      return visit(r::Half{});
-    default:
-      STD_TORCH_CHECK(false, op, ": the features must be float32, float64, bfloat16 or float16");
-  }
-}
-
-template <typename S>
-S* data(const Tensor& x) {
-  return static_cast<S*>(x.data_ptr());
 }
 
 // Where channels are neighbours in memory a result keeps them so, as PyTorch's operators do.
@@ -184,8 +164,11 @@ r::Bins<S> bins_of(const Tensor& x) {
 template <typename T, typename S>
 void append_maps(const Tensor& map, std::vector<r::Map<T, S>>& maps) {
   for (int64_t image = 0; image < map.size(0); ++image) {
-    maps.push_back({data<std::remove_const_t<S>>(map) + image * map.stride(0), map.size(2), map.size(3),
-                    {map.stride(2), map.stride(3), map.stride(1)}, nullptr});
+    maps.push_back({data<std::remove_const_t<S>>(map) + image * map.stride(0),
+                    map.size(2),
+                    map.size(3),
+                    {map.stride(2), map.stride(3), map.stride(1)},
+                    nullptr});
   }
 }
 
@@ -194,20 +177,32 @@ const int64_t* level_data(const std::optional<Tensor>& levels) {
 }
 
 // rois (R, 5), levels (R,) or none where there is one level -> (R, C, P, Q)
-Tensor align(const char* op, const std::vector<Tensor>& features, const Tensor& rois, const std::optional<Tensor>& levels,
-             const std::vector<double>& scales, const r::Sampling& sampling) {
+Tensor align(const char* op, const std::vector<Tensor>& features, const Tensor& rois,
+             const std::optional<Tensor>& levels, const std::vector<double>& scales,
+             const r::Sampling& sampling) {
+  for (const Tensor& map : features) {
+    check_map(op, "features", map);
+    check_type(op, "features", map, features[0]);
+    CFMVIT_CHECK(map.size(0) == features[0].size(0) && map.size(1) == features[0].size(1), op,
+                 ": features must have equal batch and channels on every level");
+  }
+  check_rois(op, rois, features[0]);
+  check_sampling(op, sampling.bins_y, sampling.bins_x, sampling.ratio);
   const Tensor boxes = torch::stable::contiguous(rois);
-  const Tensor out = empty_map(features[0], {rois.size(0), features[0].size(1), sampling.bins_y, sampling.bins_x},
-                               is_channels_last(features[0]));
-  dispatch(op, features[0], [&]<typename S>(S) {
-    using T = r::Sum<S>;
+  const Tensor out =
+      empty_map(features[0], {rois.size(0), features[0].size(1), sampling.bins_y, sampling.bins_x},
+                is_channels_last(features[0]));
+  dispatch_floating(op, features[0].scalar_type(), [&]<typename S>(S) {
+    using T = Sum<S>;
     std::vector<Level> sizes;
     std::vector<r::Map<T, const S>> maps;
     for (size_t i = 0; i < features.size(); ++i) {
-      sizes.push_back({features[i].size(0), features[i].size(1), features[i].size(2), features[i].size(3), scales[i]});
+      sizes.push_back(
+          {features[i].size(0), features[i].size(1), features[i].size(2), features[i].size(3), scales[i]});
       append_maps(features[i], maps);
     }
-    forward<T, S>(Boxes<T>(op, boxes, level_data(levels), sizes, sampling, false), maps, out.size(1), bins_of<S>(out));
+    forward<T, S>(Boxes<T>(op, boxes, level_data(levels), sizes, sampling, false), maps, out.size(1),
+                  bins_of<S>(out));
   });
   return out;
 }
@@ -216,14 +211,21 @@ Tensor align(const char* op, const std::vector<Tensor>& features, const Tensor& 
 std::vector<Tensor> align_backward(const char* op, const Tensor& grad, const Tensor& rois,
                                    const std::optional<Tensor>& levels, const std::vector<Level>& sizes,
                                    const r::Sampling& sampling, bool channels_last) {
+  check_rois(op, rois, grad);
+  check_bins(op, grad, rois, sizes[0].channels);
+  check_sampling(op, sampling.bins_y, sampling.bins_x, sampling.ratio);
+  for (const Level& size : sizes) {
+    CFMVIT_CHECK(size.batch >= 0 && size.height > 0 && size.width > 0, op, ": the maps must not be empty");
+  }
   const Tensor boxes = torch::stable::contiguous(rois);
-  const Tensor flat = grad.stride(2) == grad.stride(3) * grad.size(3) ? grad : torch::stable::contiguous(grad);
+  const Tensor flat =
+      grad.stride(2) == grad.stride(3) * grad.size(3) ? grad : torch::stable::contiguous(grad);
   std::vector<Tensor> out;
   for (const Level& size : sizes) {
     out.push_back(empty_map(grad, {size.batch, size.channels, size.height, size.width}, channels_last));
   }
-  dispatch(op, grad, [&]<typename S>(S) {
-    using T = r::Sum<S>;
+  dispatch_floating(op, grad.scalar_type(), [&]<typename S>(S) {
+    using T = Sum<S>;
     std::vector<r::Map<T, S>> maps;
     for (const Tensor& map : out) append_maps(map, maps);
     backward<T, S, S>(Boxes<T>(op, boxes, level_data(levels), sizes, sampling, true), maps, grad.size(1),
@@ -232,31 +234,43 @@ std::vector<Tensor> align_backward(const char* op, const Tensor& grad, const Ten
   return out;
 }
 
-Tensor roi_align_cpu(Tensor input, Tensor rois, double spatial_scale, int64_t pooled_height, int64_t pooled_width,
-                     int64_t sampling_ratio, bool aligned) {
+Tensor roi_align_cpu(Tensor input, Tensor rois, double spatial_scale, int64_t pooled_height,
+                     int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
+  check_map("roi_align", "input", input);
   return align("roi_align", {input}, rois, std::nullopt, {spatial_scale},
                {pooled_height, pooled_width, sampling_ratio, aligned, false});
 }
 
 Tensor roi_align_backward_cpu(Tensor grad, Tensor rois, double spatial_scale, int64_t batch, int64_t channels,
-                              int64_t height, int64_t width, int64_t sampling_ratio, bool aligned, bool channels_last) {
-  return align_backward("roi_align_backward", grad, rois, std::nullopt, {{batch, channels, height, width, spatial_scale}},
+                              int64_t height, int64_t width, int64_t sampling_ratio, bool aligned,
+                              bool channels_last) {
+  check_map("roi_align_backward", "grad", grad);
+  return align_backward("roi_align_backward", grad, rois, std::nullopt,
+                        {{batch, channels, height, width, spatial_scale}},
                         {grad.size(2), grad.size(3), sampling_ratio, aligned, false}, channels_last)[0];
 }
 
-Tensor multilevel_roi_align_cpu(std::vector<Tensor> features, Tensor rois, Tensor levels, std::vector<double> scales,
-                                int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
+Tensor multilevel_roi_align_cpu(std::vector<Tensor> features, Tensor rois, Tensor levels,
+                                std::vector<double> scales, int64_t pooled_height, int64_t pooled_width,
+                                int64_t sampling_ratio, bool aligned) {
+  check_levels("multilevel_roi_align", features.size(), scales.size(), levels, rois);
   return align("multilevel_roi_align", features, rois, torch::stable::contiguous(levels), scales,
                {pooled_height, pooled_width, sampling_ratio, aligned, false});
 }
 
-std::vector<Tensor> multilevel_roi_align_backward_cpu(Tensor grad, Tensor rois, Tensor levels, std::vector<double> scales,
-                                                      int64_t batch, int64_t channels, std::vector<int64_t> heights,
-                                                      std::vector<int64_t> widths, int64_t sampling_ratio, bool aligned,
-                                                      bool channels_last) {
+std::vector<Tensor> multilevel_roi_align_backward_cpu(Tensor grad, Tensor rois, Tensor levels,
+                                                      std::vector<double> scales, int64_t batch,
+                                                      int64_t channels, std::vector<int64_t> heights,
+                                                      std::vector<int64_t> widths, int64_t sampling_ratio,
+                                                      bool aligned, bool channels_last) {
+  const char* op = "multilevel_roi_align_backward";
+  check_map(op, "grad", grad);
+  check_levels(op, heights.size(), scales.size(), levels, rois);
+  CFMVIT_CHECK(widths.size() == heights.size(), op, ": widths must have one number for each level");
   std::vector<Level> sizes;
-  for (size_t i = 0; i < scales.size(); ++i) sizes.push_back({batch, channels, heights[i], widths[i], scales[i]});
-  return align_backward("multilevel_roi_align_backward", grad, rois, torch::stable::contiguous(levels), sizes,
+  for (size_t i = 0; i < scales.size(); ++i)
+    sizes.push_back({batch, channels, heights[i], widths[i], scales[i]});
+  return align_backward(op, grad, rois, torch::stable::contiguous(levels), sizes,
                         {grad.size(2), grad.size(3), sampling_ratio, aligned, false}, channels_last);
 }
 
@@ -265,22 +279,24 @@ template <typename T, typename S>
 std::vector<T> inverse_lengths(const Tensor& tokens, int64_t prefix) {
   const int64_t batch = tokens.size(0), grid = tokens.size(1) - prefix;
   std::vector<T> inverse(batch * grid);
-  parallel(batch * grid, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      inverse[i] = r::inverse_length<T, S>(
-          data<const S>(tokens) + i / grid * tokens.stride(0) + (prefix + i % grid) * tokens.stride(1), tokens.stride(2),
-          tokens.size(2));
-    }
+  parallel(batch * grid, tokens.size(2), [&](int64_t i) {
+    inverse[i] = r::inverse_length<T, S>(
+        data<const S>(tokens) + i / grid * tokens.stride(0) + (prefix + i % grid) * tokens.stride(1),
+        tokens.stride(2), tokens.size(2));
   });
   return inverse;
 }
 
 template <typename T, typename S>
-std::vector<r::Map<T, S>> token_maps(const Tensor& tokens, int64_t prefix, int64_t height, int64_t width, const T* scale) {
+std::vector<r::Map<T, S>> token_maps(const Tensor& tokens, int64_t prefix, int64_t height, int64_t width,
+                                     const T* scale) {
   std::vector<r::Map<T, S>> maps;
   for (int64_t image = 0; image < tokens.size(0); ++image) {
     S* first = data<std::remove_const_t<S>>(tokens) + image * tokens.stride(0) + prefix * tokens.stride(1);
-    maps.push_back({first, height, width, {width * tokens.stride(1), tokens.stride(1), tokens.stride(2)},
+    maps.push_back({first,
+                    height,
+                    width,
+                    {width * tokens.stride(1), tokens.stride(1), tokens.stride(2)},
                     scale == nullptr ? nullptr : scale + image * height * width});
   }
   return maps;
@@ -291,32 +307,47 @@ r::Bins<S> pooled_bins(const Tensor& pooled) {
   return {data<std::remove_const_t<S>>(pooled), 1, 1, pooled.stride(0), 1, pooled.stride(1)};
 }
 
-Tensor pool_regions_cpu(Tensor tokens, Tensor rois, int64_t grid_height, int64_t grid_width, double spatial_scale,
-                        int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
-                        int64_t num_prefix_tokens, bool normalize) {
+Tensor pool_regions_cpu(Tensor tokens, Tensor rois, int64_t grid_height, int64_t grid_width,
+                        double spatial_scale, int64_t pooled_height, int64_t pooled_width,
+                        int64_t sampling_ratio, bool aligned, int64_t num_prefix_tokens, bool normalize) {
+  const char* op = "pool_regions";
+  CFMVIT_CHECK(tokens.dim() == 3, op, ": tokens must have 3 dimensions, got ", tokens.dim());
+  check_rois(op, rois, tokens);
+  check_grid(op, tokens.size(1), grid_height, grid_width, num_prefix_tokens);
+  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
   const Tensor boxes = torch::stable::contiguous(rois);
-  const Tensor out = torch::stable::new_empty(tokens, std::array<int64_t, 2>{rois.size(0), tokens.size(2)});
+  const Tensor out = like(tokens, {rois.size(0), tokens.size(2)});
   const std::vector<Level> sizes{{tokens.size(0), tokens.size(2), grid_height, grid_width, spatial_scale}};
   const r::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
-  dispatch("pool_regions", tokens, [&]<typename S>(S) {
-    using T = r::Sum<S>;
+  dispatch_floating(op, tokens.scalar_type(), [&]<typename S>(S) {
+    using T = Sum<S>;
     const auto scale = normalize ? inverse_lengths<T, S>(tokens, num_prefix_tokens) : std::vector<T>();
     const auto maps = token_maps<T, const S>(tokens, num_prefix_tokens, grid_height, grid_width,
                                              normalize ? scale.data() : nullptr);
-    forward<T, S>(Boxes<T>("pool_regions", boxes, nullptr, sizes, sampling, false), maps, tokens.size(2),
+    forward<T, S>(Boxes<T>(op, boxes, nullptr, sizes, sampling, false), maps, tokens.size(2),
                   pooled_bins<S>(out));
   });
   return out;
 }
 
 // grad (R, C) -> (B, N, C). tokens: given where they were normalised, whose gradient depends on them.
-Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor> tokens, int64_t batch, int64_t num_tokens,
-                                 int64_t grid_height, int64_t grid_width, double spatial_scale, int64_t pooled_height,
-                                 int64_t pooled_width, int64_t sampling_ratio, bool aligned, int64_t num_prefix_tokens) {
+Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor> tokens, int64_t batch,
+                                 int64_t num_tokens, int64_t grid_height, int64_t grid_width,
+                                 double spatial_scale, int64_t pooled_height, int64_t pooled_width,
+                                 int64_t sampling_ratio, bool aligned, int64_t num_prefix_tokens) {
+  const char* op = "pool_regions_backward";
+  check_rois(op, rois, grad);
+  CFMVIT_CHECK(grad.dim() == 2 && grad.size(0) == rois.size(0), op, ": grad must have shape (", rois.size(0),
+               ", C), got ", grad.dim(), " dimensions and ", grad.numel(), " entries");
+  check_grid(op, num_tokens, grid_height, grid_width, num_prefix_tokens);
+  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
   const int64_t channels = grad.size(1), prefix = num_prefix_tokens;
+  if (tokens) {
+    check_shape(op, "tokens", *tokens, {batch, num_tokens, channels});
+    check_type(op, "tokens", *tokens, grad);
+  }
   const Tensor boxes = torch::stable::contiguous(rois);
-  const std::array<int64_t, 3> size{batch, num_tokens, channels};
-  const Tensor out = torch::stable::new_empty(grad, size);
+  const Tensor out = like(grad, {batch, num_tokens, channels});
   for (int64_t image = 0; image < batch && prefix > 0; ++image) {
     Tensor tokens_of_image = torch::stable::select(out, 0, image);
     Tensor first = torch::stable::narrow(tokens_of_image, 0, 0, prefix);
@@ -324,25 +355,25 @@ Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor>
   }
   const std::vector<Level> sizes{{batch, channels, grid_height, grid_width, spatial_scale}};
   const r::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
-  dispatch("pool_regions_backward", grad, [&]<typename S>(S) {
-    using T = r::Sum<S>;
-    const Boxes<T> by_map("pool_regions_backward", boxes, nullptr, sizes, sampling, true);
+  dispatch_floating(op, grad.scalar_type(), [&]<typename S>(S) {
+    using T = Sum<S>;
+    const Boxes<T> by_map(op, boxes, nullptr, sizes, sampling, true);
     const auto bins = pooled_bins<const S>(grad);
     const auto write = [&]<typename G>(const Tensor& target, G) {
-      backward<T, G, S>(by_map, token_maps<T, G>(target, prefix, grid_height, grid_width, nullptr), channels, bins);
+      backward<T, G, S>(by_map, token_maps<T, G>(target, prefix, grid_height, grid_width, nullptr), channels,
+                        bins);
     };
     if (!tokens.has_value()) return write(out, S{});
-    // With u = F / |F| and g the gradient of u, that of F is (g - u <u, g>) / |F|: it takes all channels of g at once.
-    const Tensor whole = std::is_same_v<S, T> ? out : torch::stable::new_empty(grad, size, ScalarType::Float);
+    // With u = F / |F| and g the gradient of u, that of F is (g - u <u, g>) / |F|: it takes all channels of g
+    // at once.
+    const Tensor whole =
+        std::is_same_v<S, T> ? out : like(grad, {batch, num_tokens, channels}, ScalarType::Float);
     write(whole, T{});
     const int64_t grid = grid_height * grid_width;
-    parallel(batch * grid, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t image = i / grid, place = prefix + i % grid;
-        r::unnormalize<T, S>(data<const S>(*tokens) + image * tokens->stride(0) + place * tokens->stride(1),
-                             tokens->stride(2), channels, data<const T>(whole) + (image * num_tokens + place) * channels,
-                             data<S>(out) + (image * num_tokens + place) * channels);
-      }
+    parallel(batch * grid, channels, [&](int64_t i) {
+      const int64_t image = i / grid, place = prefix + i % grid, at = (image * num_tokens + place) * channels;
+      r::unnormalize<T, S>(data<const S>(*tokens) + image * tokens->stride(0) + place * tokens->stride(1),
+                           tokens->stride(2), channels, data<const T>(whole) + at, data<S>(out) + at);
     });
   });
   return out;

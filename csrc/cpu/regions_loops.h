@@ -1,68 +1,17 @@
-// The work on one block of channels: what it needs, the loops for each instruction set, the choice among them.
-// Knows nothing of torch.
+// The work on one block of channels: what it needs, the loops for each instruction set, the choice among
+// them. Knows nothing of torch.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <new>
-#include <type_traits>
 
+#include "half.h"
 #include "regions_taps.h"
 
-#define CFMVIT_INLINE inline __attribute__((always_inline))
-
 namespace cfmvit::regions {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-// The type of sums of features of type S.
-template <typename S>
-using Sum = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-// Conversions without branches or instructions of a special set, so that loops over them vectorise everywhere.
-CFMVIT_INLINE float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-CFMVIT_INLINE uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-CFMVIT_INLINE float widen(float x) { return x; }
-CFMVIT_INLINE double widen(double x) { return x; }
-CFMVIT_INLINE float widen(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
-CFMVIT_INLINE float widen(Half x) {
-  const uint32_t magnitude = x.bits & 0x7fffu;
-  const float finite = float_of(magnitude << 13) * 0x1p112f;  // the exponents' biases differ by 112
-  const uint32_t bits = magnitude >= 0x7c00u ? (magnitude << 13 | 0x7f800000u) : bits_of(finite);
-  return float_of(bits | uint32_t(x.bits & 0x8000u) << 16);
-}
-// To nearest, ties to even.
-CFMVIT_INLINE void narrow(float x, float& out) { out = x; }
-CFMVIT_INLINE void narrow(double x, double& out) { out = x; }
-CFMVIT_INLINE void narrow(float x, BFloat16& out) {
-  const uint32_t bits = bits_of(x);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  out.bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
-}
-CFMVIT_INLINE void narrow(float x, Half& out) {
-  const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffffu;
-  const uint32_t tiny = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds subnormal results
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-  const uint32_t huge = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const uint32_t half = magnitude >= 0x47800000u ? huge : magnitude < 0x38800000u ? tiny : normal;
-  out.bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
-}
 
 // Scratch memory that is aligned, grows and is not cleared.
 template <typename T>
@@ -126,7 +75,8 @@ struct Job {
   int64_t count, first_channel, channels;
 };
 
-constexpr int kVectors = 4;  // 64-byte vectors of a full block of channels; enough sums in flight to hide their latency
+constexpr int kVectors =
+    4;  // 64-byte vectors of a full block of channels; enough sums in flight to hide their latency
 template <typename T>
 constexpr int64_t kBlock = kVectors * 64 / sizeof(T);
 
@@ -136,20 +86,26 @@ constexpr T kSmallestLength = T(1e-12);
 #define CFMVIT_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace baseline {
+#define CFMVIT_BYTES 16
 #include "regions_loops.inc"
+#undef CFMVIT_BYTES
 }  // namespace baseline
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
+#define CFMVIT_BYTES 32
 #include "regions_loops.inc"
+#undef CFMVIT_BYTES
 }  // namespace avx2
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 namespace avx512 {
+#define CFMVIT_BYTES 64
 #include "regions_loops.inc"
+#undef CFMVIT_BYTES
 }  // namespace avx512
 #pragma GCC pop_options
 
@@ -173,12 +129,15 @@ void forward(const Map<T, const S>& map, const Bins<S>& out, const Job<T>& job, 
               : run(baseline::forward<T, 1, S>, baseline::forward<T, kVectors, S>);
 }
 
-// Writes rows [y_begin, y_end) of the gradient of a map, G of them being the type of the gradient of the bins.
+// Writes rows [y_begin, y_end) of the gradient of a map, G of them being the type of the gradient of the
+// bins.
 template <typename T, typename S, typename G>
-void backward(const Bins<const G>& grad, const Map<T, S>& map, int64_t y_begin, int64_t y_end, const Job<T>& job,
-              Scratch<T>& scratch) {
+void backward(const Bins<const G>& grad, const Map<T, S>& map, int64_t y_begin, int64_t y_end,
+              const Job<T>& job, Scratch<T>& scratch) {
   const bool narrow_block = job.channels <= 64 / static_cast<int64_t>(sizeof(T));
-  const auto run = [&](auto one, auto full) { (narrow_block ? one : full)(grad, map, y_begin, y_end, job, scratch); };
+  const auto run = [&](auto one, auto full) {
+    (narrow_block ? one : full)(grad, map, y_begin, y_end, job, scratch);
+  };
   kIsa == 2   ? run(avx512::backward<T, 1, S, G>, avx512::backward<T, kVectors, S, G>)
   : kIsa == 1 ? run(avx2::backward<T, 1, S, G>, avx2::backward<T, kVectors, S, G>)
               : run(baseline::backward<T, 1, S, G>, baseline::backward<T, kVectors, S, G>);

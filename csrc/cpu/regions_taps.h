@@ -1,11 +1,12 @@
 // From a box to the places of a map that it reads, and their weights. Knows nothing of torch.
 //
-// A RoIAlign sample is bilinear: its weight is a product of one factor for its row and one for its column, and so are the
-// rule for samples outside the map and the number of samples of a bin. Hence each axis of a box is a small sparse matrix,
-// bins x places, with the weights of all samples that share a place merged, and
+// A RoIAlign sample is bilinear: its weight is a product of one factor for its row and one for its column,
+// and so are the rule for samples outside the map and the number of samples of a bin. Hence each axis of a
+// box is a small sparse matrix, bins x places, with the weights of all samples that share a place merged, and
 // out[p, q] = sum_y wy[p, y] * sum_x wx[q, x] * F[y, x].
 //
-// Compiled for the baseline only: a fused multiply-add would move samples across the borders that torchvision sees.
+// Compiled for the baseline only: a fused multiply-add would move samples across the borders that torchvision
+// sees.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +16,8 @@
 
 namespace cfmvit::regions {
 
-constexpr int64_t kMaxSamples = 65536;  // of a bin along one axis; adaptive sampling of a larger box gives zeros
+constexpr int64_t kMaxSamples =
+    65536;  // of a bin along one axis; adaptive sampling of a larger box gives zeros
 constexpr int64_t kBoxesPerTable = 64;
 
 struct Sampling {
@@ -25,7 +27,8 @@ struct Sampling {
   bool merge;  // one bin per axis: the mean of them all
 };
 
-// Row i of the matrix of an axis: entries [begin, begin + count) of the other side have weights from `weight` on.
+// Row i of the matrix of an axis: entries [begin, begin + count) of the other side have weights from `weight`
+// on.
 struct Run {
   int64_t begin, count, weight;
 };
@@ -116,7 +119,8 @@ class Table {
       low = length, high = -1;
     }
 
-    const Span span{static_cast<int64_t>(place_.size()), add_places(length), static_cast<int64_t>(runs_.size())};
+    const Span span{static_cast<int64_t>(place_.size()), add_places(length),
+                    static_cast<int64_t>(runs_.size())};
     spans_.push_back(span);
     transposed ? add_by_place(span, rows) : add_by_bin(rows);
   }

@@ -1,0 +1,80 @@
+// The rules of the region ops, for every backend; the Python functions say the same earlier, as ValueError or
+// TypeError.
+#pragma once
+
+#include "checks.h"
+
+namespace cfmvit {
+
+constexpr int64_t kMaxSamplingRatio = 65536;
+
+inline void check_sampling(const char* op, int64_t pooled_height, int64_t pooled_width,
+                           int64_t sampling_ratio) {
+  CFMVIT_CHECK(pooled_height >= 1 && pooled_width >= 1, op,
+               ": output_size must be one or two positive integers, got ", pooled_height, " x ",
+               pooled_width);
+  CFMVIT_CHECK(sampling_ratio <= kMaxSamplingRatio, op, ": sampling_ratio must be at most ",
+               kMaxSamplingRatio, ", got ", sampling_ratio);
+}
+
+inline void check_rois(const char* op, const Tensor& rois, const Tensor& features) {
+  CFMVIT_CHECK(rois.dim() == 2 && rois.size(1) == 5, op, ": boxes must have shape (R, 5), got ", rois.dim(),
+               " dimensions and ", rois.numel(), " entries");
+  CFMVIT_CHECK(rois.scalar_type() == ScalarType::Float || rois.scalar_type() == ScalarType::Double, op,
+               ": boxes must be float32 or float64, got ", rois.scalar_type());
+  CFMVIT_CHECK(rois.device() == features.device(), op, ": boxes must be on the features' device");
+}
+
+// Feature maps, (B, C, H, W).
+inline void check_map(const char* op, const char* name, const Tensor& map) {
+  CFMVIT_CHECK(map.dim() == 4, op, ": ", name, " must have 4 dimensions, got ", map.dim());
+  CFMVIT_CHECK(map.size(2) > 0 && map.size(3) > 0, op, ": ", name, " must have a non-empty map, got ",
+               map.size(2), " x ", map.size(3));
+}
+
+// Results (R, C, P, Q) or their gradients.
+inline void check_bins(const char* op, const Tensor& grad, const Tensor& rois, int64_t channels) {
+  CFMVIT_CHECK(grad.dim() == 4 && grad.size(0) == rois.size(0) && grad.size(1) == channels, op,
+               ": grad must have shape (", rois.size(0), ", ", channels, ", P, Q), got ", grad.dim(),
+               " dimensions and ", grad.numel(), " entries");
+}
+
+inline void check_levels(const char* op, size_t maps, size_t scales, const Tensor& levels,
+                         const Tensor& rois) {
+  CFMVIT_CHECK(maps > 0 && maps == scales, op, ": scales must have one number for each of ", maps,
+               " levels, got ", scales);
+  CFMVIT_CHECK(
+      levels.dim() == 1 && levels.size(0) == rois.size(0) && levels.scalar_type() == ScalarType::Long, op,
+      ": levels must be int64 of shape (", rois.size(0), ",)");
+  CFMVIT_CHECK(levels.device() == rois.device(), op, ": levels must be on the features' device");
+}
+
+inline void check_grid(const char* op, int64_t num_tokens, int64_t height, int64_t width, int64_t prefix) {
+  CFMVIT_CHECK(height >= 1 && width >= 1, op, ": grid_size must be two positive integers, got ", height,
+               " x ", width);
+  CFMVIT_CHECK(prefix >= 0, op, ": num_prefix_tokens must not be negative, got ", prefix);
+  CFMVIT_CHECK(num_tokens == prefix + height * width, op,
+               ": tokens must have num_prefix_tokens + h * w = ", prefix + height * width, " tokens, got ",
+               num_tokens);
+}
+
+inline void check_scores(const Tensor& logits, const std::optional<Tensor>& vlm_logits,
+                         const Tensor& exponent, const std::optional<Tensor>& objectness) {
+  const char* op = "combine_scores";
+  CFMVIT_CHECK(logits.dim() == 2 && logits.size(1) >= 1, op, ": logits must have shape (R, 1 + n), got ",
+               logits.dim(), " dimensions and ", logits.numel(), " entries");
+  CFMVIT_CHECK(logits.scalar_type() == ScalarType::Float || logits.scalar_type() == ScalarType::Double, op,
+               ": logits must be float32 or float64, got ", logits.scalar_type());
+  if (vlm_logits) {
+    check_shape(op, "vlm_logits", *vlm_logits, {logits.size(0), logits.size(1)});
+    check_type(op, "vlm_logits", *vlm_logits, logits);
+  }
+  check_shape(op, "exponent", exponent, {logits.size(1) - 1});
+  check_type(op, "exponent", exponent, logits);
+  if (objectness) {
+    check_shape(op, "objectness", *objectness, {logits.size(0)});
+    check_type(op, "objectness", *objectness, logits);
+  }
+}
+
+}  // namespace cfmvit
