@@ -7,9 +7,9 @@ from pathlib import Path
 
 import cfmvit
 from cfmvit._io import atomic_write
-from cfmvit._require import require
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.inputs import read_image
+from cfmvit.report import overlay
 
 
 def detect(
@@ -36,10 +36,7 @@ def detect(
     found = detector.predict(pixels, labels.split(","), threshold=threshold)
     base = set(detector.config.base_labels)
     path = output or Path(f"{image.stem}.detected.png")
-    picture = require("PIL.Image", extra="models").fromarray(pixels.permute(1, 2, 0).numpy())
-    drawn = require("cfmvit.report", extra="detection").overlay(
-        picture, found, {x for x in found.labels if x not in base}
-    )
+    drawn = overlay(pixels, found, {label for label in found.labels if label not in base})
     with atomic_write(path) as file:
         drawn.save(file, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
     if as_json:

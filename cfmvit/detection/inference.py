@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cfmvit._io import atomic_write
+from cfmvit.data import CorruptSample
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.inputs import Prepared
 from cfmvit.progress import progress
+
+_LOG = logging.getLogger(__name__)
 
 
 def predict_dataset(
     detector: Detector, dataset: Any, output: Path, *, batch_size: int = 8, threshold: float | None = None
 ) -> Path:
-    """Detect every category of a data set in each of its images.
+    """Detect every category of a data set in each of its images; corrupt images are logged and get no detections.
 
     Args:
         dataset: from ``cfmvit.data.open_detection``, not augmented, at the detector's image size.
@@ -35,9 +39,9 @@ def predict_dataset(
     bar = progress(len(dataset), desc="predict")
     try:
         for start in range(0, len(dataset), batch_size):
+            indices = range(start, min(start + batch_size, len(dataset)))
             samples = [
-                dataset.load(index, np.random.default_rng(0))
-                for index in range(start, min(start + batch_size, len(dataset)))
+                sample for sample in (_load(dataset, index) for index in indices) if sample is not None
             ]
             images = [
                 Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in samples
@@ -45,10 +49,18 @@ def predict_dataset(
             found = detector.predict_batch(images, text, threshold=threshold, novel=novel)
             for sample, detections in zip(samples, found):
                 results += detections.to_coco(sample["image_id"], ids)
-            bar.update(len(samples))
+            bar.update(len(indices))
     finally:
         bar.close()
     path = output / "results.json"
     with atomic_write(path, "w") as file:
         json.dump(results, file)
     return path
+
+
+def _load(dataset: Any, index: int) -> dict[str, Any] | None:
+    try:
+        return dataset.load(index, np.random.default_rng(0))
+    except CorruptSample as error:
+        _LOG.warning("skipped a corrupt image: %s (%s)", error.path, error.reason)
+        return None

@@ -1,0 +1,114 @@
+"""Finetuning from files to a detector on disk, and exact resume; on generated scenes and on real photographs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cfmvit.data import open_detection
+from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
+from cfmvit.detection import Detector, FinetuneConfig, FinetuneOptim, finetune, predict_dataset
+from cfmvit.evaluation import evaluate_results
+from cfmvit.training import LoopConfig
+
+from .small_detector import small_config, small_model
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    """Return a folder of a few scenes."""
+    split = SplitConfig(images=6, size=96, objects=(1, 2), scale=(24, 40))
+    config = ScenesConfig(
+        colours=2, textures=2, shapes=2, pretrain=replace(split, images=1), train=split, val=split
+    )
+    return make_scenes(tmp_path_factory.mktemp("scenes") / "data", config)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    """Return the folder of a model with fresh weights."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    small_model().save_pretrained(folder)
+    return folder
+
+
+def config(model: Path, data: str, steps: int = 4, **options: object) -> FinetuneConfig:
+    return FinetuneConfig(
+        model=str(model),
+        data=data,
+        batch_size=2,
+        device="cpu",
+        detector=small_config(),
+        optim=FinetuneOptim(name="adamw", lr=1e-3, warmup=2),
+        loop=LoopConfig(steps=steps, log_every=1, save_every=2, **options),
+    )
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    scenes, pretrained, tmp_path, capsys, monkeypatch
+):
+    settings = config(pretrained, f"lvis:{scenes}")
+    whole = finetune(settings, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        losses, calls = Detector.losses, []
+
+        def stop_at_the_fourth(*arguments):
+            calls.append(None)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return losses(*arguments)
+
+        patch.setattr(Detector, "losses", stop_at_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(settings, tmp_path / "parts")
+    assert torch.load(tmp_path / "parts/checkpoint.pt", weights_only=True)["step"] == 2
+    assert not (tmp_path / "parts/detector").exists()
+    parts = finetune(settings, tmp_path / "parts", resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+    for run in ("whole", "parts"):
+        lines = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_the_detector_knows_its_base_categories_and_predicts_all(scenes, pretrained, tmp_path, capsys):
+    finetune(config(pretrained, f"lvis:{scenes}", steps=2), tmp_path / "run")
+    detector = Detector.from_pretrained(tmp_path / "run/detector")
+    dataset = open_detection(f"lvis:{scenes}", split="val", base_only=False, image_size=96)
+    novel = {category.name for category in dataset.categories if category.novel}
+    assert novel
+    assert set(detector.config.base_labels) == {category.name for category in dataset.categories} - novel
+    path = predict_dataset(detector, dataset, tmp_path / "run", batch_size=4)
+    results = json.loads(path.read_text())
+    assert {result["image_id"] for result in results} == {image + 1 for image in range(6)}
+    assert {result["category_id"] for result in results} <= {category.id for category in dataset.categories}
+    metrics = evaluate_results(path, dataset.annotations_path, iou_types=("bbox", "segm"))
+    assert 0 <= metrics["bbox"]["AP50"] <= 1
+    assert not list((tmp_path / "run").glob(".results*"))
+
+
+def test_options_that_must_be_given(scenes, pretrained, tmp_path):
+    with pytest.raises(ValueError, match=r"finetune: model must be given"):
+        finetune(replace(config(pretrained, f"lvis:{scenes}"), model=""), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"finetune: data must be given"):
+        finetune(config(pretrained, ""), tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"no model.safetensors there"):
+        finetune(config(tmp_path / "none", f"lvis:{scenes}"), tmp_path / "run")
+
+
+def test_real_photographs_with_the_48_17_split(shared_data, pretrained, tmp_path, capsys):
+    data = f"coco:{shared_data / 'coco-tiny'}"
+    finetune(config(pretrained, data, steps=3), tmp_path / "run")
+    detector = Detector.from_pretrained(tmp_path / "run/detector")
+    assert len(detector.config.base_labels) == 48
+    dataset = open_detection(data, split="val", base_only=False, image_size=96)
+    assert sum(category.novel for category in dataset.categories) == 17
+    path = predict_dataset(detector, dataset, tmp_path / "run", batch_size=8)
+    base = {category.id for category in dataset.categories if not category.novel}
+    novel = {category.id for category in dataset.categories if category.novel}
+    metrics = evaluate_results(path, dataset.annotations_path, base_ids=base, novel_ids=novel)
+    assert metrics["bbox"].keys() >= {"AP50_base", "AP50_novel"}
