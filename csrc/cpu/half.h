@@ -21,6 +21,9 @@ struct Half {
 template <typename S>
 using Sum = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
+template <typename S, typename T>
+using Wider = std::conditional_t<std::is_same_v<S, double> || std::is_same_v<T, double>, double, float>;
+
 CFMVIT_INLINE float float_of(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);

@@ -55,7 +55,7 @@ void cut(const Tensor& images, const Index* index, const Grid& grid, const Affin
     for (int64_t c = 0; c < grid.channels; ++c) {
       const In* from = data<const In>(images) + b * images.stride(0) + c * images.stride(1) +
                        n / grid.columns * size * images.stride(2) + n % grid.columns * size;
-      const auto scale = static_cast<Sum<In>>(affine.scale[c]), shift = static_cast<Sum<In>>(affine.shift[c]);
+      const auto scale = static_cast<Wider<In, Out>>(affine.scale[c]), shift = static_cast<Wider<In, Out>>(affine.shift[c]);
       for (int64_t y = 0; y < size; ++y, to += size) {
         CFMVIT_ROWS(affine<In, Out>)(to, from + y * images.stride(2), scale, shift, size);
       }

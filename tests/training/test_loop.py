@@ -63,10 +63,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, accumulate: int)
     resumed = run(tmp_path / "broken", resume=True, accumulate=accumulate)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()):
         assert torch.equal(a, b)
-    logs = [
-        [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in (tmp_path / name / "metrics.jsonl").open()]
-        for name in ("whole", "broken")
-    ]
+    logs = []
+    for name in ("whole", "broken"):
+        records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        logs.append([{k: v for k, v in record.items() if k != "images_per_s"} for record in records])
     assert logs[0] == logs[1]
     assert [record["step"] for record in logs[1]] == [0, 1, 2, 3, 4, 5]
 

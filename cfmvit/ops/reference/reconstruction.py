@@ -39,6 +39,6 @@ def masked_pixel_loss(pred: Tensor, images: Tensor, index: Tensor, patch_size: i
     if pred.shape[1] == target.shape[1]:
         pred = pred.gather(1, rows.expand(-1, -1, pred.shape[2]))
     target = target.gather(1, rows.expand(-1, -1, target.shape[2]))
-    if normalize:
+    if normalize and target.numel():
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     return (pred.to(dtype) - target).square().mean(-1)

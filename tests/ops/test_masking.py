@@ -1,0 +1,232 @@
+"""The masking family: MAE's indices, parity with float64, gradients, strides, refusals, determinism, tracing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from .families import TOLERANCES, assert_parity, assert_same_bits, strided
+from torch import Tensor
+
+from cfmvit import ops
+
+DTYPES = list(TOLERANCES)
+B, N, D = 3, 13, 37
+
+
+def mae_random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
+    """MAE's own formulation: keep and restore indices."""
+    shuffle = torch.argsort(noise, dim=1, stable=True)
+    restore = torch.argsort(shuffle, dim=1, stable=True)
+    return shuffle[:, : int(noise.shape[1] * (1 - mask_ratio))], restore
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def masking(ratio: float = 0.6, batch: int = B, tokens: int = N) -> ops.Masking:
+    return ops.random_masking(batch, tokens, ratio, generator=torch.Generator().manual_seed(5))
+
+
+MASKING, PATCHES = masking(), masking(tokens=12).keep
+COINS = torch.tensor([True, False, True])
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 2, 31, 33, 196, 1000])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.75, 1.0])
+def test_random_masking_gives_maes_indices(ratio: float, tokens: int, dtype: torch.dtype, impl: str) -> None:
+    """Coarse noise has many ties, both signs and both zeros."""
+    noise = (rand(4, tokens) * 4).round().to(dtype) / 4
+    noise[0, ::2] = -0.0
+    found = ops.random_masking(4, tokens, ratio, noise=noise, impl=impl)
+    keep, restore = mae_random_masking(noise, ratio)
+    assert torch.equal(found.keep, keep) and torch.equal(found.restore, restore)
+    assert torch.equal(torch.cat([found.keep, found.masked], 1).gather(1, found.restore), torch.arange(tokens).expand(4, -1))
+
+
+def test_random_masking_orders_infinities_and_strided_noise() -> None:
+    noise = rand(2, 20)[:, ::2].float()
+    noise[0, 3], noise[0, 4] = float("inf"), float("-inf")
+    a, b = (ops.random_masking(2, 10, 0.5, noise=noise, impl=impl) for impl in ("native", "reference"))
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert a.keep[0, 0] == 4 and a.masked[0, -1] == 3
+
+
+def test_random_masking_is_reproducible_from_a_generator() -> None:
+    assert all(torch.equal(a, b) for a, b in zip(masking(), masking()))
+    assert not torch.equal(masking().keep[0], masking().keep[1])
+
+
+OPS: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
+    "gather": (
+        lambda impl: lambda x, p: ops.gather_tokens(x, MASKING.masked, pos_embed=p, keep_pos=COINS, impl=impl),
+        (rand(B, N, D), rand(N, D, seed=1)),
+    ),
+    "gather_bare_int32": (
+        lambda impl: lambda x: ops.gather_tokens(x, MASKING.keep.int(), impl=impl),
+        (rand(B, N, D),),
+    ),
+    "gather_repeated": (
+        lambda impl: lambda x, p: ops.gather_tokens(x, torch.tensor([[0, 2, 0]] * B), pos_embed=p, impl=impl),
+        (rand(B, N, D), rand(N, D, seed=1)),
+    ),
+    "split": (
+        lambda impl: lambda x, p: ops.split_tokens(x, MASKING, pos_embed=p, keep_pos=COINS, impl=impl),
+        (rand(B, N, D), rand(N, D, seed=1)),
+    ),
+    "restore": (
+        lambda impl: lambda v, m, p: ops.restore_tokens(v, m, MASKING.restore, pos_embed=p, impl=impl),
+        (rand(B, 5, D), rand(D, seed=1), rand(N, D, seed=2)),
+    ),
+    "restore_bare": (
+        lambda impl: lambda v, m: ops.restore_tokens(v, m, MASKING.restore, impl=impl),
+        (rand(B, 5, D), rand(D, seed=1)),
+    ),
+    "patches": (
+        lambda impl: lambda x: ops.gather_patches(
+            x, PATCHES, 5, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 0.5], impl=impl
+        ),
+        (rand(B, 3, 15, 20),),
+    ),
+    "patches_all": (lambda impl: lambda x: ops.gather_patches(x, None, 5, impl=impl), (rand(B, 3, 15, 20),)),
+}
+CASES = pytest.mark.parametrize("case", OPS)
+
+
+@CASES
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parity(case: str, dtype: torch.dtype) -> None:
+    make, inputs = OPS[case]
+    assert_parity(make, inputs, dtype)
+
+
+@CASES
+def test_gradcheck(case: str) -> None:
+    make, inputs = OPS[case]
+    small = [x[..., :15, :4] if x.ndim > 1 and x.shape[-1] == D else x[..., :4] if x.shape[-1] == D else x for x in inputs]
+    assert torch.autograd.gradcheck(make("native"), [x.clone().requires_grad_() for x in small], fast_mode=True)
+
+
+@CASES
+def test_same_bits_for_any_number_of_threads(case: str) -> None:
+    make, inputs = OPS[case]
+    assert_same_bits(make("native"), [x.float() for x in inputs])
+
+
+@pytest.mark.parametrize("case", ["gather", "split", "restore"])
+def test_strided_tokens_are_read_where_they_lie(case: str) -> None:
+    make, (tokens, *rest) = OPS[case]
+    for view in (strided(tokens), tokens.transpose(1, 2).contiguous().transpose(1, 2)):
+        assert_parity(make, (view, *rest), torch.float64)
+
+
+def test_patches_of_bytes_and_of_strided_images() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.unfold(pixels.double() / 255, 4, stride=4).transpose(1, 2)
+    for dtype in DTYPES:
+        found = ops.gather_patches(pixels, None, 4, dtype=dtype, impl="native")
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, **TOLERANCES[dtype])
+    channels_last = pixels.to(memory_format=torch.channels_last)
+    assert torch.equal(
+        ops.gather_patches(channels_last, None, 4, impl="native"), ops.gather_patches(pixels, None, 4, impl="native")
+    )
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_empty_batches_and_masks(impl: str) -> None:
+    none = ops.random_masking(0, 4, 0.5, impl=impl)
+    assert ops.gather_tokens(torch.zeros(0, 4, 2), none.keep, impl=impl).shape == (0, 2, 2)
+    all_masked = ops.random_masking(2, 4, 1.0, impl=impl)
+    visible, masked = ops.split_tokens(torch.ones(2, 4, 3, requires_grad=True), all_masked, impl=impl)
+    assert visible.shape == (2, 0, 3) and masked.shape == (2, 4, 3)
+    token = torch.ones(3, requires_grad=True)
+    ops.restore_tokens(visible, token, all_masked.restore, impl=impl).sum().backward()
+    assert torch.equal(token.grad, torch.full((3,), 8.0))
+    assert ops.gather_patches(torch.zeros(0, 3, 4, 4), None, 4, impl=impl).shape == (0, 1, 48)
+
+
+def test_offsets_beyond_two_to_the_31() -> None:
+    """One sample repeated by a zero stride, and a token stride of 2**29 over untouched memory: offsets pass 2**31."""
+    far = torch.empty_strided((1, 5, 2), (0, 2**29, 1), dtype=torch.float16)
+    far[0, 4] = 3
+    assert ops.gather_tokens(far, torch.tensor([[4]]), impl="native").tolist() == [[[3.0, 3.0]]]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ops.random_masking(2, 4, 1.5), ValueError, r"mask_ratio must lie in 0\.\.1, got 1\.5"),
+        (lambda: ops.random_masking(2, 4, 0.5, noise=torch.full((2, 4), torch.nan)), ValueError, "noise must not hold NaN, got 8"),
+        (lambda: ops.random_masking(2, 4, 0.5, noise=torch.zeros(2, 5)), ValueError, r"noise must have shape \(2, 4\), got \(2, 5\)"),
+        (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.tensor([[0], [4]])), ValueError, r"index must lie in 0\.\.3, got 4"),
+        (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.tensor([[0], [-1]])), ValueError, r"index must lie in 0\.\.3, got -1"),
+        (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.zeros(2, 1)), TypeError, "index must be int32 or int64, got torch.float32"),
+        (lambda: ops.gather_tokens(torch.zeros(2, 4), torch.tensor([[0]])), ValueError, r"tokens must have shape \(B, N, D\), got \(2, 4\)"),
+        (lambda: ops.gather_tokens(torch.zeros(2, 4, 3, dtype=torch.int32), torch.tensor([[0], [0]])), TypeError, "tokens must be floating point"),
+        (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.tensor([[0], [1]]), pos_embed=torch.zeros(5, 3)), ValueError, r"pos_embed must have shape \(4, 3\), got \(5, 3\)"),
+        (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.tensor([[0], [1]]), keep_pos=torch.ones(2)), ValueError, "keep_pos must be bool"),
+        (lambda: ops.gather_tokens([1], torch.tensor([[0]])), TypeError, "tokens must be a tensor, got list"),
+        (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.tensor([[0], [1]]), impl="cuda"), ValueError, "impl must be None, 'native' or 'reference'"),
+        (lambda: ops.split_tokens(torch.zeros(2, 4, 3), masking(batch=2, tokens=3)), ValueError, "masking must hold each of 4 tokens once"),
+        (lambda: ops.restore_tokens(torch.zeros(2, 4, 3), torch.zeros(2), torch.zeros(2, 4, dtype=torch.int64)), ValueError, r"mask_token must have shape \(3,\)"),
+        (lambda: ops.restore_tokens(torch.zeros(1, 1, 3), torch.zeros(3), torch.tensor([[0, 0]])), RuntimeError, "restore must not repeat an entry, got 0 twice in row 0"),
+        (lambda: ops.gather_patches(torch.zeros(1, 3, 8, 9), None, 4), ValueError, "patch_size must divide the images' sides 8 x 9, got 4"),
+        (lambda: ops.gather_patches(torch.zeros(1, 3, 8, 8), None, 4, mean=[1.0]), ValueError, "mean must have 3 entries"),
+        (lambda: ops.gather_patches(torch.zeros(1, 3, 8, 8, dtype=torch.int32), None, 4), TypeError, "images must be uint8 or floating point"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_the_dispatcher_checks_too() -> None:
+    """Called past the Python functions, the ops read nothing out of bounds."""
+    with pytest.raises(RuntimeError, match=r"index must lie in 0\.\.3, got 9"):
+        torch.ops.cfmvit.gather_tokens(torch.zeros(1, 4, 3), torch.tensor([[9]]), None, None)
+
+
+@CASES
+def test_compiles_in_one_graph(case: str) -> None:
+    make, inputs = OPS[case]
+    inputs = [x.float() for x in inputs]
+    compiled = torch.compile(make(None), backend="aot_eager", fullgraph=True)
+    expected = make(None)(*inputs)
+    torch.testing.assert_close(compiled(*inputs), expected)
+
+
+def _op(name: str, *arguments: Any) -> tuple[Any, tuple[Any, ...]]:
+    return getattr(torch.ops.cfmvit, name).default, arguments
+
+
+def leaf(*shape: int) -> Tensor:
+    return rand(*shape).float().requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments"),
+    [
+        _op("random_masking", torch.rand(2, 9), 3),
+        _op("gather_tokens", leaf(B, N, 4), masking().keep, leaf(N, 4), COINS),
+        _op("split_tokens", leaf(B, N, 4), masking().keep, masking().masked, leaf(N, 4), COINS),
+        _op("restore_tokens", leaf(B, 5, 4), leaf(4), masking().restore, leaf(N, 4)),
+        _op("gather_patches", leaf(2, 3, 8, 8), torch.tensor([[0], [3]]), 4, None, None, torch.float32),
+    ],
+    ids=["random_masking", "gather_tokens", "split_tokens", "restore_tokens", "gather_patches"],
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_opcheck(op: Any, arguments: tuple[Any, ...]) -> None:
+    torch.library.opcheck(op, arguments)
+
+
+def test_double_backward_refuses() -> None:
+    tokens = rand(B, N, 4).requires_grad_()
+    out = ops.gather_tokens(tokens, masking().keep, impl="native").square().sum()
+    (grad,) = torch.autograd.grad(out, tokens, create_graph=True)
+    with pytest.raises(RuntimeError, match="gather_tokens: double backward is not supported"):
+        grad.sum().backward()

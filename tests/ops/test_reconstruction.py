@@ -1,0 +1,214 @@
+"""The reconstruction family: parity with plain PyTorch in float64, zero vectors, reductions, refusals, determinism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from .families import TOLERANCES, assert_parity, assert_same_bits, strided
+from torch import Tensor
+
+from cfmvit import ops
+
+DTYPES = list(TOLERANCES)
+B, N, D, H = 3, 12, 37, 10
+INDEX = ops.random_masking(B, N, 0.6, generator=torch.Generator().manual_seed(5)).masked
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+TARGET, IMAGES = rand(B, N, D, seed=9), rand(B, 3, 12, 16, seed=8)
+
+OPS: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
+    "cosine": (
+        lambda impl: lambda p: ops.masked_cosine_loss(p, TARGET.to(p.dtype), reduction="none", impl=impl),
+        (rand(B, N, D),),
+    ),
+    "cosine_index": (
+        lambda impl: lambda p: ops.masked_cosine_loss(p, TARGET.to(p.dtype), INDEX, impl=impl),
+        (rand(B, N, D),),
+    ),
+    "linear": (
+        lambda impl: lambda h, w, b: ops.linear_masked_cosine_loss(h, w, b, TARGET.to(h.dtype), INDEX, impl=impl),
+        (rand(B, N, H), rand(D, H, seed=1), rand(D, seed=2)),
+    ),
+    "linear_bare": (
+        lambda impl: lambda h, w: ops.linear_masked_cosine_loss(h, w, None, TARGET, reduction="sum", impl=impl),
+        (rand(B, N, H), rand(D, H, seed=1)),
+    ),
+    "pixel_all": (
+        lambda impl: lambda p: ops.masked_pixel_loss(p, IMAGES, INDEX, 4, impl=impl),
+        (rand(B, 12, 48),),
+    ),
+    "pixel_masked": (
+        lambda impl: lambda p: ops.masked_pixel_loss(p, IMAGES, INDEX, 4, normalize=False, reduction="none", impl=impl),
+        (rand(B, INDEX.shape[1], 48),),
+    ),
+}
+CASES = pytest.mark.parametrize("case", OPS)
+
+
+@CASES
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parity(case: str, dtype: torch.dtype) -> None:
+    make, inputs = OPS[case]
+    assert_parity(make, inputs, dtype)
+
+
+@CASES
+def test_gradcheck(case: str) -> None:
+    make, inputs = OPS[case]
+    assert torch.autograd.gradcheck(make("native"), [x.clone().requires_grad_() for x in inputs], fast_mode=True)
+
+
+@CASES
+def test_same_bits_on_every_run(case: str) -> None:
+    make, inputs = OPS[case]
+    if case.startswith("linear"):  # BLAS may split a product by the number of threads
+        first, second = (make("native")(*[x.float() for x in inputs]) for _ in range(2))
+        assert torch.equal(first, second)
+    else:
+        assert_same_bits(make("native"), [x.float() for x in inputs])
+
+
+def test_cosine_is_one_minus_torchs() -> None:
+    pred = rand(B, N, D)
+    rows = torch.arange(B)[:, None]
+    expected = (1 - F.cosine_similarity(pred[rows, INDEX], TARGET[rows, INDEX], dim=-1)).mean()
+    torch.testing.assert_close(ops.masked_cosine_loss(pred, TARGET, INDEX), expected)
+
+
+def test_pixel_loss_is_maes() -> None:
+    """MAE's forward_loss written out, from its own patchify."""
+    pred = rand(B, 12, 48)
+    patches = torch.einsum("nchpwq->nhwpqc", IMAGES.reshape(B, 3, 3, 4, 4, 4)).reshape(B, 12, 48)
+    target = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6) ** 0.5
+    mask = torch.zeros(B, 12, dtype=torch.float64).scatter_(1, INDEX, 1.0)
+    expected = (((pred - target) ** 2).mean(-1) * mask).sum() / mask.sum()
+    for impl in ("native", "reference"):
+        torch.testing.assert_close(ops.masked_pixel_loss(pred, IMAGES, INDEX, 4, impl=impl), expected)
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_zero_vectors_have_loss_one_and_no_gradient(impl: str) -> None:
+    pred, target = rand(1, 3, 8), rand(1, 3, 8, seed=1)
+    pred[0, 0], target[0, 1] = 0, 0
+    pred.requires_grad_()
+    losses = ops.masked_cosine_loss(pred, target, reduction="none", impl=impl)
+    losses.sum().backward()
+    assert losses[0, :2].tolist() == [1.0, 1.0]
+    assert torch.equal(pred.grad[0, :2], torch.zeros(2, 8, dtype=torch.float64))
+    assert pred.grad[0, 2].abs().sum() > 0
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_the_target_gets_no_gradient_and_unmasked_tokens_get_zero(impl: str) -> None:
+    pred, target = rand(B, N, D).requires_grad_(), TARGET.clone().requires_grad_()
+    ops.masked_cosine_loss(pred, target, INDEX, impl=impl).backward()
+    assert target.grad is None
+    masked = torch.zeros(B, N, dtype=torch.bool).scatter_(1, INDEX, True)
+    assert (pred.grad[~masked] == 0).all() and (pred.grad[masked].abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_reductions_and_weights(impl: str) -> None:
+    pred = rand(B, N, D)
+    losses = ops.masked_cosine_loss(pred, TARGET, reduction="none", impl=impl)
+    weight = torch.rand(B, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(ops.masked_cosine_loss(pred, TARGET, reduction="sum", impl=impl), losses.sum())
+    torch.testing.assert_close(ops.masked_cosine_loss(pred, TARGET, impl=impl), losses.mean())
+    weighted = ops.masked_cosine_loss(pred, TARGET, weight=weight, impl=impl)
+    torch.testing.assert_close(weighted, (losses * weight).sum() / weight.sum())
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_nothing_masked_is_zero(impl: str) -> None:
+    none = torch.zeros(B, 0, dtype=torch.int64)
+    pred = rand(B, N, D).requires_grad_()
+    loss = ops.masked_cosine_loss(pred, TARGET, none, impl=impl)
+    loss.backward()
+    assert loss == 0 and (pred.grad == 0).all()
+    assert ops.masked_pixel_loss(rand(B, 12, 48), IMAGES, none, 4, impl=impl) == 0
+    assert ops.linear_masked_cosine_loss(rand(0, 4, H), rand(D, H), None, rand(0, 4, D), impl=impl) == 0
+
+
+def test_strided_rows_are_read_where_they_lie() -> None:
+    make, (pred,) = OPS["cosine_index"]
+    assert_parity(make, (strided(pred),), torch.float64)
+    expected = ops.masked_cosine_loss(pred, TARGET, impl="native")
+    assert torch.equal(ops.masked_cosine_loss(pred, strided(TARGET), impl="native"), expected)
+
+
+def test_the_projection_is_never_held_whole() -> None:
+    """4,096 rows of 4,096 channels would be 64 MB of pred; a chunk of 1,024 rows is 16 MB."""
+    hidden, weight, target = torch.randn(1, 4096, 8), torch.randn(4096, 8), torch.randn(1, 4096, 4096)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        ops.linear_masked_cosine_loss(hidden, weight, None, target, impl="native")
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest <= 1024 * 4096 * 4
+
+
+def test_autocast_multiplies_in_bfloat16_and_sums_in_float32() -> None:
+    make, inputs = OPS["linear"]
+    leaves = [x.float().requires_grad_() for x in inputs]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ops.linear_masked_cosine_loss(*leaves, TARGET.float(), INDEX)
+    loss.backward()
+    assert loss.dtype == torch.float32 and all(x.grad.dtype == torch.float32 for x in leaves)
+    exact = make("reference")(*inputs)
+    assert 0 < (loss - exact).abs() < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ops.masked_cosine_loss(torch.zeros(2, 3), torch.zeros(2, 3)), ValueError, r"pred must have shape \(B, M, D\), got \(2, 3\)"),
+        (lambda: ops.masked_cosine_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)), ValueError, r"target must have shape \(2, 3, 4\), got \(2, 3, 5\)"),
+        (lambda: ops.masked_cosine_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), reduction="avg"), ValueError, "reduction must be mean, sum or none, got 'avg'"),
+        (lambda: ops.masked_cosine_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.tensor([[3], [0]])), ValueError, r"index must lie in 0\.\.2, got 3"),
+        (lambda: ops.masked_cosine_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.tensor([[1, 1], [0, 1]])), RuntimeError, "index must not repeat an entry, got 1 twice in row 0"),
+        (lambda: ops.masked_cosine_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), weight=torch.ones(3)), ValueError, r"weight must have shape \(2, 3\), got \(3,\)"),
+        (lambda: ops.linear_masked_cosine_loss(torch.zeros(2, 3, 4), torch.zeros(5, 6), None, torch.zeros(2, 3, 5)), ValueError, r"weight must have shape \(D, 4\), got \(5, 6\)"),
+        (lambda: ops.linear_masked_cosine_loss(torch.zeros(2, 3, 4), torch.zeros(5, 4), torch.zeros(4), torch.zeros(2, 3, 5)), ValueError, r"bias must have shape \(5,\), got \(4,\)"),
+        (lambda: ops.masked_pixel_loss(torch.zeros(1, 4, 47), torch.zeros(1, 3, 8, 8), torch.tensor([[0]]), 4), ValueError, r"pred must have shape \(1, 4, 48\) or \(1, 1, 48\), got \(1, 4, 47\)"),
+        (lambda: ops.masked_pixel_loss(torch.zeros(1, 4, 48), torch.zeros(1, 3, 8, 8), torch.tensor([[0]]), 5), ValueError, "patch_size must divide"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_nan_shows_in_the_loss() -> None:
+    pred = rand(B, N, D)
+    pred[1, 2, 3] = torch.nan
+    losses = ops.masked_cosine_loss(pred, TARGET, reduction="none", impl="native")
+    assert losses[1, 2].isnan() and losses.isnan().sum() == 1
+
+
+@CASES
+def test_compiles_in_one_graph(case: str) -> None:
+    make, inputs = OPS[case]
+    compiled = torch.compile(make(None), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), make(None)(*inputs))
+
+
+def leaf(*shape: int) -> Tensor:
+    return rand(*shape).float().requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("masked_cosine_loss", (leaf(B, N, 4), rand(B, N, 4).float(), INDEX, 1e-8)),
+        ("linear_masked_cosine_loss", (leaf(6, 4), leaf(5, 4), leaf(5), rand(6, 5, seed=3).float(), 1e-8)),
+        ("masked_pixel_loss", (leaf(B, 12, 48), IMAGES.float(), INDEX, 4, True)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_opcheck(name: str, arguments: tuple[Any, ...]) -> None:
+    torch.library.opcheck(getattr(torch.ops.cfmvit, name).default, arguments)
