@@ -1,15 +1,11 @@
-// The work on one block of channels: what it needs, the loops for each instruction set, the choice among
-// them. Knows nothing of torch.
+// The work on one block of channels of the boxes of one map, compiled for each instruction set, and the
+// choice among them. Knows nothing of torch.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <memory>
 #include <new>
 
-#include "half.h"
-#include "regions_taps.h"
+#include "regions_types.h"
 
 namespace cfmvit::regions {
 
@@ -41,26 +37,6 @@ struct Scratch {
   Buffer<int64_t> offset;
 };
 
-struct Strides {
-  int64_t row, place, channel;
-};
-
-template <typename T, typename S>
-struct Map {  // one image of one level
-  S* data;
-  int64_t height, width;
-  Strides stride;
-  const T* scale;  // (height * width,) factor of each place, or null
-};
-
-// Per-box results or their gradients: element (box, bin, channel).
-template <typename S>
-struct Bins {
-  S* data;
-  int64_t y, x;  // bins
-  int64_t box_stride, bin_stride, channel_stride;
-};
-
 // A rectangle of a map, copied as (rows, columns, block of channels).
 struct Slab {
   int64_t y_begin, y_end, x_begin, x_end;
@@ -75,10 +51,13 @@ struct Job {
   int64_t count, first_channel, channels;
 };
 
-constexpr int kVectors =
-    4;  // 64-byte vectors of a full block of channels; enough sums in flight to hide their latency
+// A full block of channels is four vectors of 64 bytes: enough sums in flight to hide their latency.
+constexpr int kVectors = 4;
 template <typename T>
-constexpr int64_t kBlock = kVectors * 64 / sizeof(T);
+constexpr int64_t kVector = 64 / sizeof(T);
+template <typename T>
+constexpr int64_t kBlock = kVectors * kVector<T>;
+constexpr int64_t kCopyBytes = int64_t{1} << 25;  // bound of a copied rectangle
 
 template <typename T>
 constexpr T kSmallestLength = T(1e-12);
@@ -119,40 +98,24 @@ namespace avx512 = baseline;
 inline const int kIsa = 0;
 #endif
 
+#define CFMVIT_REGIONS(...) \
+  (kIsa == 2 ? avx512::__VA_ARGS__ : kIsa == 1 ? avx2::__VA_ARGS__ : baseline::__VA_ARGS__)
+
 // Writes the bins of the job's boxes.
 template <typename T, typename S>
-void forward(const Map<T, const S>& map, const Bins<S>& out, const Job<T>& job, Scratch<T>& scratch) {
-  const bool narrow_block = job.channels <= 64 / static_cast<int64_t>(sizeof(T));
-  const auto run = [&](auto one, auto full) { (narrow_block ? one : full)(map, out, job, scratch); };
-  kIsa == 2   ? run(avx512::forward<T, 1, S>, avx512::forward<T, kVectors, S>)
-  : kIsa == 1 ? run(avx2::forward<T, 1, S>, avx2::forward<T, kVectors, S>)
-              : run(baseline::forward<T, 1, S>, baseline::forward<T, kVectors, S>);
+void forward_job(const Map<T, const S>& map, const Bins<S>& out, const Job<T>& job, Scratch<T>& scratch) {
+  const auto run = job.channels > kVector<T> ? CFMVIT_REGIONS(forward_block<T, kVectors, S>)
+                                             : CFMVIT_REGIONS(forward_block<T, 1, S>);
+  run(map, out, job, scratch);
 }
 
-// Writes rows [y_begin, y_end) of the gradient of a map, G of them being the type of the gradient of the
-// bins.
+// Writes rows [y_begin, y_end) of the gradient of a map, G being the type of the gradient of the bins.
 template <typename T, typename S, typename G>
-void backward(const Bins<const G>& grad, const Map<T, S>& map, int64_t y_begin, int64_t y_end,
-              const Job<T>& job, Scratch<T>& scratch) {
-  const bool narrow_block = job.channels <= 64 / static_cast<int64_t>(sizeof(T));
-  const auto run = [&](auto one, auto full) {
-    (narrow_block ? one : full)(grad, map, y_begin, y_end, job, scratch);
-  };
-  kIsa == 2   ? run(avx512::backward<T, 1, S, G>, avx512::backward<T, kVectors, S, G>)
-  : kIsa == 1 ? run(avx2::backward<T, 1, S, G>, avx2::backward<T, kVectors, S, G>)
-              : run(baseline::backward<T, 1, S, G>, baseline::backward<T, kVectors, S, G>);
-}
-
-template <typename T, typename S>
-T inverse_length(const S* token, int64_t stride, int64_t channels) {
-  const auto run = kIsa > 0 ? avx2::token_scale<T, S> : baseline::token_scale<T, S>;
-  return run(token, stride, channels);
-}
-
-template <typename T, typename S>
-void unnormalize(const S* token, int64_t stride, int64_t channels, const T* grad, S* out) {
-  const auto run = kIsa > 0 ? avx2::unnormalize<T, S> : baseline::unnormalize<T, S>;
-  run(token, stride, channels, grad, out);
+void backward_job(const Bins<const G>& grad, const Map<T, S>& map, int64_t y_begin, int64_t y_end,
+                  const Job<T>& job, Scratch<T>& scratch) {
+  const auto run = job.channels > kVector<T> ? CFMVIT_REGIONS(backward_block<T, kVectors, S, G>)
+                                             : CFMVIT_REGIONS(backward_block<T, 1, S, G>);
+  run(grad, map, y_begin, y_end, job, scratch);
 }
 
 }  // namespace cfmvit::regions

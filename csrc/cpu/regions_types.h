@@ -1,0 +1,29 @@
+// What the loops over boxes work on. Knows nothing of torch.
+#pragma once
+
+#include "half.h"
+#include "regions_taps.h"
+
+namespace cfmvit::regions {
+
+struct Strides {
+  int64_t row, place, channel;
+};
+
+template <typename T, typename S>
+struct Map {  // one image of one level
+  S* data;
+  int64_t height, width;
+  Strides stride;
+  const T* scale;  // (height * width,) factor of each place, or null
+};
+
+// Per-box results or their gradients: element (box, bin, channel).
+template <typename S>
+struct Bins {
+  S* data;
+  int64_t y, x;  // bins
+  int64_t box_stride, bin_stride, channel_stride;
+};
+
+}  // namespace cfmvit::regions
