@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cfmvit.ops.reference import regions as reference
 
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 def images(op: str, image: Tensor, batch: int) -> None:
     wrong = image[~((image >= 0) & (image < batch))]
@@ -23,8 +25,8 @@ def images(op: str, image: Tensor, batch: int) -> None:
 def floating(op: str, name: str, tensor: Tensor, dim: int) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
     if tensor.dim() != dim:
         raise ValueError(f"{op}: {name} must have {dim} dimensions, got shape {tuple(tensor.shape)}")
     if dim == 4 and 0 in tensor.shape[2:]:

@@ -8,14 +8,18 @@ Boxes are (x1, y1, x2, y2). Coordinates are computed in float32 or better whatev
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfmvit.ops import _library, _regions_native
 from cfmvit.ops import _regions_checks as checks
 from cfmvit.ops.reference import regions as reference
+
+if _library.core is not None:
+    _regions_native.register()
 
 
 def roi_align(
@@ -25,6 +29,8 @@ def roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
+    *,
+    impl: str | None = None,
 ) -> Tensor:
     """Average bilinear samples of a map in each of P x Q bins of each box, as torchvision.ops.roi_align does.
 
@@ -46,6 +52,8 @@ def roi_align(
             would have more than 65536 gives zeros.
         aligned: bool, default False
             Shift boxes by half a place, so that they and the map's places agree (wanted in all but old checkpoints).
+        impl: "reference" | "native", optional
+            Forces an implementation.
 
     Returns:
         (R, C, P, Q), dtype of `input`.
@@ -58,7 +66,8 @@ def roi_align(
     bins = checks.sampling(op, output_size, sampling_ratio)
     scale = checks.scale(op, "spatial_scale", spatial_scale)
     rois = _rois(op, boxes, input, input.shape[0])
-    return reference.roi_align(input, rois, scale, *bins, int(sampling_ratio), bool(aligned))
+    run = _choose(op, input, impl)
+    return run(input, rois, scale, *bins, int(sampling_ratio), bool(aligned))
 
 
 def multilevel_roi_align(
@@ -71,6 +80,7 @@ def multilevel_roi_align(
     aligned: bool = True,
     canonical_scale: float = 224,
     canonical_level: float = 4,
+    impl: str | None = None,
 ) -> Tensor:
     """Apply `roi_align` to each box on the level of a feature pyramid that fits its size.
 
@@ -94,6 +104,8 @@ def multilevel_roi_align(
             Side in pixels of a square box that belongs to canonical_level.
         canonical_level: float, default 4
             See canonical_scale.
+        impl: "reference" | "native", optional
+            Forces an implementation.
 
     Returns:
         (R, C, P, Q), dtype of the features.
@@ -109,9 +121,8 @@ def multilevel_roi_align(
     rois = _rois(op, boxes, features[0], features[0].shape[0])
     levels = _levels(rois, strides, canonical_scale, canonical_level)
     scales = [1 / float(stride) for stride in strides]
-    return reference.multilevel_roi_align(
-        features, rois, levels, scales, *bins, int(sampling_ratio), bool(aligned)
-    )
+    run = _choose(op, features[0], impl)
+    return run(features, rois, levels, scales, *bins, int(sampling_ratio), bool(aligned))
 
 
 def pool_regions(
@@ -125,6 +136,7 @@ def pool_regions(
     aligned: bool = True,
     num_prefix_tokens: int = 0,
     normalize: bool = False,
+    impl: str | None = None,
 ) -> Tensor:
     """Average the tokens of a Vision Transformer over each box: the mean over RoIAlign's bins, without the bins.
 
@@ -149,6 +161,8 @@ def pool_regions(
             Tokens before the grid (class token, registers), left out.
         normalize: bool, default False
             Scale each token to unit length before it is averaged.
+        impl: "reference" | "native", optional
+            Forces an implementation.
 
     Returns:
         (R, C), dtype of `tokens`, not normalised.
@@ -162,7 +176,8 @@ def pool_regions(
     scale = checks.scale(op, "spatial_scale", spatial_scale)
     grid = checks.grid(op, tokens, grid_size, num_prefix_tokens)
     rois = _rois(op, boxes, tokens, tokens.shape[0])
-    return reference.pool_regions(
+    run = _choose(op, tokens, impl)
+    return run(
         tokens,
         rois,
         *grid,
@@ -188,6 +203,7 @@ def score_regions(
     renormalize: bool = True,
     objectness: Tensor | None = None,
     objectness_power: float = 3.0,
+    impl: str | None = None,
 ) -> Tensor:
     """Score regions against the labels of an open vocabulary.
 
@@ -222,6 +238,8 @@ def score_regions(
             How sure it is that the region is an object (centerness), not negative.
         objectness_power: float, default 3
             Exponent of objectness.
+        impl: "reference" | "native", optional
+            Forces an implementation.
 
     Returns:
         (R, n) float32 (float64 if an embedding is), without the background.
@@ -238,10 +256,10 @@ def score_regions(
     dtype = torch.float64 if torch.float64 in (region_embeds.dtype, text_embeds.dtype) else torch.float32
     with torch.autocast(region_embeds.device.type, enabled=False):
         text = F.normalize(text_embeds.to(dtype), dim=1).T
-        logits = F.normalize(region_embeds.to(dtype), dim=1) @ text / temperature
+        logits = (F.normalize(region_embeds.to(dtype), dim=1) / temperature) @ text
         vlm_logits = None
         if vlm_embeds is not None:
-            vlm_logits = F.normalize(vlm_embeds.to(dtype), dim=1) @ text / vlm_temperature
+            vlm_logits = (F.normalize(vlm_embeds.to(dtype), dim=1) / vlm_temperature) @ text
         exponent = torch.full(
             (text_embeds.shape[0] - 1,), float(novel_weight), dtype=dtype, device=text.device
         )
@@ -249,9 +267,19 @@ def score_regions(
             exponent = exponent.masked_fill(base, float(base_weight))
         if objectness is not None:
             objectness = objectness.to(dtype)
-        return reference.combine_scores(
-            logits, vlm_logits, exponent, objectness, float(objectness_power), bool(renormalize)
-        )
+        inputs = (logits, vlm_logits, objectness)
+        learned = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+        if learned and impl == "native":
+            raise ValueError(
+                "score_regions: impl must not be 'native' where gradients are wanted, got 'native'"
+            )
+        run = _choose("combine_scores", logits, "reference" if learned else impl)
+        return run(logits, vlm_logits, exponent, objectness, float(objectness_power), bool(renormalize))
+
+
+def _choose(op: str, tensor: Tensor, impl: str | None) -> Callable[..., Tensor]:
+    native = _library.use_native(op, tensor, impl)
+    return getattr(torch.ops.cfmvit, op).default if native else getattr(reference, op)
 
 
 def _rois(op: str, boxes: Tensor | Sequence[Tensor], features: Tensor, batch: int) -> Tensor:
