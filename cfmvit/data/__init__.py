@@ -1,0 +1,25 @@
+"""Data: embedded scenes, COCO, LVIS, WebDataset shards; a loader whose batches are addressed by number.
+
+A place is named by ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``annotations.json@image_folder``.
+"""
+
+from cfmvit.data.captions import CaptionDataset, open_captions
+from cfmvit.data.collate import collate_captions, collate_detection
+from cfmvit.data.detection import Category, DetectionDataset, open_detection
+from cfmvit.data.images import CorruptSample
+from cfmvit.data.loader import SeededLoader
+from cfmvit.data.splits import COCO_BASE, COCO_NOVEL
+
+__all__ = [
+    "COCO_BASE",
+    "COCO_NOVEL",
+    "CaptionDataset",
+    "Category",
+    "CorruptSample",
+    "DetectionDataset",
+    "SeededLoader",
+    "collate_captions",
+    "collate_detection",
+    "open_captions",
+    "open_detection",
+]

@@ -1,0 +1,112 @@
+"""Image-text pairs for pretraining."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cfmvit.data.annotations import by_image, image_paths, read_json
+from cfmvit.data.images import decode_rgb, read_rgb
+from cfmvit.data.shards import ShardSample, index_shards
+from cfmvit.data.specs import resolve
+from cfmvit.data.transforms import center_crop, random_resized_crop
+
+_LOG = logging.getLogger(__name__)
+
+
+class CaptionDataset:
+    """Images with one or more captions each; one of them is drawn whenever an image is loaded.
+
+    Attributes:
+        captions: the captions of each image.
+    """
+
+    def __init__(
+        self,
+        sources: list[Path | ShardSample],
+        captions: list[list[str]],
+        image_size: int,
+        augment: bool,
+        crop_scale: tuple[float, float],
+        flip: bool,
+    ) -> None:
+        self.captions = captions
+        self._sources, self._size, self._augment = sources, image_size, augment
+        self._scale, self._flip = crop_scale, flip
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def texts(self) -> list[str]:
+        """Return every caption."""
+        return [text for texts in self.captions for text in texts]
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return ``image`` uint8 (3, S, S), ``text`` and ``key``.
+
+        Raises:
+            CorruptSample: the image can't be decoded.
+        """
+        source = self._sources[index]
+        if isinstance(source, ShardSample):
+            pixels, key = decode_rgb(source.read("jpg"), source.name), source.name
+        else:
+            pixels, key = read_rgb(source), str(source)
+        texts = self.captions[index]
+        text = texts[int(rng.integers(len(texts)))]
+        if self._augment:
+            pixels = random_resized_crop(pixels, self._size, self._scale, rng, self._flip)
+        else:
+            pixels = center_crop(pixels, self._size)
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return {"image": image, "text": text, "key": key}
+
+
+def open_captions(
+    spec: str,
+    *,
+    split: str = "train",
+    image_size: int,
+    augment: bool = True,
+    crop_scale: tuple[float, float] = (0.5, 1.0),
+    flip: bool = True,
+) -> CaptionDataset:
+    """Open image-text pairs.
+
+    Args:
+        spec: ``coco:DIR``, ``lvis:DIR`` (captions in COCO's format), ``shards:GLOB`` (jpg + txt) or
+            ``captions.json@image_folder``.
+        image_size: side of the square images.
+        augment: random resized crop, and mirroring where ``flip``; else the central square.
+        crop_scale: range of the share of the area that a crop keeps.
+
+    Raises:
+        FileNotFoundError, ValueError: naming what is missing or malformed. Empty captions are dropped and counted in
+            the log; it is an error if none is left.
+    """
+    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise ValueError(f"open_captions: crop_scale must rise within (0, 1], got {crop_scale}")
+    source = resolve(spec, split, "captions")
+    pairs: list[tuple[Path | ShardSample, list[str]]] = []
+    if source.shards:
+        for sample in index_shards(source.shards, "txt"):
+            pairs.append((sample, [sample.read("txt").decode("utf-8", "replace")]))
+    else:
+        assert source.annotations and source.images
+        content = read_json(source.annotations, "images", "annotations")
+        paths = image_paths(content, source.images, source.annotations)
+        grouped = by_image(content, paths, source.annotations)
+        for number, path in paths.items():
+            pairs.append((path, [str(annotation.get("caption", "")) for annotation in grouped[number]]))
+    kept = [(item, [text.strip() for text in texts if text.strip()]) for item, texts in pairs]
+    dropped = sum(len(texts) for _, texts in pairs) - sum(len(texts) for _, texts in kept)
+    if dropped:
+        _LOG.warning("dropped %d empty captions of %s", dropped, spec)
+    kept = [(item, texts) for item, texts in kept if texts]
+    if not kept:
+        raise ValueError(f"open_captions: {spec} must have an image with a caption, got none")
+    return CaptionDataset([item for item, _ in kept], [t for _, t in kept], image_size, augment, crop_scale, flip)

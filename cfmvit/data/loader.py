@@ -1,0 +1,155 @@
+"""Batches by number: batch k depends on the seed and on k, never on how one got there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cfmvit.data.images import CorruptSample
+
+_LOG = logging.getLogger(__name__)
+_PATIENCE = 1000
+
+Sample = dict[str, Any]
+
+
+class Dataset(Protocol):
+    """What the loader needs; a sample is a function of its index and the generator."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample: ...
+
+
+class SeededLoader:
+    """Batches of a data set without end, each addressable by its number.
+
+    The epochs' permutations are laid end to end and cut into batches, so every sample comes once an epoch. A sample's
+    own randomness is seeded by (seed, epoch, index). So the batches are the same for any number of workers, and an
+    interrupted run goes on exactly.
+
+    A corrupt sample is replaced by the next sound one, logged once and counted.
+
+    Args:
+        dataset: see ``Dataset``.
+        batch_size: samples in a batch of this rank.
+        workers: processes that load ahead; 0 loads in this one.
+        collate: makes a batch from a list of samples.
+        rank, world_size: this process takes every ``world_size``-th batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+        collate: Callable[[list[Sample]], Sample],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"SeededLoader: {name} must be at least {least}, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"SeededLoader: rank must lie in 0 .. world_size - 1, got {rank} of {world_size}")
+        if len(dataset) == 0:
+            raise ValueError("SeededLoader: dataset must not be empty, got 0 samples")
+        self.batch_size = batch_size
+        self.workers = workers
+        self.batches_per_epoch = -(-len(dataset) // (batch_size * world_size))
+        self.skipped_paths: list[str] = []
+        self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size)
+
+    @property
+    def skipped(self) -> int:
+        """Number of corrupt samples met so far."""
+        return len(self.skipped_paths)
+
+    def iterate(self, start: int = 0) -> Iterator[Sample]:
+        """Yield batches ``start``, ``start + 1``, ... without end.
+
+        Raises:
+            CorruptSample: 1000 samples in a row, or all there are, are corrupt.
+        """
+        for batch, corrupt in self._results(start):
+            for error in corrupt:
+                if error.path not in self.skipped_paths:
+                    self.skipped_paths.append(error.path)
+                    _LOG.warning("skipped a corrupt image: %s (%s)", error.path, error.reason)
+            yield batch
+
+    def _results(self, start: int) -> Iterator[tuple[Sample, list[CorruptSample]]]:
+        if self.workers == 0:
+            return map(self._batches.__getitem__, count(start))
+        return iter(
+            torch.utils.data.DataLoader(
+                self._batches,
+                batch_size=None,
+                sampler=_From(start),
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                # Its own generator: the global one stays untouched, whatever the number of workers.
+                generator=torch.Generator(),
+            )
+        )
+
+
+class _Batches(torch.utils.data.Dataset):
+    """Maps a batch number to the batch and the corrupt samples met in making it."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        collate: Callable[[list[Sample]], Sample],
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.dataset, self.collate, self.seed = dataset, collate, seed
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def __getitem__(self, number: int) -> tuple[Sample, list[CorruptSample]]:
+        first = (number * self.world_size + self.rank) * self.batch_size
+        corrupt: list[CorruptSample] = []
+        samples = []
+        for position in range(first, first + self.batch_size):
+            epoch, place = divmod(position, len(self.dataset))
+            samples.append(self._load(int(self._permutation(epoch)[place]), epoch, corrupt))
+        return self.collate(samples), corrupt
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            self._order = (epoch, rng.permutation(len(self.dataset)))
+        return self._order[1]
+
+    def _load(self, index: int, epoch: int, corrupt: list[CorruptSample]) -> Sample:
+        for step in range(min(len(self.dataset), _PATIENCE)):
+            candidate = (index + step) % len(self.dataset)
+            try:
+                return self.dataset.load(candidate, np.random.default_rng((self.seed, epoch, candidate)))
+            except CorruptSample as error:
+                corrupt.append(error)
+        raise CorruptSample(corrupt[-1].path, f"{corrupt[-1].reason}; so are {step} samples before it, none is left")
+
+
+class _From(torch.utils.data.Sampler):
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.start)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
