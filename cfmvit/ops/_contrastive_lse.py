@@ -7,9 +7,12 @@ not touch it: the kernels accumulate in float32 whatever the features' dtype, an
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _OP = "cfmvit::contrastive_lse"
 _BACKWARD = "cfmvit::contrastive_lse_backward"
 
@@ -94,8 +97,34 @@ def _double_backward(ctx, *grads):
     raise RuntimeError("contrastive_lse: double backward is not supported; impl='reference' has it")
 
 
+def why_not_triton(features: Tensor) -> str:
+    """Say why the Triton kernels can't take such features; empty where they can."""
+    if not _HAS_TRITON:
+        return "the package triton is not installed"
+    if features.device.type != "cuda":
+        return f"no Triton kernel for {features.device.type} tensors"
+    if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"Triton kernels take float32, bfloat16 or float16 features, got {features.dtype}"
+    return ""
+
+
+def _triton(*args):
+    from cfmvit.triton_kernels import contrastive
+
+    return contrastive.contrastive_lse(*args)
+
+
+def _triton_backward(*args):
+    from cfmvit.triton_kernels import contrastive
+
+    return contrastive.contrastive_lse_backward(*args)
+
+
 def register() -> None:
-    """Give the native op its fake kernels and gradients. Called once the library that defines it is loaded."""
+    """Give the native op its fake kernels, gradients and Triton kernels. Called once its library is loaded."""
+    if _HAS_TRITON:
+        torch.library.impl(_OP, "cuda", _triton)
+        torch.library.impl(_BACKWARD, "cuda", _triton_backward)
     torch.library.register_fake(_OP, _fake)
     torch.library.register_fake(_BACKWARD, _fake_backward)
     torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)

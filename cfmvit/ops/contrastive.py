@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from cfmvit.ops import _collective, _contrastive_lse, _library
-from cfmvit.ops._contrastive_checks import check_options, check_pairs, check_tensors
+from cfmvit.ops._contrastive_checks import check_impl, check_options, check_pairs, check_tensors
 from cfmvit.ops.reference import contrastive as reference
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def info_nce(
             Each rank holds its own B pairs, the same number everywhere; candidates are the pairs of all ranks (group_ids
             are compared across ranks too). The loss is the one of the rank's own pairs; gradients are those of the sum of
             the ranks' losses, so that DistributedDataParallel's mean makes them exact.
-        impl: "reference" | "native", optional
-            Forces an implementation.
+        impl: "reference" | "native" | "triton", optional
+            Forces an implementation: plain PyTorch, C++ (CPU tensors) or Triton (CUDA tensors).
 
     Returns:
         The loss in float32 (float64 for float64 features), and the stats if asked for.
@@ -93,9 +93,7 @@ def info_nce(
     check_tensors(image, text, logit_scale, logit_bias, group_ids)
     check_pairs(image, text, direction, label_offset, process_group)
     check_options(label_smoothing, reduction)
-    if image.dtype != text.dtype:  # under autocast
-        dtype = torch.promote_types(image.dtype, text.dtype)
-        image, text = image.to(dtype), text.to(dtype)
+    image, text = _autocast(image, text)
     logit_scale = logit_scale.to(_loss_dtype(image))
     linear = group_ids is not None or label_smoothing > 0
     images = image
@@ -110,8 +108,8 @@ def info_nce(
     own = slice(label_offset, label_offset + image.shape[0])
 
     max_groups = _stats_groups(text, group_ids) if return_stats else None
-    native = _library.use_native("contrastive_lse", image, impl)
-    lse = torch.ops.cfmvit.contrastive_lse.default if native else reference.contrastive_lse
+    has_kernel = _has_kernel(impl, image)
+    lse = torch.ops.cfmvit.contrastive_lse.default if has_kernel else reference.contrastive_lse
     positive, image_lse, text_lse, image_max, text_max = lse(
         image, text, logit_scale, label_offset, max_groups
     )
@@ -142,6 +140,25 @@ def info_nce(
             (positive > text_max[own]).to(positive.dtype).mean(),
         )
     return loss, stats
+
+
+def _has_kernel(impl: str | None, image: Tensor) -> bool:
+    check_impl(impl)
+    if _library.core is not None and impl in (None, "triton"):
+        reason = _contrastive_lse.why_not_triton(image)
+        if not reason:
+            return True
+        if impl == "triton":
+            raise RuntimeError(f"info_nce: impl 'triton' is not available: {reason}")
+    return _library.use_native("contrastive_lse", image, impl)
+
+
+def _autocast(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Features as the kernels should see them under autocast: the CPU's lose nothing by keeping their dtype."""
+    dtype = torch.promote_types(image.dtype, text.dtype)
+    if image.is_cuda and torch.is_autocast_enabled("cuda") and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cuda")
+    return image.to(dtype), text.to(dtype)
 
 
 def _stats_groups(text: Tensor, group_ids: Tensor | None) -> Tensor:

@@ -42,8 +42,8 @@ class ScenesConfig:
 
     seed: int = 0
     colours: int = 6
-    textures: int = 3
-    shapes: int = 8
+    textures: int = 7
+    shapes: int = 3
     pretrain: SplitConfig = field(default_factory=lambda: SplitConfig(images=6000, size=64))
     train: SplitConfig = field(
         default_factory=lambda: SplitConfig(images=600, size=160, objects=(2, 4), scale=(24, 64), tail=0.8)

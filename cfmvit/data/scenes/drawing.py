@@ -62,9 +62,9 @@ def _fill(
     category: Composition, x: Field, y: Field, distance: Field, half: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     base = np.clip(np.asarray(COLOURS[category.colour]) + rng.uniform(-10, 10, 3), 0, 255)
-    dark = float(base @ (0.299, 0.587, 0.114)) < 165
-    second = base + (255 - base) * 0.82 if dark else base * 0.3
-    share = _texture(category.texture, x, y, half, rng)[..., None]
+    tone, _, pattern = category.texture.rpartition("-")
+    second = np.array(244.0 if tone == "white" else 24.0)
+    share = _texture(pattern, x, y, half, rng)[..., None]
     colours = base + (second - base) * share
     # A soft darker rim and light from above lift the object off the background.
     rim = np.clip((distance + 2.2) / 1.6, 0, 1)[..., None]

@@ -27,7 +27,7 @@ from cfmvit.data.scenes.vocabulary import Composition, compositions
 from cfmvit.data.scenes.wording import caption
 
 # Change it with every change of what is drawn or written, so that older data is made again.
-_VERSION = 1
+_VERSION = 2
 _SPLITS = ("pretrain", "train", "val")
 
 

@@ -15,20 +15,27 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "green": (40, 150, 62),
     "purple": (132, 48, 170),
     "orange": (246, 128, 20),
-    "white": (246, 246, 246),
-    "black": (26, 26, 30),
     "cyan": (32, 196, 214),
     "pink": (250, 130, 184),
     "brown": (122, 74, 36),
 }
-TEXTURES = ("plain", "striped", "checkered", "dotted")
+# Patterns are white or black, which no colour above is.
+TEXTURES = (
+    "plain",
+    "white-striped",
+    "black-dotted",
+    "white-checkered",
+    "black-striped",
+    "white-dotted",
+    "black-checkered",
+)
 SHAPES = (
     "circle",
     "star",
+    "cross",
+    "ring",
     "square",
     "triangle",
-    "ring",
-    "cross",
     "heart",
     "crescent",
     "arrow",
