@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -62,18 +63,33 @@ def why_not_native(op: str, device_type: str) -> str:
     return (cuda_missing if device_type == "cuda" else "") or f"no native kernel for {device_type} tensors yet"
 
 
-def use_native(op: str, tensor: Tensor, impl: str | None) -> bool:
-    """Choose the implementation of ``op`` for tensors like ``tensor``: True for the native one.
+def implementation(
+    op: str, tensor: Tensor, impl: str | None, why_not_triton: Callable[[Tensor], str] | None = None
+) -> str:
+    """Choose what computes ``op`` for tensors like ``tensor``: "triton", "native" or "reference", the first to be had.
+
+    Args:
+        impl: forces one of them.
+        why_not_triton: says why the op's Triton kernel can't take such a tensor, empty where it can; None for an op without.
 
     Raises:
-        ValueError: ``impl`` is not None, "native" or "reference".
-        RuntimeError: the native implementation is asked for and can't be had; the message says why.
+        ValueError: ``impl`` is not one that the op has.
+        RuntimeError: the implementation asked for can't be had; the message says why.
     """
-    if impl not in (None, "native", "reference"):
-        raise ValueError(f"{op}: impl must be None, 'native' or 'reference', got {impl!r}")
-    if impl == "reference":
-        return False
-    reason = why_not_native(op, tensor.device.type)
-    if reason and impl == "native":
-        raise RuntimeError(f"{op}: impl 'native' is not available: {reason}")
-    return not reason
+    known = ("native", "reference") if why_not_triton is None else ("triton", "native", "reference")
+    if impl is not None and impl not in known:
+        names = ", ".join(repr(name) for name in known[:-1])
+        raise ValueError(f"{op}: impl must be None, {names} or {known[-1]!r}, got {impl!r}")
+    for name in known[:-1]:
+        if impl in (None, name):
+            reason = why_not_native(op, tensor.device.type) if name == "native" else why_not_triton(tensor)
+            if not reason:
+                return name
+            if impl == name:
+                raise RuntimeError(f"{op}: impl {name!r} is not available: {reason}")
+    return "reference"
+
+
+def use_native(op: str, tensor: Tensor, impl: str | None) -> bool:
+    """Choose the implementation of an op without a Triton kernel: True for the native one. Errors as above."""
+    return implementation(op, tensor, impl) == "native"
