@@ -32,9 +32,9 @@ def check_shards(op: str, name: str, tensor: Tensor, group: dist.ProcessGroup) -
         )
 
 
-def gather_rows(rows: Tensor, group: dist.ProcessGroup, dtype: torch.dtype | None = None) -> Tensor:
-    """Concatenate the rows (b, ...) of all ranks in rank order: (W * b, ...), as `dtype`. Differentiable."""
-    return _GatherRows.apply(rows, group, dtype or rows.dtype)
+def gather_rows(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Concatenate the rows (b, ...) of all ranks in rank order: (W * b, ...). Differentiable; sums in float32 or better."""
+    return _GatherRows.apply(rows, group)
 
 
 def merge_lse(lse: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -57,16 +57,17 @@ def _gather(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, group: dist.ProcessGroup, dtype: torch.dtype) -> Tensor:
-        ctx.group, ctx.rows_dtype = group, rows.dtype
-        return _gather(rows, group).to(dtype)
+    def forward(ctx, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _gather(rows, group)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        out = grad.new_empty(grad.shape[0] // dist.get_world_size(ctx.group), *grad.shape[1:])
-        dist.reduce_scatter_tensor(out, grad.contiguous(), dist.ReduceOp.SUM, ctx.group)
-        return out.to(ctx.rows_dtype), None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        sums = grad.to(torch.promote_types(grad.dtype, torch.float32)).contiguous()
+        out = sums.new_empty(grad.shape[0] // dist.get_world_size(ctx.group), *grad.shape[1:])
+        dist.reduce_scatter_tensor(out, sums, dist.ReduceOp.SUM, ctx.group)
+        return out.to(grad.dtype), None
 
 
 class _MergeLse(torch.autograd.Function):

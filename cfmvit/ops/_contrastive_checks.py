@@ -9,7 +9,6 @@ from cfmvit.ops._collective import check_group
 
 DIRECTIONS = ("both", "image_to_text", "text_to_image")
 REDUCTIONS = ("mean", "sum", "none")
-IMPLS = (None, "reference", "native", "triton")
 
 
 def check_tensors(
@@ -84,9 +83,3 @@ def check_options(label_smoothing: float, reduction: str) -> None:
         raise ValueError(f"info_nce: label_smoothing must be in [0, 1), got {label_smoothing!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"info_nce: reduction must be one of {REDUCTIONS}, got {reduction!r}")
-
-
-def check_impl(impl: str | None) -> None:
-    """Raise unless `impl` is one of `IMPLS`."""
-    if impl not in IMPLS:
-        raise ValueError(f"info_nce: impl must be one of {IMPLS}, got {impl!r}")

@@ -12,6 +12,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from cfmvit.ops import _library
+
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _OP = "cfmvit::contrastive_lse"
 _BACKWARD = "cfmvit::contrastive_lse_backward"
@@ -99,6 +101,8 @@ def _double_backward(ctx, *grads):
 
 def why_not_triton(features: Tensor) -> str:
     """Say why the Triton kernels can't take such features; empty where they can."""
+    if _library.core is None:
+        return _library.core_missing
     if not _HAS_TRITON:
         return "the package triton is not installed"
     if features.device.type != "cuda":

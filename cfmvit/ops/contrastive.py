@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from cfmvit.ops import _collective, _contrastive_lse, _library
-from cfmvit.ops._contrastive_checks import check_impl, check_options, check_pairs, check_tensors
+from cfmvit.ops._contrastive_checks import check_options, check_pairs, check_tensors
 from cfmvit.ops.reference import contrastive as reference
 
 if TYPE_CHECKING:
@@ -100,16 +100,19 @@ def info_nce(
     if process_group is not None:
         _collective.check_shards("info_nce", "image", image, process_group)
         label_offset = dist.get_rank(process_group) * image.shape[0]
-        image = image.to(logit_scale.dtype)
-        text = _collective.gather_rows(text, process_group, logit_scale.dtype)
+        if (
+            not image.is_cuda
+        ):  # the kernels of the CPU compute in float32 anyway: gradients then stay unrounded until summed
+            image, text = image.to(logit_scale.dtype), text.to(logit_scale.dtype)
+        text = _collective.gather_rows(text, process_group)
         images = _collective.gather_rows(image, process_group) if linear else image
         if group_ids is not None:
             group_ids = _collective.gather_rows(group_ids, process_group)
     own = slice(label_offset, label_offset + image.shape[0])
 
     max_groups = _stats_groups(text, group_ids) if return_stats else None
-    has_kernel = _has_kernel(impl, image)
-    lse = torch.ops.cfmvit.contrastive_lse.default if has_kernel else reference.contrastive_lse
+    chosen = _library.implementation("contrastive_lse", image, impl, _contrastive_lse.why_not_triton)
+    lse = reference.contrastive_lse if chosen == "reference" else torch.ops.cfmvit.contrastive_lse.default
     positive, image_lse, text_lse, image_max, text_max = lse(
         image, text, logit_scale, label_offset, max_groups
     )
@@ -140,17 +143,6 @@ def info_nce(
             (positive > text_max[own]).to(positive.dtype).mean(),
         )
     return loss, stats
-
-
-def _has_kernel(impl: str | None, image: Tensor) -> bool:
-    check_impl(impl)
-    if _library.core is not None and impl in (None, "triton"):
-        reason = _contrastive_lse.why_not_triton(image)
-        if not reason:
-            return True
-        if impl == "triton":
-            raise RuntimeError(f"info_nce: impl 'triton' is not available: {reason}")
-    return _library.use_native("contrastive_lse", image, impl)
 
 
 def _autocast(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,9 +177,8 @@ def _excess(
     target_text, target_image = text, image
     if group_ids is not None:
         target_text = _GroupMean.apply(texts, group_ids)[own]
-        target_image = _GroupMean.apply(images, group_ids if len(images) == len(texts) else group_ids[own])[
-            pairs
-        ]
+        image_ids = group_ids if len(images) == len(texts) else group_ids[own]
+        target_image = _GroupMean.apply(images, image_ids)[pairs]
     if smoothing:
         target_text = torch.lerp(target_text, texts.mean(0), smoothing)
         target_image = torch.lerp(target_image, images.mean(0), smoothing)

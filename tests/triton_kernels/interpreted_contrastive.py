@@ -1,0 +1,110 @@
+"""The Triton kernels of the contrastive losses under Triton's interpreter, against the reference in float64.
+
+Run by test_contrastive.py in a process of its own: TRITON_INTERPRET must be set before triton is imported. Strips and
+workspace are made small, so that every loop runs more than once; features lie between NaNs, so that a read out of bounds shows.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cfmvit.triton_kernels import contrastive
+from torch import Tensor
+from torch.nn import functional as F
+
+from cfmvit.ops.reference import contrastive as reference
+
+# The interpreter is numpy, which warns of log2(0) for rows without negatives.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
+
+# float32: sums that cancel; float16: half an ulp of the stored gradients by logits and of the result.
+TOLERANCES = {torch.float32: 5e-5, torch.float16: 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def _small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive, "FORWARD_STRIP", 128)
+    monkeypatch.setattr(contrastive, "WORKSPACE_BYTES", 200 * 128 * 2)
+
+
+def features(rows: int, width: int, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = F.normalize(torch.randn(rows, width, generator=generator), dim=1).to(dtype)
+    guarded = torch.full((rows + 2, width), float("nan"), dtype=dtype)
+    guarded[1:-1] = values
+    return guarded[1:-1]
+
+
+def check(image: Tensor, text: Tensor, scale: float, label_offset: int, tolerance: float) -> None:
+    rows, texts = len(image), len(text)
+    logit_scale = torch.tensor(scale)
+    groups = torch.arange(texts) % 5
+    leaves = [x.double().requires_grad_() for x in (image, text, logit_scale)]
+    expected = reference.contrastive_lse(*leaves, label_offset, groups)
+    actual = contrastive.contrastive_lse(image, text, logit_scale, label_offset, groups)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), e.detach(), rtol=1e-5, atol=2e-5 * max(1.0, scale / 20))
+    plain = contrastive.contrastive_lse(image, text, logit_scale, label_offset)
+    assert all(torch.equal(a, e) for a, e in zip(plain[:3], actual[:3], strict=True))
+    assert plain[3].shape == plain[4].shape == (0,)
+
+    generator = torch.Generator().manual_seed(2)
+    grads = [torch.randn(n, generator=generator) / 8 for n in (rows, rows, texts)]
+    total = sum(
+        torch.where(e.isfinite(), g.double() * e, 0).sum() for g, e in zip(grads, expected[:3], strict=True)
+    )
+    expected_grads = torch.autograd.grad(total, leaves)
+    actual_grads = contrastive.contrastive_lse_backward(
+        image, text, logit_scale, label_offset, actual[1], actual[2], *grads, True, True
+    )
+    for a, e, x in zip(actual_grads, expected_grads, (image, text, logit_scale), strict=True):
+        assert a.dtype == x.dtype
+        assert (a.double() - e).norm() <= tolerance * e.norm()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+@pytest.mark.parametrize(
+    ("rows", "texts", "label_offset", "width"),
+    [(1, 1, 0, 8), (1, 3, 1, 8), (31, 31, 0, 64), (33, 33, 0, 100), (130, 170, 30, 24), (300, 300, 0, 40)],
+    ids=lambda n: str(n),
+)
+def test_against_reference(rows: int, texts: int, label_offset: int, width: int, dtype: torch.dtype) -> None:
+    image, text = features(rows, width, dtype, 0), features(texts, width, dtype, 1)
+    check(image, text, 20.0, label_offset, TOLERANCES[dtype])
+
+
+def test_features_of_any_length_take_the_shift_of_each_row() -> None:
+    lengths = torch.linspace(0.01, 12, 150)[:, None]
+    image, text = features(150, 16, torch.float32, 0) * lengths, features(150, 16, torch.float32, 1) * 8
+    check(image, text, 30.0, 0, 1e-3)  # logits of 2,000, which float32 holds to 1e-4
+
+
+@pytest.mark.parametrize("scale", [14.3, 100.0])
+def test_probable_pairs_keep_their_gradient(scale: float) -> None:
+    """The gradient of pairs with a probability of almost one must not drown in the rounding of the stored one."""
+    image = features(140, 64, torch.float16, 0)
+    text = F.normalize(image.float() + 0.3 * features(140, 64, torch.float32, 1), dim=1).half()
+    check(image, text, scale, 0, 3e-3)
+
+
+def test_frozen_towers_get_nothing() -> None:
+    image, text = features(20, 16, torch.float32, 0), features(20, 16, torch.float32, 1)
+    scale, ones = torch.tensor(5.0), torch.ones(20)
+    _, image_lse, text_lse, *_ = contrastive.contrastive_lse(image, text, scale, 0)
+    args = (image, text, scale, 0, image_lse, text_lse, ones, ones, ones)
+    both = contrastive.contrastive_lse_backward(*args, True, True)
+    only_image = contrastive.contrastive_lse_backward(*args, True, False)
+    only_text = contrastive.contrastive_lse_backward(*args, False, True)
+    assert torch.equal(only_image[0], both[0])
+    assert only_image[1].numel() == only_text[0].numel() == 0
+    assert torch.equal(only_text[1], both[1])
+    assert only_image[2] == only_text[2] == both[2]
+
+
+def test_nan_features_give_nan() -> None:
+    image, text = features(40, 16, torch.float32, 0).clone(), features(40, 16, torch.float32, 1)
+    image[3, 1] = float("nan")
+    positive, image_lse, text_lse, *_ = contrastive.contrastive_lse(image, text, torch.tensor(5.0), 0)
+    assert positive.isnan().nonzero().flatten().tolist() == [3]
+    assert image_lse.isnan().nonzero().flatten().tolist() == [3]
+    assert text_lse.isnan().sum() == 39
