@@ -81,7 +81,7 @@ def sampling(op: str, output_size: int | Sequence[int], sampling_ratio: int) -> 
 
 
 def scale(op: str, name: str, scale: float) -> float:
-    if not (math.isfinite(scale) and scale > 0):
+    if not 0 < scale < math.inf:
         raise ValueError(f"{op}: {name} must be positive and finite, got {scale}")
     return float(scale)
 
@@ -133,5 +133,5 @@ def temperature(name: str, value: float | Tensor) -> None:
     if isinstance(value, Tensor):
         if value.dim() != 0:
             raise ValueError(f"score_regions: {name} must be a number or 0-d, got shape {tuple(value.shape)}")
-    elif not (math.isfinite(value) and value > 0):
+    elif not 0 < value < math.inf:
         raise ValueError(f"score_regions: {name} must be positive and finite, got {value}")

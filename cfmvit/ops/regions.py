@@ -260,21 +260,17 @@ def score_regions(
         vlm_logits = None
         if vlm_embeds is not None:
             vlm_logits = (F.normalize(vlm_embeds.to(dtype), dim=1) / vlm_temperature) @ text
-        exponent = torch.full(
-            (text_embeds.shape[0] - 1,), float(novel_weight), dtype=dtype, device=text.device
-        )
-        if base is not None:
-            exponent = exponent.masked_fill(base, float(base_weight))
-        if objectness is not None:
-            objectness = objectness.to(dtype)
-        inputs = (logits, vlm_logits, objectness)
-        learned = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-        if learned and impl == "native":
-            raise ValueError(
-                "score_regions: impl must not be 'native' where gradients are wanted, got 'native'"
-            )
-        run = _choose("combine_scores", logits, "reference" if learned else impl)
-        return run(logits, vlm_logits, exponent, objectness, float(objectness_power), bool(renormalize))
+    exponent = logits.new_full((text_embeds.shape[0] - 1,), float(novel_weight))
+    if base is not None:
+        exponent = exponent.masked_fill(base, float(base_weight))
+    if objectness is not None:
+        objectness = objectness.to(dtype)
+    inputs = (logits, vlm_logits, objectness)
+    learned = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if learned and impl == "native":
+        raise ValueError("score_regions: impl must not be 'native' where gradients are wanted, got 'native'")
+    run = _choose("combine_scores", logits, "reference" if learned else impl)
+    return run(logits, vlm_logits, exponent, objectness, float(objectness_power), bool(renormalize))
 
 
 def _choose(op: str, tensor: Tensor, impl: str | None) -> Callable[..., Tensor]:

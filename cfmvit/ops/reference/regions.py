@@ -148,7 +148,9 @@ def pool_regions(
     maps = tokens[:, num_prefix_tokens:].to(dtype)
     if normalize:
         maps = F.normalize(maps, dim=-1)
-    pooled = maps.new_zeros(len(rois), tokens.shape[2])
+    pooled = (
+        maps.new_zeros(len(rois), tokens.shape[2]) + maps.flatten()[:0].sum()
+    )  # connected without boxes too
     with torch.no_grad():
         rois = torch.where(is_box(rois)[:, None], rois, torch.nan)
     for image in range(tokens.shape[0]):

@@ -1,0 +1,128 @@
+"""The region ops under opcheck, torch.compile, export and autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cfmvit import ops
+
+N = torch.ops.cfmvit
+GENERATOR = torch.Generator().manual_seed(0)
+ROIS = torch.tensor([[0, 1.0, 2, 9, 7], [1, 0, 0, 30, 30], [1, 4, 4, 4.5, 6], [0, 9, 9, 2, 2]])
+
+
+def rand(*shape: int, grad: bool = True) -> Tensor:
+    return torch.randn(*shape, generator=GENERATOR).requires_grad_(grad)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+MAP, GRAD = rand(2, 5, 6, 8), rand(4, 5, 3, 2, grad=False)
+MAPS = [rand(2, 5, s, s) for s in (8, 4)]
+LEVELS, SCALES = torch.tensor([0, 1, 0, 1]), [0.5, 0.25]
+TOKENS = rand(2, 2 + 48, 5)
+POOLED = (6, 8, 0.5, 3, 2, 2, True, 2)
+CASES: dict[str, tuple[Any, tuple]] = {
+    "roi_align": (N.roi_align, (MAP, ROIS, 0.5, 3, 2, 2, True)),
+    "roi_align_last": (N.roi_align, (channels_last(MAP), ROIS, 0.5, 3, 2, -1, False)),
+    "roi_align_backward": (N.roi_align_backward, (GRAD, ROIS, 0.5, 2, 5, 6, 8, 2, True, True)),
+    "multilevel": (N.multilevel_roi_align, (MAPS, ROIS, LEVELS, SCALES, 3, 2, 2, True)),
+    "multilevel_backward": (
+        N.multilevel_roi_align_backward,
+        (GRAD, ROIS, LEVELS, SCALES, 2, 5, [8, 4], [8, 4], 2, True, False),
+    ),
+    "pool": (N.pool_regions, (TOKENS, ROIS, *POOLED, False)),
+    "pool_normalized": (N.pool_regions, (TOKENS, ROIS, *POOLED, True)),
+    "pool_backward": (N.pool_regions_backward, (GRAD[:, :, 0, 0], ROIS, None, 2, 50, *POOLED)),
+    "pool_normalized_backward": (
+        N.pool_regions_backward,
+        (GRAD[:, :, 0, 0], ROIS, TOKENS.detach(), 2, 50, *POOLED),
+    ),
+    "scores": (
+        N.combine_scores,
+        (rand(4, 6, grad=False), rand(4, 6, grad=False), torch.rand(5), torch.rand(4), 3.0, True),
+    ),
+    "scores_alone": (N.combine_scores, (rand(4, 6, grad=False), None, torch.rand(5), None, 3.0, True)),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # opcheck's own access
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck(case: str) -> None:
+    op, arguments = CASES[case]
+    torch.library.opcheck(op.default, arguments)
+
+
+class Heads(nn.Module):
+    """Every function of the family once."""
+
+    def forward(self, map: Tensor, tokens: Tensor, rois: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        crops = ops.roi_align(map, rois, 3, 0.5, 2, True)
+        levels = ops.multilevel_roi_align(
+            [map, map[:, :, ::2, ::2]], rois, 2, strides=(2, 4), canonical_scale=8
+        )
+        pooled = ops.pool_regions(tokens, rois, grid_size=(6, 8), spatial_scale=0.5, num_prefix_tokens=2)
+        scores = ops.score_regions(
+            pooled, text, vlm_embeds=crops.mean((2, 3)), base=torch.arange(len(text) - 1) % 2 > 0,
+            temperature=0.1, objectness=levels.mean((1, 2, 3)).sigmoid(),
+        )  # fmt: skip
+        return crops, levels, pooled, scores
+
+
+def test_compiles_in_one_graph_of_any_number_of_boxes() -> None:
+    heads, text = Heads(), rand(7, 5)
+    compiled = torch.compile(heads, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rois in (ROIS, ROIS[:2].repeat(5, 1), ROIS[:3]):
+        outs = [run(MAP, TOKENS, rois, text) for run in (heads, compiled)]
+        torch.testing.assert_close(outs[1], outs[0])
+        grads = [torch.autograd.grad(sum(o.sum() for o in out), (MAP, TOKENS, text)) for out in outs]
+        torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_lists_of_boxes_compile() -> None:
+    def run(map: Tensor, boxes: list[Tensor]) -> Tensor:
+        return ops.roi_align(map, boxes, 2)
+
+    boxes = [ROIS[:2, 1:], ROIS[1:, 1:]]
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(MAP, boxes), run(MAP, boxes))
+
+
+def test_export() -> None:
+    rows = torch.export.Dim("rows", min=2)
+    inputs = (MAP.detach(), TOKENS.detach(), ROIS, rand(7, 5, grad=False))
+    program = torch.export.export(Heads(), inputs, dynamic_shapes=(None, None, {0: rows}, None))
+    other = (*inputs[:2], ROIS.repeat(3, 1), inputs[3])
+    torch.testing.assert_close(program.module()(*other), Heads()(*other))
+    names = {str(node.target) for node in program.graph.nodes}
+    for op in ("roi_align", "multilevel_roi_align", "pool_regions", "combine_scores"):
+        assert f"cfmvit.{op}.default" in names
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_autocast_rounds_neither_features_nor_boxes(dtype: torch.dtype) -> None:
+    map, tokens = MAP.detach().to(dtype), TOKENS.detach().to(dtype)
+    boxes = ROIS + 0.123
+    boxes[:, 0] = ROIS[:, 0]
+
+    def run() -> tuple[Tensor, ...]:
+        return (
+            ops.roi_align(map, boxes, 3),
+            ops.multilevel_roi_align([map], boxes, 3, strides=(4,)),
+            ops.pool_regions(tokens, boxes, grid_size=(6, 8), spatial_scale=1.0, num_prefix_tokens=2),
+        )
+
+    plain = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run()
+    for a, b in zip(plain, cast):
+        assert a.dtype == dtype
+        assert torch.equal(a, b)
