@@ -1,7 +1,7 @@
 // From a tensor's dtype to a C++ type.
 #pragma once
 
-#include "cpu/half.h"
+#include "half.h"
 #include "stable.h"
 
 namespace cfmvit {

@@ -5,29 +5,35 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
   // masking: rank noise (B, N) -> keep (B, kept), masked (B, N - kept), restore (B, N), int64
   m.def("random_masking(Tensor noise, SymInt kept) -> (Tensor, Tensor, Tensor)");
 
-  // masking: tokens (B, N, D), index (B, K), pos_embed (N, D), keep_pos (B,) bool -> (B, K, D), and the gradients of tokens
-  // and pos_embed (each of no elements where it is not needed).
+  // masking: tokens (B, N, D), index (B, K), pos_embed (N, D), keep_pos (B,) bool -> (B, K, D), and the
+  // gradients of tokens and pos_embed (each of no elements where it is not needed).
   m.def("gather_tokens(Tensor tokens, Tensor index, Tensor? pos_embed, Tensor? keep_pos) -> Tensor");
   m.def(
-      "gather_tokens_backward(Tensor grad, Tensor index, Tensor? keep_pos, SymInt num_tokens, bool needs_tokens, "
+      "gather_tokens_backward(Tensor grad, Tensor index, Tensor? keep_pos, SymInt num_tokens, bool "
+      "needs_tokens, "
       "bool needs_pos) -> (Tensor, Tensor)");
 
   // masking: gather_tokens of keep (B, K) and of masked (B, M) -> (B, K, D), (B, M, D)
   m.def(
-      "split_tokens(Tensor tokens, Tensor keep, Tensor masked, Tensor? pos_embed, Tensor? keep_pos) -> (Tensor, Tensor)");
+      "split_tokens(Tensor tokens, Tensor keep, Tensor masked, Tensor? pos_embed, Tensor? keep_pos) -> "
+      "(Tensor, Tensor)");
   m.def(
-      "split_tokens_backward(Tensor grad_visible, Tensor grad_masked, Tensor keep, Tensor masked, Tensor? keep_pos, "
+      "split_tokens_backward(Tensor grad_visible, Tensor grad_masked, Tensor keep, Tensor masked, Tensor? "
+      "keep_pos, "
       "bool needs_tokens, bool needs_pos) -> (Tensor, Tensor)");
 
-  // masking: visible (B, K, D), mask_token (D,), restore (B, N), pos_embed (N, D) -> (B, N, D), and the gradients of
-  // visible, mask_token and pos_embed.
+  // masking: visible (B, K, D), mask_token (D,), restore (B, N), pos_embed (N, D) -> (B, N, D), and the
+  // gradients of visible, mask_token and pos_embed.
   m.def("restore_tokens(Tensor visible, Tensor mask_token, Tensor restore, Tensor? pos_embed) -> Tensor");
   m.def(
-      "restore_tokens_backward(Tensor grad, Tensor restore, SymInt kept, bool needs_pos) -> (Tensor, Tensor, Tensor)");
+      "restore_tokens_backward(Tensor grad, Tensor restore, SymInt kept, bool needs_pos) -> (Tensor, Tensor, "
+      "Tensor)");
 
-  // masking: images (B, C, H, W), index (B, K), mean and std (C,) float64 -> (B, K, C * P * P), and the gradient of images.
+  // masking: images (B, C, H, W), index (B, K), mean and std (C,) float64 -> (B, K, C * P * P), and the
+  // gradient of images.
   m.def(
-      "gather_patches(Tensor images, Tensor? index, SymInt patch_size, Tensor? mean, Tensor? std, ScalarType dtype) "
+      "gather_patches(Tensor images, Tensor? index, SymInt patch_size, Tensor? mean, Tensor? std, ScalarType "
+      "dtype) "
       "-> Tensor");
   m.def(
       "gather_patches_backward(Tensor grad, Tensor? index, SymInt patch_size, Tensor? std, SymInt channels, "
@@ -35,68 +41,94 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
 
   // reconstruction: pred, target (B, N, D), index (B, M) -> losses (B, M), and the gradient of pred.
   m.def("masked_cosine_loss(Tensor pred, Tensor target, Tensor? index, float eps) -> Tensor");
-  m.def("masked_cosine_loss_backward(Tensor grad, Tensor pred, Tensor target, Tensor? index, float eps) -> Tensor");
+  m.def(
+      "masked_cosine_loss_backward(Tensor grad, Tensor pred, Tensor target, Tensor? index, float eps) -> "
+      "Tensor");
 
-  // reconstruction: hidden (R, H), weight (D, H), bias (D,), target (R, D) -> losses (R,), and the gradients of hidden,
-  // weight and bias, the last two in float32 or better.
+  // reconstruction: hidden (R, H), weight (D, H), bias (D,), target (R, D) -> losses (R,), and the gradients
+  // of hidden, weight and bias, the last two in float32 or better.
   m.def(
-      "linear_masked_cosine_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float eps) -> Tensor");
+      "linear_masked_cosine_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float eps) -> "
+      "Tensor");
   m.def(
-      "linear_masked_cosine_loss_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
+      "linear_masked_cosine_loss_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor "
+      "target, "
       "float eps) -> (Tensor, Tensor, Tensor)");
 
-  // reconstruction: pred (B, N or M, P * P * C), images (B, C, H, W), index (B, M) -> losses (B, M), and the gradient of
-  // pred.
+  // reconstruction: pred (B, N or M, P * P * C), images (B, C, H, W), index (B, M) -> losses (B, M), and the
+  // gradient of pred.
   m.def(
-      "masked_pixel_loss(Tensor pred, Tensor images, Tensor index, SymInt patch_size, bool normalize) -> Tensor");
+      "masked_pixel_loss(Tensor pred, Tensor images, Tensor index, SymInt patch_size, bool normalize) -> "
+      "Tensor");
   m.def(
       "masked_pixel_loss_backward(Tensor grad, Tensor pred, Tensor images, Tensor index, SymInt patch_size, "
       "bool normalize) -> Tensor");
 
-  // regions: RoIAlign. input (B, C, H, W), rois (R, 5): image number, x1, y1, x2, y2, in float32 or float64, the type of
-  // arithmetic on coordinates -> (R, C, P, Q), and the gradient of input. channels_last: the layout of the result.
+  // regions: RoIAlign. input (B, C, H, W), rois (R, 5): image number, x1, y1, x2, y2, in float32 or float64,
+  // the type of arithmetic on coordinates -> (R, C, P, Q), and the gradient of input. channels_last: the
+  // layout of the result.
   m.def(
       "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
       "int sampling_ratio, bool aligned) -> Tensor");
   m.def(
-      "roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, SymInt channels, SymInt height, "
+      "roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, SymInt channels, "
+      "SymInt height, "
       "SymInt width, int sampling_ratio, bool aligned, bool channels_last) -> Tensor");
 
   // regions: RoIAlign of each box on a level of its own. features: L maps (B, C, H_l, W_l), rois (R, 5),
   // levels (R,) int64 in [0, L) -> (R, C, P, Q), and the gradients of the maps.
   m.def(
-      "multilevel_roi_align(Tensor[] features, Tensor rois, Tensor levels, float[] scales, SymInt pooled_height, "
+      "multilevel_roi_align(Tensor[] features, Tensor rois, Tensor levels, float[] scales, SymInt "
+      "pooled_height, "
       "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor");
   m.def(
       "multilevel_roi_align_backward(Tensor grad, Tensor rois, Tensor levels, float[] scales, SymInt batch, "
-      "SymInt channels, SymInt[] heights, SymInt[] widths, int sampling_ratio, bool aligned, bool channels_last) "
+      "SymInt channels, SymInt[] heights, SymInt[] widths, int sampling_ratio, bool aligned, bool "
+      "channels_last) "
       "-> Tensor[]");
 
-  // regions: the mean over RoIAlign's bins. tokens (B, N, C), N = prefix + grid_height * grid_width, rois (R, 5)
+  // regions: the mean over RoIAlign's bins. tokens (B, N, C), N = prefix + grid_height * grid_width, rois (R,
+  // 5)
   // -> (R, C), and the gradient of tokens, which are given to it only where they were normalised.
   m.def(
       "pool_regions(Tensor tokens, Tensor rois, SymInt grid_height, SymInt grid_width, float spatial_scale, "
-      "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned, SymInt num_prefix_tokens, "
+      "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned, SymInt "
+      "num_prefix_tokens, "
       "bool normalize) -> Tensor");
   m.def(
       "pool_regions_backward(Tensor grad, Tensor rois, Tensor? tokens, SymInt batch, SymInt num_tokens, "
-      "SymInt grid_height, SymInt grid_width, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+      "SymInt grid_height, SymInt grid_width, float spatial_scale, SymInt pooled_height, SymInt "
+      "pooled_width, "
       "int sampling_ratio, bool aligned, SymInt num_prefix_tokens) -> Tensor");
 
-  // regions: detection scores from similarities divided by their temperatures. logits, vlm_logits (R, 1 + n), the
-  // background first, exponent (n,) of the frozen tower's probability, objectness (R,) -> (R, n)
+  // regions: detection scores from similarities divided by their temperatures. logits, vlm_logits (R, 1 + n),
+  // the background first, exponent (n,) of the frozen tower's probability, objectness (R,) -> (R, n)
   m.def(
-      "combine_scores(Tensor logits, Tensor? vlm_logits, Tensor exponent, Tensor? objectness, float objectness_power, "
+      "combine_scores(Tensor logits, Tensor? vlm_logits, Tensor exponent, Tensor? objectness, float "
+      "objectness_power, "
       "bool renormalize) -> Tensor");
 
   // contrastive: log-sum-exp over the negatives of each row and column of image @ text.T * logit_scale.
   // image (B, D), text (T, D), logit_scale (), group_ids (T,)
   // -> positive (B,), image_lse (B,), text_lse (T,), image_max (B,), text_max (T,)
   m.def(
-      "contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, int label_offset, Tensor? group_ids) "
+      "contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, SymInt label_offset, Tensor? "
+      "group_ids) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "contrastive_lse_backward(Tensor image, Tensor text, Tensor logit_scale, int label_offset, Tensor image_lse, "
+      "contrastive_lse_backward(Tensor image, Tensor text, Tensor logit_scale, SymInt label_offset, Tensor "
+      "image_lse, "
       "Tensor text_lse, Tensor grad_positive, Tensor grad_image_lse, Tensor grad_text_lse, bool needs_image, "
       "bool needs_text) -> (Tensor, Tensor, Tensor)");
+
+  // contrastive: sum of softplus(-+logit) over all pairs of image (B, D) and text (T, D), with its gradients
+  // by image, text (of no elements where not needed), scale and bias in float32 or float64; and those times
+  // the gradient of the loss.
+  m.def(
+      "sigmoid_loss(Tensor image, Tensor text, Tensor logit_scale, Tensor logit_bias, SymInt label_offset, "
+      "bool needs_image, bool needs_text) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "sigmoid_loss_backward(Tensor grad, Tensor grad_image, Tensor grad_text, Tensor grad_scale, Tensor "
+      "grad_bias) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
 }

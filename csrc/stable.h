@@ -21,7 +21,8 @@ T* data(const Tensor& x) {
   return static_cast<T*>(x.data_ptr());
 }
 
-inline Tensor like(const Tensor& x, std::vector<int64_t> sizes, std::optional<ScalarType> type = std::nullopt) {
+inline Tensor like(const Tensor& x, std::vector<int64_t> sizes,
+                   std::optional<ScalarType> type = std::nullopt) {
   return torch::stable::new_empty(x, sizes, type);
 }
 

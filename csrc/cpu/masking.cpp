@@ -1,14 +1,16 @@
-// Drawing masks and moving tokens on the CPU. Each output row has one owner, so nothing is added twice or atomically, and
-// the bits are the same for any number of threads.
-#include "checks.h"
-#include "dispatch.h"
-#include "rows.h"
-#include "stable.h"
-
+// Drawing masks and moving tokens on the CPU. Each output row has one owner, so nothing is added twice or
+// atomically, and the bits are the same for any number of threads.
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <tuple>
+
+#include "checks.h"
+#include "dispatch.h"
+#include "masking_checks.h"
+#include "rows.h"
+#include "stable.h"
 
 namespace cfmvit {
 namespace {
@@ -19,7 +21,8 @@ class Inverse {
   Inverse(int64_t batch, int64_t places, int64_t entries)
       : places_(places), entries_(entries), head_(batch * places, -1), next_(batch * entries, -1) {}
 
-  // Entries first..first+count-1 of the list are those of `index`. To be called from the last source to the first.
+  // Entries first..first+count-1 of the list are those of `index`. To be called from the last source to the
+  // first.
   void add(const Index& index, int64_t first, int64_t count, int64_t batch) {
     parallel(batch, count, [&](int64_t b) {
       for (int64_t j = count - 1; j >= 0; --j) {
@@ -52,7 +55,8 @@ Rows<S> view(const Tensor& x) {
 }
 
 template <typename S>
-void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const bool* coins, const Tensor& out) {
+void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const bool* coins,
+            const Tensor& out) {
   const int64_t count = out.size(1), width = out.size(2);
   const Rows<S> in = view<S>(tokens), to = view<S>(out);
   parallel(out.size(0) * count, width, [&](int64_t task) {
@@ -67,8 +71,8 @@ void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const b
 
 // One row = sum of the gradient rows that name a place, in their order.
 template <typename S>
-void scatter_row(S* out, const Inverse& inverse, const std::vector<Rows<S>>& grads, const std::vector<int64_t>& starts,
-                 int64_t b, int64_t n, int64_t width) {
+void scatter_row(S* out, const Inverse& inverse, const std::vector<Rows<S>>& grads,
+                 const std::vector<int64_t>& starts, int64_t b, int64_t n, int64_t width) {
   const auto row = [&](int64_t entry) {
     size_t source = starts.size() - 1;
     while (entry < starts[source]) --source;
@@ -88,38 +92,12 @@ void scatter_row(S* out, const Inverse& inverse, const std::vector<Rows<S>>& gra
   }
 }
 
-struct Positions {
-  std::optional<Tensor> embed;  // (N, D)
-  std::optional<Tensor> coins;  // (B,)
-
-  const Tensor* table() const { return embed ? &*embed : nullptr; }
-  const bool* keep() const { return coins ? data<const bool>(*coins) : nullptr; }
-};
-
-Positions checked_positions(const char* op, const Tensor& tokens, const std::optional<Tensor>& embed,
-                            const std::optional<Tensor>& coins, int64_t places) {
-  Positions out;
-  if (embed) {
-    check_shape(op, "pos_embed", *embed, {places, tokens.size(2)});
-    check_type(op, "pos_embed", *embed, tokens);
-    out.embed = torch::stable::contiguous(*embed);
-  }
-  if (coins) {
-    check_shape(op, "keep_pos", *coins, {tokens.size(0)});
-    CFMVIT_CHECK(coins->scalar_type() == ScalarType::Bool, op, ": keep_pos must be bool");
-    out.coins = torch::stable::contiguous(*coins);
-  }
-  return out;
-}
-
-void check_tokens(const char* op, const char* name, const Tensor& tokens) {
-  CFMVIT_CHECK(tokens.dim() == 3, op, ": ", name, " must have 3 dimensions, got ", tokens.dim());
-}
-
-// Gradients of tokens and positions from those of gathered rows; `sources` are pairs of a gradient and its index.
-std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<std::pair<Tensor, Tensor>>& sources,
-                                           const std::optional<Tensor>& keep_pos, int64_t places, bool needs_tokens,
-                                           bool needs_pos) {
+// Gradients of tokens and positions from those of gathered rows; `sources` are pairs of a gradient and its
+// index.
+std::tuple<Tensor, Tensor> gather_backward(const char* op,
+                                           const std::vector<std::pair<Tensor, Tensor>>& sources,
+                                           const std::optional<Tensor>& keep_pos, int64_t places,
+                                           bool needs_tokens, bool needs_pos) {
   const Tensor& first = sources[0].first;
   check_tokens(op, "grad", first);
   const int64_t batch = first.size(0), width = first.size(2);
@@ -138,15 +116,18 @@ std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<std
     inverse.add(index, starts[s], sources[s].second.size(1), batch);
   }
   const Positions positions = checked_positions(op, first, std::nullopt, keep_pos, places);
-  const Tensor grad_tokens = like(first, needs_tokens ? std::vector<int64_t>{batch, places, width} : std::vector<int64_t>{0});
-  const Tensor grad_pos = like(first, needs_pos ? std::vector<int64_t>{places, width} : std::vector<int64_t>{0});
+  const Tensor grad_tokens =
+      like(first, needs_tokens ? std::vector<int64_t>{batch, places, width} : std::vector<int64_t>{0});
+  const Tensor grad_pos =
+      like(first, needs_pos ? std::vector<int64_t>{places, width} : std::vector<int64_t>{0});
   dispatch_floating(op, first.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     std::vector<Rows<S>> from;
     for (const Tensor& grad : grads) from.push_back(view<S>(grad));
     if (needs_tokens) {
       parallel(batch * places, width, [&](int64_t task) {
-        scatter_row<S>(data<S>(grad_tokens) + task * width, inverse, from, starts, task / places, task % places, width);
+        scatter_row<S>(data<S>(grad_tokens) + task * width, inverse, from, starts, task / places,
+                       task % places, width);
       });
     }
     if (!needs_pos) return;
@@ -181,8 +162,8 @@ uint64_t ordered(double x) {
 
 // Stable least-significant-digit radix sort of one row: order[rank] = token.
 template <typename Real>
-void argsort(const Real* noise, int64_t stride, int64_t count, std::vector<uint64_t>& keys, std::vector<uint32_t>& order,
-             std::vector<uint32_t>& other) {
+void argsort(const Real* noise, int64_t stride, int64_t count, std::vector<uint64_t>& keys,
+             std::vector<uint32_t>& order, std::vector<uint32_t>& other) {
   constexpr int kDigits = sizeof(Real);
   std::array<std::array<uint32_t, 256>, kDigits> counts{};
   for (int64_t n = 0; n < count; ++n) {
@@ -209,7 +190,8 @@ std::tuple<Tensor, Tensor, Tensor> random_masking_cpu(Tensor noise, int64_t kept
   const int64_t batch = noise.size(0), count = noise.size(1);
   CFMVIT_CHECK(kept >= 0 && kept <= count, "random_masking: kept must lie in 0..", count, ", got ", kept);
   const bool precise = noise.scalar_type() == ScalarType::Double;
-  if (!precise && noise.scalar_type() != ScalarType::Float) noise = torch::stable::to(noise, ScalarType::Float);
+  if (!precise && noise.scalar_type() != ScalarType::Float)
+    noise = torch::stable::to(noise, ScalarType::Float);
   const Tensor keep = like(noise, {batch, kept}, ScalarType::Long);
   const Tensor masked = like(noise, {batch, count - kept}, ScalarType::Long);
   const Tensor restore = like(noise, {batch, count}, ScalarType::Long);
@@ -241,7 +223,8 @@ std::tuple<Tensor, Tensor, Tensor> random_masking_cpu(Tensor noise, int64_t kept
   return {keep, masked, restore};
 }
 
-Tensor gather_tokens_cpu(Tensor tokens, Tensor index, std::optional<Tensor> pos_embed, std::optional<Tensor> keep_pos) {
+Tensor gather_tokens_cpu(Tensor tokens, Tensor index, std::optional<Tensor> pos_embed,
+                         std::optional<Tensor> keep_pos) {
   constexpr const char* op = "gather_tokens";
   check_tokens(op, "tokens", tokens);
   const Index at = checked_index(op, "index", index, tokens.size(0), tokens.size(1));
@@ -254,29 +237,36 @@ Tensor gather_tokens_cpu(Tensor tokens, Tensor index, std::optional<Tensor> pos_
   return out;
 }
 
-std::tuple<Tensor, Tensor> gather_tokens_backward_cpu(Tensor grad, Tensor index, std::optional<Tensor> keep_pos,
-                                                      int64_t num_tokens, bool needs_tokens, bool needs_pos) {
-  return gather_backward("gather_tokens_backward", {{grad, index}}, keep_pos, num_tokens, needs_tokens, needs_pos);
+std::tuple<Tensor, Tensor> gather_tokens_backward_cpu(Tensor grad, Tensor index,
+                                                      std::optional<Tensor> keep_pos, int64_t num_tokens,
+                                                      bool needs_tokens, bool needs_pos) {
+  return gather_backward("gather_tokens_backward", {{grad, index}}, keep_pos, num_tokens, needs_tokens,
+                         needs_pos);
 }
 
-std::tuple<Tensor, Tensor> split_tokens_cpu(Tensor tokens, Tensor keep, Tensor masked, std::optional<Tensor> pos_embed,
-                                            std::optional<Tensor> keep_pos) {
-  return {gather_tokens_cpu(tokens, keep, pos_embed, keep_pos), gather_tokens_cpu(tokens, masked, pos_embed, keep_pos)};
+std::tuple<Tensor, Tensor> split_tokens_cpu(Tensor tokens, Tensor keep, Tensor masked,
+                                            std::optional<Tensor> pos_embed, std::optional<Tensor> keep_pos) {
+  return {gather_tokens_cpu(tokens, keep, pos_embed, keep_pos),
+          gather_tokens_cpu(tokens, masked, pos_embed, keep_pos)};
 }
 
-std::tuple<Tensor, Tensor> split_tokens_backward_cpu(Tensor grad_visible, Tensor grad_masked, Tensor keep, Tensor masked,
-                                                     std::optional<Tensor> keep_pos, bool needs_tokens, bool needs_pos) {
+std::tuple<Tensor, Tensor> split_tokens_backward_cpu(Tensor grad_visible, Tensor grad_masked, Tensor keep,
+                                                     Tensor masked, std::optional<Tensor> keep_pos,
+                                                     bool needs_tokens, bool needs_pos) {
   return gather_backward("split_tokens_backward", {{grad_visible, keep}, {grad_masked, masked}}, keep_pos,
                          keep.size(1) + masked.size(1), needs_tokens, needs_pos);
 }
 
-Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore, std::optional<Tensor> pos_embed) {
+Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore,
+                          std::optional<Tensor> pos_embed) {
   constexpr const char* op = "restore_tokens";
   check_tokens(op, "visible", visible);
-  const int64_t batch = visible.size(0), kept = visible.size(1), width = visible.size(2), count = restore.size(1);
+  const int64_t batch = visible.size(0), kept = visible.size(1), width = visible.size(2),
+                count = restore.size(1);
   check_shape(op, "mask_token", mask_token, {width});
   check_type(op, "mask_token", mask_token, visible);
-  CFMVIT_CHECK(kept <= count, op, ": visible must have at most ", count, " tokens, as restore has, got ", kept);
+  CFMVIT_CHECK(kept <= count, op, ": visible must have at most ", count, " tokens, as restore has, got ",
+               kept);
   const Index from = checked_index(op, "restore", restore, batch, count);
   check_distinct(op, "restore", from, batch, count, count);
   const Positions positions = checked_positions(op, visible, pos_embed, std::nullopt, count);
@@ -299,16 +289,19 @@ Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore, std
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tensor restore, int64_t kept, bool needs_pos) {
+std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tensor restore, int64_t kept,
+                                                               bool needs_pos) {
   constexpr const char* op = "restore_tokens_backward";
   check_tokens(op, "grad", grad);
   const int64_t batch = grad.size(0), count = grad.size(1), width = grad.size(2);
   const Index from = checked_index(op, "restore", restore, batch, count);
-  CFMVIT_CHECK(restore.size(1) == count, op, ": restore must have ", count, " columns, got ", restore.size(1));
+  CFMVIT_CHECK(restore.size(1) == count, op, ": restore must have ", count, " columns, got ",
+               restore.size(1));
   check_distinct(op, "restore", from, batch, count, count);
   grad = rows_of(grad);
   const Tensor grad_visible = like(grad, {batch, kept, width}), grad_mask = like(grad, {width});
-  const Tensor grad_pos = like(grad, needs_pos ? std::vector<int64_t>{count, width} : std::vector<int64_t>{0});
+  const Tensor grad_pos =
+      like(grad, needs_pos ? std::vector<int64_t>{count, width} : std::vector<int64_t>{0});
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const Rows<S> in = view<S>(grad);

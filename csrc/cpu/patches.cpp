@@ -1,10 +1,10 @@
 // Cutting patches out of images on the CPU.
+#include <cstring>
+
 #include "checks.h"
 #include "dispatch.h"
 #include "rows.h"
 #include "stable.h"
-
-#include <cstring>
 
 namespace cfmvit {
 namespace {
@@ -19,8 +19,8 @@ struct Grid {
 Grid checked_grid(const char* op, const Tensor& images, int64_t patch) {
   CFMVIT_CHECK(images.dim() == 4, op, ": images must have 4 dimensions, got ", images.dim());
   const int64_t height = images.size(2), width = images.size(3);
-  CFMVIT_CHECK(patch > 0 && height % patch == 0 && width % patch == 0, op, ": patch_size must divide the images' sides ",
-               height, " x ", width, ", got ", patch);
+  CFMVIT_CHECK(patch > 0 && height % patch == 0 && width % patch == 0, op,
+               ": patch_size must divide the images' sides ", height, " x ", width, ", got ", patch);
   return {images.size(1), height / patch, width / patch, patch};
 }
 
@@ -28,7 +28,8 @@ Grid checked_grid(const char* op, const Tensor& images, int64_t patch) {
 struct Affine {
   std::vector<double> scale, shift;
 
-  Affine(const char* op, int64_t channels, bool bytes, const std::optional<Tensor>& mean, const std::optional<Tensor>& std)
+  Affine(const char* op, int64_t channels, bool bytes, const std::optional<Tensor>& mean,
+         const std::optional<Tensor>& std)
       : scale(channels, bytes ? 1.0 / 255 : 1.0), shift(channels, 0.0) {
     for (const auto* statistic : {&mean, &std}) {
       if (*statistic) {
@@ -47,7 +48,8 @@ struct Affine {
 };
 
 template <typename In, typename Out>
-void cut(const Tensor& images, const Index* index, const Grid& grid, const Affine& affine, const Tensor& out) {
+void cut(const Tensor& images, const Index* index, const Grid& grid, const Affine& affine,
+         const Tensor& out) {
   const int64_t kept = out.size(1), size = grid.patch;
   parallel(out.size(0) * kept, grid.width(), [&](int64_t task) {
     const int64_t b = task / kept, n = index ? (*index)(b, task % kept) : task % kept;
@@ -55,7 +57,8 @@ void cut(const Tensor& images, const Index* index, const Grid& grid, const Affin
     for (int64_t c = 0; c < grid.channels; ++c) {
       const In* from = data<const In>(images) + b * images.stride(0) + c * images.stride(1) +
                        n / grid.columns * size * images.stride(2) + n % grid.columns * size;
-      const auto scale = static_cast<Wider<In, Out>>(affine.scale[c]), shift = static_cast<Wider<In, Out>>(affine.shift[c]);
+      const auto scale = static_cast<Wider<In, Out>>(affine.scale[c]),
+                 shift = static_cast<Wider<In, Out>>(affine.shift[c]);
       for (int64_t y = 0; y < size; ++y, to += size) {
         CFMVIT_ROWS(affine<In, Out>)(to, from + y * images.stride(2), scale, shift, size);
       }
@@ -65,8 +68,8 @@ void cut(const Tensor& images, const Index* index, const Grid& grid, const Affin
 
 }  // namespace
 
-Tensor gather_patches_cpu(Tensor images, std::optional<Tensor> index, int64_t patch_size, std::optional<Tensor> mean,
-                          std::optional<Tensor> std, ScalarType dtype) {
+Tensor gather_patches_cpu(Tensor images, std::optional<Tensor> index, int64_t patch_size,
+                          std::optional<Tensor> mean, std::optional<Tensor> std, ScalarType dtype) {
   constexpr const char* op = "gather_patches";
   const Grid grid = checked_grid(op, images, patch_size);
   const bool bytes = images.scalar_type() == ScalarType::Byte;
@@ -74,7 +77,8 @@ Tensor gather_patches_cpu(Tensor images, std::optional<Tensor> index, int64_t pa
   std::optional<Index> at;
   if (index) at = checked_index(op, "index", *index, images.size(0), grid.count());
   images = rows_of(images);
-  const Tensor out = like(images, {images.size(0), index ? index->size(1) : grid.count(), grid.width()}, dtype);
+  const Tensor out =
+      like(images, {images.size(0), index ? index->size(1) : grid.count(), grid.width()}, dtype);
   const auto from = [&](auto in) {
     dispatch_floating(op, dtype, [&](auto zero) {
       cut<decltype(in), decltype(zero)>(images, at ? &*at : nullptr, grid, affine, out);
@@ -85,13 +89,15 @@ Tensor gather_patches_cpu(Tensor images, std::optional<Tensor> index, int64_t pa
 }
 
 // grad (B, K, C * P * P) -> gradient of float images (B, C, H, W); each patch of each image has one owner.
-Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int64_t patch_size, std::optional<Tensor> std,
-                                   int64_t channels, int64_t height, int64_t width) {
+Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int64_t patch_size,
+                                   std::optional<Tensor> std, int64_t channels, int64_t height,
+                                   int64_t width) {
   constexpr const char* op = "gather_patches_backward";
   const int64_t batch = grad.size(0), kept = grad.size(1);
   const Tensor out = like(grad, {batch, channels, height, width});
   const Grid grid = checked_grid(op, out, patch_size);
-  CFMVIT_CHECK(grad.dim() == 3 && grad.size(2) == grid.width(), op, ": grad must have ", grid.width(), " columns");
+  CFMVIT_CHECK(grad.dim() == 3 && grad.size(2) == grid.width(), op, ": grad must have ", grid.width(),
+               " columns");
   const Affine affine(op, channels, false, std::nullopt, std);
   std::vector<std::vector<int64_t>> owners(batch * grid.count());
   if (index) {

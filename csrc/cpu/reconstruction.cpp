@@ -1,16 +1,16 @@
-// The decoder's losses on the CPU: one loss per masked token, by a thread that owns its row. The masked index is followed
-// where it is needed, so neither gathered rows nor patches are ever written.
-#include "checks.h"
-#include "dispatch.h"
-#include "rows.h"
-#include "stable.h"
-
+// The decoder's losses on the CPU: one loss per masked token, by a thread that owns its row. The masked index
+// is followed where it is needed, so neither gathered rows nor patches are ever written.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <array>
 #include <cmath>
 #include <cstring>
 #include <tuple>
+
+#include "checks.h"
+#include "dispatch.h"
+#include "rows.h"
+#include "stable.h"
 
 namespace cfmvit {
 namespace {
@@ -81,7 +81,8 @@ Tensor masked_cosine_loss_cpu(Tensor pred, Tensor target, std::optional<Tensor> 
 }
 
 // grad (B, M) -> gradient of pred (B, N, D)
-Tensor masked_cosine_loss_backward_cpu(Tensor grad, Tensor pred, Tensor target, std::optional<Tensor> index, double eps) {
+Tensor masked_cosine_loss_backward_cpu(Tensor grad, Tensor pred, Tensor target, std::optional<Tensor> index,
+                                       double eps) {
   constexpr const char* op = "masked_cosine_loss_backward";
   check_pair(op, pred, target);
   const int64_t batch = pred.size(0), count = pred.size(1), width = pred.size(2);
@@ -120,7 +121,9 @@ namespace {
 // Rows of a chunk of the fused projection: 1024 x 768 float32 are 3 MB, which a last-level cache holds.
 constexpr int64_t kChunk = 1024;
 
-Tensor narrow_rows(Tensor x, int64_t begin, int64_t end) { return torch::stable::narrow(x, 0, begin, end - begin); }
+Tensor narrow_rows(Tensor x, int64_t begin, int64_t end) {
+  return torch::stable::narrow(x, 0, begin, end - begin);
+}
 
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
   if (accumulate) {
@@ -132,7 +135,8 @@ void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumula
 
 // Calls visit(begin, end, pred) with the projection of each chunk of rows, in the dtype of `hidden`.
 template <typename Visit>
-void project(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, const Visit& visit) {
+void project(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
+             const Visit& visit) {
   const int64_t rows = hidden.size(0), width = weight.size(0);
   const Tensor buffer = like(hidden, {std::min(rows, kChunk), width});
   const Tensor across = torch::stable::transpose(weight, 0, 1);
@@ -153,8 +157,8 @@ void project(const Tensor& hidden, const Tensor& weight, const std::optional<Ten
   }
 }
 
-void check_linear(const char* op, const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
-                  const Tensor& target) {
+void check_linear(const char* op, const Tensor& hidden, const Tensor& weight,
+                  const std::optional<Tensor>& bias, const Tensor& target) {
   CFMVIT_CHECK(hidden.dim() == 2 && weight.dim() == 2 && hidden.size(1) == weight.size(1), op,
                ": weight must have as many columns as hidden");
   check_shape(op, "target", target, {hidden.size(0), weight.size(0)});
@@ -168,7 +172,8 @@ void check_linear(const char* op, const Tensor& hidden, const Tensor& weight, co
 }  // namespace
 
 // hidden (R, H), weight (D, H), bias (D,) or none, target (R, D) of any floating dtype -> losses (R,)
-Tensor linear_masked_cosine_loss_cpu(Tensor hidden, Tensor weight, std::optional<Tensor> bias, Tensor target, double eps) {
+Tensor linear_masked_cosine_loss_cpu(Tensor hidden, Tensor weight, std::optional<Tensor> bias, Tensor target,
+                                     double eps) {
   constexpr const char* op = "linear_masked_cosine_loss";
   check_linear(op, hidden, weight, bias, target);
   target = rows_of(target);
@@ -183,7 +188,8 @@ Tensor linear_masked_cosine_loss_cpu(Tensor hidden, Tensor weight, std::optional
         parallel(end - begin, 4 * width, [&](int64_t r) {
           Sum<S> sums[3];
           CFMVIT_ROWS(products<S, T>)
-          (data<const S>(pred) + r * width, data<const T>(target) + (begin + r) * target.stride(0), width, sums);
+          (data<const S>(pred) + r * width, data<const T>(target) + (begin + r) * target.stride(0), width,
+           sums);
           data<Sum<S>>(losses)[begin + r] = Cosine<Sum<S>>(sums, static_cast<Sum<S>>(eps)).loss;
         });
       });
@@ -193,9 +199,10 @@ Tensor linear_masked_cosine_loss_cpu(Tensor hidden, Tensor weight, std::optional
 }
 
 // grad (R,) -> gradients of hidden (R, H), weight (D, H), bias (D,); weight and bias in float32 or better
-std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cpu(Tensor grad, Tensor hidden, Tensor weight,
-                                                                          std::optional<Tensor> bias, Tensor target,
-                                                                          double eps) {
+std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cpu(Tensor grad, Tensor hidden,
+                                                                          Tensor weight,
+                                                                          std::optional<Tensor> bias,
+                                                                          Tensor target, double eps) {
   constexpr const char* op = "linear_masked_cosine_loss_backward";
   check_linear(op, hidden, weight, bias, target);
   check_shape(op, "grad", grad, {hidden.size(0)});
@@ -226,7 +233,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cpu(Tensor
       parallel((width + kColumns - 1) / kColumns, (end - begin) * kColumns, [&](int64_t block) {
         const int64_t first = block * kColumns, count = std::min(kColumns, width - first);
         for (int64_t r = 0; r < end - begin; ++r) {
-          CFMVIT_ROWS(accumulate<S>)(data<Sum<S>>(grad_bias) + first, data<const S>(pred) + r * width + first, count);
+          CFMVIT_ROWS(accumulate<S>)(data<Sum<S>>(grad_bias) + first, data<const S>(pred) + r * width + first,
+                                     count);
         }
       });
     });
@@ -240,7 +248,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cpu(Tensor
         using S = decltype(p);
         parallel(width, part.size(1), [&](int64_t r) {
           CFMVIT_ROWS(accumulate<S>)
-          (data<Sum<S>>(grad_weight) + r * part.size(1), data<const S>(part) + r * part.size(1), part.size(1));
+          (data<Sum<S>>(grad_weight) + r * part.size(1), data<const S>(part) + r * part.size(1),
+           part.size(1));
         });
       });
     }
@@ -252,8 +261,8 @@ namespace {
 
 // One masked patch in MAE's order (row, column, channel), normalised, in the type of sums.
 template <typename Real>
-void pixel_target(const Real* image, const Tensor& images, int64_t n, int64_t columns, int64_t size, bool normalize,
-                  Real* out) {
+void pixel_target(const Real* image, const Tensor& images, int64_t n, int64_t columns, int64_t size,
+                  bool normalize, Real* out) {
   const int64_t channels = images.size(1), width = channels * size * size;
   const int64_t top = n / columns * size, left = n % columns * size;
   for (int64_t c = 0; c < channels; ++c) {
@@ -273,21 +282,22 @@ void pixel_target(const Real* image, const Tensor& images, int64_t n, int64_t co
 
 // Calls visit(task, row of pred, target) for each masked patch; images are in the type of pred's sums.
 template <typename S, typename Visit>
-void each_patch(const Tensor& pred, const Tensor& images, const Index& index, int64_t masked, int64_t size, bool normalize,
-                const Visit& visit) {
+void each_patch(const Tensor& pred, const Tensor& images, const Index& index, int64_t masked, int64_t size,
+                bool normalize, const Visit& visit) {
   const int64_t width = pred.size(2), columns = images.size(3) / size;
   const bool all = pred.size(1) == images.size(2) / size * columns;
   parallel(pred.size(0) * masked, 8 * width, [&](int64_t task) {
     thread_local std::vector<Sum<S>> target;
     target.resize(width);
     const int64_t b = task / masked, j = task % masked, n = index(b, j);
-    pixel_target<Sum<S>>(data<const Sum<S>>(images) + b * images.stride(0), images, n, columns, size, normalize,
-                         target.data());
+    pixel_target<Sum<S>>(data<const Sum<S>>(images) + b * images.stride(0), images, n, columns, size,
+                         normalize, target.data());
     visit(task, b * pred.size(1) + (all ? n : j), target.data());
   });
 }
 
-Index check_pixels(const char* op, const Tensor& pred, const Tensor& images, const Tensor& index, int64_t size) {
+Index check_pixels(const char* op, const Tensor& pred, const Tensor& images, const Tensor& index,
+                   int64_t size) {
   CFMVIT_CHECK(images.dim() == 4 && size > 0 && images.size(2) % size == 0 && images.size(3) % size == 0, op,
                ": patch_size must divide the images' sides, got ", size);
   const int64_t count = images.size(2) / size * (images.size(3) / size);
@@ -295,7 +305,8 @@ Index check_pixels(const char* op, const Tensor& pred, const Tensor& images, con
   check_distinct(op, "index", at, images.size(0), index.size(1), count);
   const int64_t rows = pred.dim() == 3 && pred.size(1) == count ? count : index.size(1);
   check_shape(op, "pred", pred, {images.size(0), rows, images.size(1) * size * size});
-  CFMVIT_CHECK(images.scalar_type() == sum_type(pred), op, ": images must be float32, or float64 with a float64 pred");
+  CFMVIT_CHECK(images.scalar_type() == sum_type(pred), op,
+               ": images must be float32, or float64 with a float64 pred");
   return at;
 }
 
@@ -310,22 +321,23 @@ Tensor masked_pixel_loss_cpu(Tensor pred, Tensor images, Tensor index, int64_t p
   const Tensor losses = like(images, {pred.size(0), masked});
   dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    each_patch<S>(pred, images, at, masked, patch_size, normalize, [&](int64_t task, int64_t row, const Sum<S>* target) {
-      const S* p = data<const S>(pred) + row * width;
-      double sum = 0;
-      for (int64_t i = 0; i < width; ++i) {
-        const double difference = widen(p[i]) - target[i];
-        sum += difference * difference;
-      }
-      data<Sum<S>>(losses)[task] = static_cast<Sum<S>>(sum / width);
-    });
+    each_patch<S>(pred, images, at, masked, patch_size, normalize,
+                  [&](int64_t task, int64_t row, const Sum<S>* target) {
+                    const S* p = data<const S>(pred) + row * width;
+                    double sum = 0;
+                    for (int64_t i = 0; i < width; ++i) {
+                      const double difference = widen(p[i]) - target[i];
+                      sum += difference * difference;
+                    }
+                    data<Sum<S>>(losses)[task] = static_cast<Sum<S>>(sum / width);
+                  });
   });
   return losses;
 }
 
 // grad (B, M) -> gradient of pred
-Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, Tensor index, int64_t patch_size,
-                                      bool normalize) {
+Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, Tensor index,
+                                      int64_t patch_size, bool normalize) {
   constexpr const char* op = "masked_pixel_loss_backward";
   const Index at = check_pixels(op, pred, images, index, patch_size);
   const int64_t masked = index.size(1), width = pred.size(2);
@@ -335,11 +347,13 @@ Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, T
   const Tensor out = torch::stable::new_zeros(pred, sizes);
   dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    each_patch<S>(pred, images, at, masked, patch_size, normalize, [&](int64_t task, int64_t row, const Sum<S>* target) {
-      const Sum<S> factor = 2 * data<const Sum<S>>(grad)[task] / width;
-      CFMVIT_ROWS(combine<S, Sum<S>>)
-      (data<S>(out) + row * width, factor, data<const S>(pred) + row * width, -factor, target, width);
-    });
+    each_patch<S>(pred, images, at, masked, patch_size, normalize,
+                  [&](int64_t task, int64_t row, const Sum<S>* target) {
+                    const Sum<S> factor = 2 * data<const Sum<S>>(grad)[task] / width;
+                    CFMVIT_ROWS(combine<S, Sum<S>>)
+                    (data<S>(out) + row * width, factor, data<const S>(pred) + row * width, -factor, target,
+                     width);
+                  });
   });
   return out;
 }

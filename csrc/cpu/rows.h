@@ -1,4 +1,5 @@
-// Loops over rows of channels, compiled for each instruction set, and the choice among them. Knows nothing of torch.
+// Loops over rows of channels, compiled for each instruction set, and the choice among them. Knows nothing of
+// torch.
 #pragma once
 
 #include "half.h"
@@ -34,7 +35,7 @@ inline const int kLevel = 0;
 #endif
 
 // CFMVIT_ROWS(add<S>)(out, in, added, n) runs the best variant of this machine.
-#define CFMVIT_ROWS(...)                                      \
+#define CFMVIT_ROWS(...)                                               \
   (::cfmvit::rows::kLevel == 2   ? ::cfmvit::rows::avx512::__VA_ARGS__ \
    : ::cfmvit::rows::kLevel == 1 ? ::cfmvit::rows::avx2::__VA_ARGS__   \
                                  : ::cfmvit::rows::baseline::__VA_ARGS__)

@@ -1,12 +1,16 @@
-// 16-bit floats as plain bits, and conversions without branches or instructions of a special set, so that loops over
-// them vectorise everywhere. Knows nothing of torch.
+// 16-bit floats as plain bits, and conversions without branches or instructions of a special set, so that
+// loops over them vectorise everywhere, and CUDA kernels compile them too. Knows nothing of torch.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
+#ifdef __CUDACC__
+#define CFMVIT_INLINE __host__ __device__ inline __attribute__((always_inline))
+#else
 #define CFMVIT_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace cfmvit {
 
@@ -60,7 +64,8 @@ CFMVIT_INLINE void narrow(float x, BFloat16& out) {
 }
 CFMVIT_INLINE void narrow(float x, Half& out) {
   const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffffu;
-  const uint32_t tiny = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds subnormal results
+  const uint32_t tiny =
+      bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds subnormal results
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   const uint32_t huge = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   const uint32_t half = magnitude >= 0x47800000u ? huge : magnitude < 0x38800000u ? tiny : normal;
