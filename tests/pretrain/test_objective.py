@@ -43,7 +43,7 @@ def test_the_loss_and_its_gradient_are_the_papers() -> None:
     rows = torch.arange(3)[:, None]
     features = model.visual.encode(tokens[rows, masking.masked.long()])
     image = F.normalize(features.mean(1), dim=-1)
-    logits = image @ model.encode_text(ids).T / 0.07
+    logits = image @ model.encode_text(ids).T * model.logit_scale.exp()
     labels = torch.arange(3)
     contrastive = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     decoder = model.decoder
@@ -64,7 +64,7 @@ def test_the_loss_and_its_gradient_are_the_papers() -> None:
 
 @pytest.mark.parametrize(
     ("reconstruction", "contrastive_input"),
-    itertools.product(["feature", "pixel", "none"], ["complementary", "full"]),
+    list(itertools.product(["feature", "pixel", "none"], ["complementary", "full"])),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_every_option_trains_every_weight_it_uses(reconstruction: str, contrastive_input: str, dtype: torch.dtype) -> None:
