@@ -9,9 +9,9 @@ constexpr int64_t kSlabBytes = int64_t{1} << 19;  // rows of a gradient that sta
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Runs task(begin, end) for ranges of [0, tasks) over threads; a range keeps its scratch memory.
 template <typename Task>
-void for_ranges(int64_t tasks,
-                const Task& task) {  // task(begin, end), so that it can keep scratch memory in between
+void for_ranges(int64_t tasks, const Task& task) {
   if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, task);
 }
 
@@ -94,7 +94,6 @@ void forward(const Boxes<T>& boxes, const std::vector<Map<T, const S>>& maps, in
   });
 }
 
-// Writes all of every map.
 template <typename T, typename S, typename G>
 void backward(const Boxes<T>& boxes, const std::vector<Map<T, S>>& maps, int64_t channels,
               const Bins<const G>& grad) {

@@ -97,8 +97,7 @@ Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor>
                            channels, bins);
     };
     if (!tokens.has_value()) return write(out, S{});
-    // With u = F / |F| and g the gradient of u, that of F is (g - u <u, g>) / |F|: it takes all channels of g
-    // at once.
+    // With u = F / |F| and g the gradient of u, that of F is (g - u <u, g>) / |F|: all channels of g at once.
     const Tensor whole =
         std::is_same_v<S, T> ? out : like(grad, {batch, num_tokens, channels}, ScalarType::Float);
     write(whole, T{});
