@@ -139,7 +139,7 @@ def tiny_config(**overrides: object) -> DetectorConfig:
         "window": 10,
         "pyramid": PyramidConfig(levels=(3, 4, 5), channels=64),
         "proposals": ProposalConfig(
-            samples=64, center_foreground=0.5, box_match=0.5, pre_nms=200, post_nms=100
+            samples=64, center_foreground=0.5, box_match=0.4, pre_nms=200, post_nms=200
         ),
         "heads": HeadConfig(
             samples=32,

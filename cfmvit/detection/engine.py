@@ -44,7 +44,7 @@ class FinetuneConfig:
     Attributes:
         model: folder of a pretrained CFM-ViT.
         data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``annotations.json@image_folder``.
-        augment: flips and large-scale jitter.
+        augment: large-scale jitter by ``jitter_scale``, and mirroring where ``flip``.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -53,6 +53,8 @@ class FinetuneConfig:
     batch_size: int = 128
     workers: int = 0
     augment: bool = True
+    jitter_scale: tuple[float, float] = (0.1, 2.0)
+    flip: bool = True
     device: str = "auto"
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
@@ -81,9 +83,14 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
     print(format_config(config))
     device = choose_device(config.device)
     torch.manual_seed(config.loop.seed)
-    size = config.detector.image_size
     dataset = open_detection(
-        config.data, split="train", base_only=True, image_size=size, augment=config.augment
+        config.data,
+        split="train",
+        base_only=True,
+        image_size=config.detector.image_size,
+        augment=config.augment,
+        jitter_scale=config.jitter_scale,
+        flip=config.flip,
     )
     base = [number for number, category in enumerate(dataset.categories) if not category.novel]
     labels = clean_labels([dataset.categories[number].name for number in base])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cfmvit._require import require
+from cfmvit.data.transforms import resize
 
 
 @dataclass
@@ -66,11 +67,9 @@ def prepare(image: Tensor, size: int) -> Prepared:
     height, width = image.shape[-2:]
     scale = size / max(height, width)
     valid = (max(1, round(height * scale)), max(1, round(width * scale)))
-    resized = require("torchvision.transforms.v2.functional", extra="detection").resize(
-        image, list(valid), antialias=True
-    )
+    resized = resize(image.permute(1, 2, 0).contiguous().numpy(), *valid)
     pixels = torch.zeros(3, size, size, dtype=torch.uint8)
-    pixels[:, : valid[0], : valid[1]] = resized
+    pixels[:, : valid[0], : valid[1]] = torch.from_numpy(resized.transpose(2, 0, 1).copy())
     return Prepared(pixels, (height, width), valid)
 
 
@@ -82,7 +81,8 @@ def _read_file(path: Path) -> Tensor:
         with pil.open(path) as file:
             upright = operations.exif_transpose(file).convert("RGB")
             return _nonempty(torch.from_numpy(np.array(upright)).permute(2, 0, 1))
-    except OSError as error:  # PIL's UnidentifiedImageError and truncation are both OSErrors
+    # Broken files make Pillow's decoders raise all of these.
+    except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
         raise ValueError(f"predict: {path} is corrupt or not an image: {error}") from error
 
 

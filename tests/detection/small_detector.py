@@ -29,7 +29,7 @@ def small_config(**overrides: object) -> DetectorConfig:
         image_size=SIZE,
         window=6,
         pyramid=PyramidConfig(levels=(3, 4, 5), channels=32),
-        proposals=ProposalConfig(samples=64, center_foreground=0.5, box_match=0.5, pre_nms=100, post_nms=60),
+        proposals=ProposalConfig(samples=64, center_foreground=0.5, box_match=0.4, pre_nms=100, post_nms=60),
         heads=HeadConfig(
             samples=32,
             convs=1,
@@ -52,7 +52,7 @@ def squares_batch() -> dict[str, object]:
     images = torch.randint(90, 140, (2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     boxes = [
         torch.tensor([[8.0, 8.0, 40.0, 40.0], [56.0, 20.0, 84.0, 52.0]]),
-        torch.tensor([[30.0, 40.0, 78.0, 88.0]]),
+        torch.tensor([[20.0, 28.0, 82.0, 90.0]]),
     ]
     labels = [torch.tensor([0, 1]), torch.tensor([2])]
     masks = []
