@@ -3,7 +3,7 @@
 Importing this needs torch and numpy alone.
 """
 
-from cfmvit.ops.contrastive import InfoNCEStats, info_nce
+from cfmvit.ops.contrastive import InfoNCEStats, info_nce, siglip_loss
 from cfmvit.ops.masking import (
     Masking,
     gather_patches,
@@ -30,5 +30,6 @@ __all__ = [
     "restore_tokens",
     "roi_align",
     "score_regions",
+    "siglip_loss",
     "split_tokens",
 ]

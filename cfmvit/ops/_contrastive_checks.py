@@ -12,48 +12,53 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def check_tensors(
-    image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None, group_ids: Tensor | None
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    group_ids: Tensor | None,
+    op: str = "info_nce",
 ) -> None:
     for name, features in (("image", image), ("text", text)):
         if not isinstance(features, Tensor):
-            raise TypeError(f"info_nce: {name} must be a tensor, got {type(features).__name__}")
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(features).__name__}")
         if not features.is_floating_point():
-            raise TypeError(f"info_nce: {name} must be floating point, got {features.dtype}")
+            raise TypeError(f"{op}: {name} must be floating point, got {features.dtype}")
         if features.dim() != 2 or 0 in features.shape:
-            raise ValueError(
-                f"info_nce: {name} must be a non-empty matrix, got shape {tuple(features.shape)}"
-            )
+            raise ValueError(f"{op}: {name} must be a non-empty matrix, got shape {tuple(features.shape)}")
     if image.shape[1] != text.shape[1]:
-        raise ValueError(f"info_nce: text must have image's width {image.shape[1]}, got {text.shape[1]}")
+        raise ValueError(f"{op}: text must have image's width {image.shape[1]}, got {text.shape[1]}")
     if image.dtype != text.dtype and not torch.is_autocast_enabled(image.device.type):
-        raise TypeError(f"info_nce: text must have image's dtype {image.dtype}, got {text.dtype}")
+        raise TypeError(f"{op}: text must have image's dtype {image.dtype}, got {text.dtype}")
     for name, scalar in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
         if name == "logit_bias" and scalar is None:
             continue
         if not isinstance(scalar, Tensor) or not scalar.is_floating_point():
             kind = scalar.dtype if isinstance(scalar, Tensor) else type(scalar).__name__
-            raise TypeError(f"info_nce: {name} must be a floating-point tensor, got {kind}")
+            raise TypeError(f"{op}: {name} must be a floating-point tensor, got {kind}")
         if scalar.dim() != 0:
-            raise ValueError(f"info_nce: {name} must be 0-d, got shape {tuple(scalar.shape)}")
+            raise ValueError(f"{op}: {name} must be 0-d, got shape {tuple(scalar.shape)}")
     if group_ids is not None:
         if not isinstance(group_ids, Tensor) or group_ids.is_floating_point() or group_ids.is_complex():
             kind = group_ids.dtype if isinstance(group_ids, Tensor) else type(group_ids).__name__
-            raise TypeError(f"info_nce: group_ids must be an integer tensor, got {kind}")
+            raise TypeError(f"{op}: group_ids must be an integer tensor, got {kind}")
         if group_ids.shape != text.shape[:1]:
             raise ValueError(
-                f"info_nce: group_ids must have shape ({text.shape[0]},), got shape {tuple(group_ids.shape)}"
+                f"{op}: group_ids must have shape ({text.shape[0]},), got shape {tuple(group_ids.shape)}"
             )
     for name, tensor in (
         ("text", text), ("logit_scale", logit_scale), ("logit_bias", logit_bias), ("group_ids", group_ids),
     ):  # fmt: skip
         if tensor is not None and tensor.device != image.device:
-            raise ValueError(
-                f"info_nce: {name} must be on image's device {image.device}, got {tensor.device}"
-            )
+            raise ValueError(f"{op}: {name} must be on image's device {image.device}, got {tensor.device}")
 
 
 def check_pairs(
-    image: Tensor, text: Tensor, direction: str, label_offset: int, process_group: object
+    image: Tensor,
+    text: Tensor,
+    direction: str,
+    label_offset: int,
+    process_group: object,
 ) -> None:
     if direction not in DIRECTIONS:
         raise ValueError(f"info_nce: direction must be one of {DIRECTIONS}, got {direction!r}")

@@ -15,15 +15,13 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from cfmvit.ops import _collective, _contrastive_lse, _library
+from cfmvit.ops import _collective, _contrastive_ops, _library
 from cfmvit.ops._contrastive_checks import check_options, check_pairs, check_tensors
+from cfmvit.ops._contrastive_ops import compute_dtype
 from cfmvit.ops.reference import contrastive as reference
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-if _library.core is not None:
-    _contrastive_lse.register()
 
 
 class InfoNCEStats(NamedTuple):
@@ -94,24 +92,18 @@ def info_nce(
     check_pairs(image, text, direction, label_offset, process_group)
     check_options(label_smoothing, reduction)
     image, text = _autocast(image, text)
-    logit_scale = logit_scale.to(_loss_dtype(image))
+    logit_scale = logit_scale.to(compute_dtype(image))
     linear = group_ids is not None or label_smoothing > 0
     images = image
     if process_group is not None:
-        _collective.check_shards("info_nce", "image", image, process_group)
-        label_offset = dist.get_rank(process_group) * image.shape[0]
-        if (
-            not image.is_cuda
-        ):  # the kernels of the CPU compute in float32 anyway: gradients then stay unrounded until summed
-            image, text = image.to(logit_scale.dtype), text.to(logit_scale.dtype)
-        text = _collective.gather_rows(text, process_group)
+        image, text, label_offset = _gathered(image, text, process_group, "info_nce")
         images = _collective.gather_rows(image, process_group) if linear else image
         if group_ids is not None:
             group_ids = _collective.gather_rows(group_ids, process_group)
     own = slice(label_offset, label_offset + image.shape[0])
 
     max_groups = _stats_groups(text, group_ids) if return_stats else None
-    chosen = _library.implementation("contrastive_lse", image, impl, _contrastive_lse.why_not_triton)
+    chosen = _library.implementation("contrastive_lse", image, impl, _contrastive_ops.why_not_triton)
     lse = reference.contrastive_lse if chosen == "reference" else torch.ops.cfmvit.contrastive_lse.default
     positive, image_lse, text_lse, image_max, text_max = lse(
         image, text, logit_scale, label_offset, max_groups
@@ -145,6 +137,80 @@ def info_nce(
     return loss, stats
 
 
+def siglip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    process_group: ProcessGroup | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Compute the sigmoid contrastive loss (SigLIP) of matching image and text features.
+
+    With l[i, j] = logit_scale * <image[i], text[j]> + logit_bias, the loss of image i is
+    softplus(-l[i, i]) + sum over j != i of softplus(l[i, j]). The gradients are made together with the loss: three matrix
+    products in all, and one where no gradient is wanted.
+
+    Args:
+        image: (B, D) floating
+            Image features.
+        text: (B, D), dtype and device of `image`
+            Text features.
+        logit_scale: () floating
+            Factor of the similarities, already exponentiated.
+        logit_bias: () floating, optional
+            Added to every logit; zero if left out.
+        reduction: "mean" | "sum"
+            Over the images (a mean divides by B, as SigLIP does, not by B^2).
+        process_group, impl
+            As in `info_nce`.
+
+    Returns:
+        The loss in float32 (float64 for float64 features).
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above; the message names it.
+    """
+    op = "siglip_loss"
+    check_tensors(image, text, logit_scale, logit_bias, None, op)
+    if image.shape[0] != text.shape[0]:
+        raise ValueError(f"siglip_loss: text must have image's {image.shape[0]} rows, got {text.shape[0]}")
+    if process_group is not None:
+        _collective.check_group(op, process_group)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"siglip_loss: reduction must be 'mean' or 'sum', got {reduction!r}")
+    image, text = _autocast(image, text)
+    logit_scale = logit_scale.to(compute_dtype(image))
+    logit_bias = torch.zeros_like(logit_scale) if logit_bias is None else logit_bias.to(logit_scale.dtype)
+    label_offset = 0
+    if process_group is not None:
+        image, text, label_offset = _gathered(image, text, process_group, op)
+    chosen = _library.implementation("sigmoid_loss", image, impl, _contrastive_ops.why_not_triton)
+    if chosen == "reference":
+        loss = reference.sigmoid_loss(image, text, logit_scale, logit_bias, label_offset)
+    else:
+        needs_image, needs_text = (torch.is_grad_enabled() and x.requires_grad for x in (image, text))
+        loss, *_ = torch.ops.cfmvit.sigmoid_loss.default(
+            image, text, logit_scale, logit_bias, label_offset, needs_image, needs_text
+        )
+    return loss / image.shape[0] if reduction == "mean" else loss
+
+
+def _gathered(
+    image: Tensor, text: Tensor, process_group: ProcessGroup, op: str
+) -> tuple[Tensor, Tensor, int]:
+    """Own images, the texts of all ranks, and the place of the own texts among them."""
+    _collective.check_shards(op, "image", image, process_group)
+    label_offset = dist.get_rank(process_group) * image.shape[0]
+    if (
+        not image.is_cuda
+    ):  # the CPU computes in float32 anyway: gradients then stay unrounded until they are summed
+        image, text = image.to(compute_dtype(image)), text.to(compute_dtype(text))
+    return image, _collective.gather_rows(text, process_group), label_offset
+
+
 def _autocast(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     """Features as the kernels should see them under autocast: the CPU's lose nothing by keeping their dtype."""
     dtype = torch.promote_types(image.dtype, text.dtype)
@@ -159,10 +225,6 @@ def _stats_groups(text: Tensor, group_ids: Tensor | None) -> Tensor:
     return group_ids.to(torch.int64)
 
 
-def _loss_dtype(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
-
-
 def _excess(
     images: Tensor, texts: Tensor, own: slice, group_ids: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
@@ -170,7 +232,7 @@ def _excess(
 
     Exactly zero, with exactly zero gradients, for a pair without other positives and without smoothing.
     """
-    dtype = _loss_dtype(images)
+    dtype = compute_dtype(images)
     images, texts = images.to(dtype), texts.to(dtype)
     pairs = own if len(images) == len(texts) else slice(0, len(images))
     image, text = images[pairs], texts[own]

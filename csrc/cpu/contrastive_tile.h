@@ -2,6 +2,7 @@
 // between them.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -71,6 +72,13 @@ double pull_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t ow
                  const Pull<T>& pull) {
   const auto run = kHasAvx2 ? avx2::pull_tile<T> : baseline::pull_tile<T>;
   return run(tile, rows, cols, stride, own, scale, pull);
+}
+
+template <typename T>
+std::array<double, 3> sigmoid_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale,
+                                   T bias) {
+  const auto run = kHasAvx2 ? avx2::sigmoid_tile<T> : baseline::sigmoid_tile<T>;
+  return run(tile, rows, cols, stride, own, scale, bias);
 }
 
 }  // namespace cfmvit::contrastive

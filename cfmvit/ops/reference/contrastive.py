@@ -75,3 +75,13 @@ def info_nce(
         losses.append(cross_entropy(logits.T, positives.T))
     loss = sum(losses) / len(losses)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def sigmoid_loss(
+    image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, label_offset: int
+) -> Tensor:
+    """Sum over all images i and texts j of softplus(-l[i, j]) where j = i + label_offset, softplus(l[i, j]) elsewhere."""
+    logits = logits_of(image, text, logit_scale) + logit_bias
+    rows = torch.arange(len(image), device=image.device)
+    own = F.one_hot(rows + label_offset, len(text)).bool()
+    return -F.logsigmoid(torch.where(own, logits, -logits)).sum()

@@ -1,0 +1,171 @@
+"""The two ops of the contrastive family: their shapes, gradients and Triton kernels.
+
+`contrastive_lse(image (B, D), text (T, D), logit_scale (), label_offset, group_ids (T,) or None)` gives positive (B,),
+image_lse (B,), text_lse (T,) and, with group_ids, image_max (B,), text_max (T,). `sigmoid_loss(image, text, logit_scale,
+logit_bias, label_offset, needs_image, needs_text)` gives the loss and, since a sigmoid allows it, the gradients of image, text,
+logit_scale and logit_bias in one go. See reference/contrastive.py. Autocast does not touch them: the kernels accumulate in
+float32 whatever the features' dtype, and a rounded logit_scale would cost accuracy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from cfmvit.ops import _library
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _check(op: str, image: Tensor, text: Tensor, logit_scale: Tensor, label_offset: int) -> None:
+    """Repeat the rules of csrc/contrastive_checks.h for tensors without data."""
+    torch._check(
+        image.dim() == 2 and text.dim() == 2 and image.shape[1] == text.shape[1],
+        lambda: (
+            f"{op}: image and text must be matrices of equal width, got {image.dim()}-d and {text.dim()}-d "
+            f"of width {image.shape[-1]} and {text.shape[-1]}"
+        ),
+    )
+    torch._check(
+        image.dtype == text.dtype and image.is_floating_point(),
+        lambda: f"{op}: image and text must have one floating dtype, got {image.dtype} and {text.dtype}",
+    )
+    torch._check(logit_scale.dim() == 0, lambda: f"{op}: logit_scale must be 0-d, got {logit_scale.dim()}-d")
+    torch._check(
+        label_offset >= 0 and text.shape[0] >= image.shape[0] + label_offset,
+        lambda: (
+            f"{op}: text must have at least image rows + label_offset rows, got {text.shape[0]} rows for "
+            f"{image.shape[0]} + {label_offset}"
+        ),
+    )
+
+
+def compute_dtype(features: Tensor) -> torch.dtype:
+    """Dtype of losses, log-sum-exps and sums."""
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def _lse_fake(image: Tensor, text: Tensor, logit_scale: Tensor, label_offset: int, group_ids: Tensor | None):
+    _check("contrastive_lse", image, text, logit_scale, label_offset)
+    if group_ids is not None:
+        torch._check(
+            group_ids.shape == text.shape[:1],
+            lambda: (
+                f"contrastive_lse: group_ids must have one id per text, got {group_ids.numel()} for {text.shape[0]}"
+            ),
+        )
+    images, texts, has_max = image.shape[0], text.shape[0], group_ids is not None
+    sizes = (images, images, texts, images if has_max else 0, texts if has_max else 0)
+    return tuple(image.new_empty(size, dtype=compute_dtype(image)) for size in sizes)
+
+
+def _grad_like(x: Tensor, needed: bool, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape if needed else (0, 0), dtype=dtype)
+
+
+def _lse_backward_fake(
+    image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image, grad_text, needs_image,
+    needs_text,
+):  # fmt: skip
+    return (
+        _grad_like(image, needs_image, image.dtype),
+        _grad_like(text, needs_text, text.dtype),
+        torch.empty_like(logit_scale),
+    )
+
+
+def _lse_context(ctx, inputs, output) -> None:
+    image, text, logit_scale, ctx.label_offset, _ = inputs
+    _, image_lse, text_lse, image_max, text_max = output
+    ctx.mark_non_differentiable(image_max, text_max)
+    ctx.save_for_backward(image, text, logit_scale, image_lse, text_lse)
+
+
+def _lse_backward(ctx, grad_positive, grad_image_lse, grad_text_lse, *_):
+    image, text, logit_scale, image_lse, text_lse = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    grads = torch.ops.cfmvit.contrastive_lse_backward.default(
+        image, text, logit_scale, ctx.label_offset, image_lse, text_lse,
+        grad_positive, grad_image_lse, grad_text_lse, needed[0], needed[1],
+    )  # fmt: skip
+    return *(grad if needs else None for grad, needs in zip(grads, needed, strict=True)), None, None
+
+
+def _sigmoid_fake(image, text, logit_scale, logit_bias, label_offset, needs_image, needs_text):
+    _check("sigmoid_loss", image, text, logit_scale, label_offset)
+    torch._check(
+        logit_bias.dim() == 0, lambda: f"sigmoid_loss: logit_bias must be 0-d, got {logit_bias.dim()}-d"
+    )
+    dtype = compute_dtype(image)
+    scalar = lambda: image.new_empty((), dtype=dtype)
+    return (
+        scalar(),
+        _grad_like(image, needs_image, dtype),
+        _grad_like(text, needs_text, dtype),
+        scalar(),
+        scalar(),
+    )
+
+
+def _sigmoid_context(ctx, inputs, output) -> None:
+    ctx.dtypes = [x.dtype for x in inputs[:4]]
+    _, *grads = output
+    ctx.mark_non_differentiable(*grads)
+    ctx.save_for_backward(*grads)
+
+
+def _sigmoid_backward(ctx, grad, *_):
+    grads = torch.ops.cfmvit.sigmoid_loss_backward.default(grad, *ctx.saved_tensors)
+    needed = zip(grads, ctx.dtypes, ctx.needs_input_grad[:4], strict=True)
+    return *(x.to(dtype) if needs else None for x, dtype, needs in needed), None, None, None
+
+
+def _times(grad, *grads):
+    return tuple(grad * x for x in grads)
+
+
+def _double_backward(ctx, *grads):
+    raise RuntimeError("contrastive losses: double backward is not supported; impl='reference' has it")
+
+
+def why_not_triton(features: Tensor) -> str:
+    """Say why the Triton kernels can't take such features; empty where they can."""
+    if _library.core is None:
+        return _library.core_missing
+    if not _HAS_TRITON:
+        return "the package triton is not installed"
+    if features.device.type != "cuda":
+        return f"no Triton kernel for {features.device.type} tensors"
+    if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"Triton kernels take float32, bfloat16 or float16 features, got {features.dtype}"
+    return ""
+
+
+def _in_triton(name: str):
+    def run(*args):
+        from cfmvit.triton_kernels import contrastive  # only here: importing cfmvit.ops must not need Triton
+
+        return getattr(contrastive, name)(*args)
+
+    return run
+
+
+def _register() -> None:
+    define = torch.library
+    define.register_fake("cfmvit::contrastive_lse", _lse_fake)
+    define.register_fake("cfmvit::contrastive_lse_backward", _lse_backward_fake)
+    define.register_fake("cfmvit::sigmoid_loss", _sigmoid_fake)
+    define.impl("cfmvit::sigmoid_loss_backward", "CompositeExplicitAutograd", _times)
+    define.register_autograd("cfmvit::contrastive_lse", _lse_backward, setup_context=_lse_context)
+    define.register_autograd("cfmvit::sigmoid_loss", _sigmoid_backward, setup_context=_sigmoid_context)
+    for op in ("contrastive_lse_backward", "sigmoid_loss_backward"):
+        define.register_autograd(f"cfmvit::{op}", _double_backward)
+    if _HAS_TRITON:
+        for op in ("contrastive_lse", "contrastive_lse_backward", "sigmoid_loss"):
+            define.impl(f"cfmvit::{op}", "cuda", _in_triton(op))
+
+
+if _library.core is not None:
+    _register()

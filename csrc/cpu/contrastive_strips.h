@@ -1,0 +1,101 @@
+// What the contrastive losses share on the CPU: a sweep over the logits in strips of rows, which turns tiles
+// of similarities into gradients and those into the gradients of the features by two more matrix products.
+#pragma once
+
+#include <array>
+
+#include "blocks.h"
+
+namespace cfmvit::contrastive {
+
+using namespace blocks;
+
+constexpr int64_t kCols =
+    512;  // texts of a block, which also owns their gradient; 128 x 512 float32 stay in a core's L2
+constexpr int64_t kStripBytes = int64_t{1} << 26;  // bound of the workspace
+
+// Row-major, in float32 or (for float64 features) float64.
+inline Tensor prepared(const Tensor& x, ScalarType type) {
+  return torch::stable::contiguous(x.scalar_type() == type ? x : torch::stable::to(x, type));
+}
+
+inline Tensor cast(const Tensor& x, ScalarType type) {
+  return x.scalar_type() == type ? x : torch::stable::to(x, type);
+}
+
+inline ScalarType compute_type(const Tensor& features) {
+  return features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline double value_of(const Tensor& scalar) {
+  return *prepared(scalar, ScalarType::Double).const_data_ptr<double>();
+}
+
+// A tensor for the gradient of prepared features, of no elements where it is not needed.
+inline Tensor grad_of(const Tensor& x, bool needed) {
+  return needed ? like(x, {x.size(0), x.size(1)}) : like(x, {0, 0});
+}
+
+template <typename T>
+struct Towers {
+  Matrix<const T> image, text;      // (B, D), (T, D)
+  Matrix<T> grad_image, grad_text;  // the same shapes; no rows where not wanted
+
+  Towers(const Tensor& image, const Tensor& text, const Tensor& grad_image, const Tensor& grad_text)
+      : image(matrix_of<const T>(image)),
+        text(matrix_of<const T>(text)),
+        grad_image(matrix_of<T>(grad_image)),
+        grad_text(matrix_of<T>(grad_text)) {}
+};
+
+// Rows of a strip: about 3 % of the logits, within kStripBytes.
+inline int64_t strip_rows(int64_t images, int64_t texts, int64_t item_size) {
+  const int64_t most = std::max<int64_t>(kStripBytes / (texts * item_size), 32);
+  return std::min(std::clamp<int64_t>(images / 32, 128, 1024), most) / 32 * 32;
+}
+
+template <typename T>
+void multiply_strip_by_text(const Towers<T>& towers, Range rows, Matrix<T> logits) {
+  constexpr int64_t kRows = 128, kWidth = 128;
+  const int64_t across = ceil_div(towers.text.cols, kWidth);
+  for_blocks(ceil_div(rows.size(), kRows) * across, [&](int64_t i) {
+    const Range part = block(i / across, kRows, rows.size()),
+                width = block(i % across, kWidth, towers.text.cols);
+    multiply(towers.grad_image.window(rows).window(part, width), logits.window(part),
+             towers.text.window({0, towers.text.rows}, width));
+  });
+}
+
+// Calls pull(tile, rows, cols) for every tile of similarities: it turns them into gradients in place and
+// returns Sums sums, whose totals over all tiles come back.
+template <size_t Sums, typename T, typename PullTile>
+std::array<double, Sums> sweep(const Towers<T>& towers, const PullTile& pull) {
+  const int64_t images = towers.image.rows, texts = towers.text.rows,
+                step = strip_rows(images, texts, sizeof(T));
+  const int64_t stride = texts + 16;  // a power of two would put a column of the strip into few cache sets
+  const int64_t blocks = ceil_div(texts, kCols);
+  std::vector<T> strip(std::min(step, images) * stride);
+  std::vector<std::array<double, Sums>> parts(blocks);
+  for (int64_t top = 0; top < images; top += step) {
+    const Range rows{top, std::min(top + step, images)};
+    const Matrix<T> logits{strip.data(), rows.size(), texts, stride};
+    for_blocks(blocks, [&](int64_t j) {
+      const Range cols = block(j, kCols, texts);
+      const Matrix<T> tile = logits.window({0, rows.size()}, cols);
+      multiply(tile, towers.image.window(rows), towers.text.window(cols).t());
+      const std::array<double, Sums> sums = pull(tile, rows, cols);
+      for (size_t k = 0; k < Sums; ++k) parts[j][k] += sums[k];
+      if (towers.grad_text.rows > 0) {
+        multiply(towers.grad_text.window(cols), tile.t(), towers.image.window(rows), top > 0);
+      }
+    });
+    if (towers.grad_image.rows > 0) multiply_strip_by_text(towers, rows, logits);
+  }
+  std::array<double, Sums> totals{};
+  for (const auto& part : parts) {
+    for (size_t k = 0; k < Sums; ++k) totals[k] += part[k];
+  }
+  return totals;
+}
+
+}  // namespace cfmvit::contrastive

@@ -1,0 +1,44 @@
+// The sigmoid contrastive loss on the CPU. A sigmoid needs no sums over rows first, so that loss and
+// gradients come from one sweep over the tiles of logits: three matrix products, or one where no gradient is
+// wanted.
+#include <tuple>
+
+#include "../contrastive_checks.h"
+#include "contrastive_strips.h"
+#include "contrastive_tile.h"
+
+namespace cfmvit {
+namespace {
+
+using namespace contrastive;
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss_cpu(Tensor image, Tensor text,
+                                                                    Tensor logit_scale, Tensor logit_bias,
+                                                                    int64_t label_offset, bool needs_image,
+                                                                    bool needs_text) {
+  check_contrastive("sigmoid_loss", image, text, logit_scale, label_offset);
+  CFMVIT_CHECK(logit_bias.dim() == 0, "sigmoid_loss: logit_bias must be 0-d, got ", logit_bias.dim(), "-d");
+  const ScalarType type = compute_type(image);
+  const Tensor rows = prepared(image, type), cols = prepared(text, type);
+  const Tensor grad_image = grad_of(rows, needs_image), grad_text = grad_of(cols, needs_text);
+  std::array<double, 3> totals;
+  const auto run = [&]<typename T>(T scale, T bias) {
+    totals = sweep<3>(Towers<T>(rows, cols, grad_image, grad_text), [&](Matrix<T> tile, Range r, Range c) {
+      return sigmoid_tile<T>(tile.data, tile.rows, tile.cols, tile.row, r.begin + label_offset - c.begin,
+                             scale, bias);
+    });
+  };
+  const double scale = value_of(logit_scale), bias = value_of(logit_bias);
+  type == ScalarType::Double ? run(scale, bias) : run(float(scale), float(bias));
+  const auto scalar = [&](double value) {
+    const Tensor out = like(rows, {}, ScalarType::Double);
+    *data<double>(out) = value;
+    return cast(out, type);
+  };
+  return {scalar(totals[0]), grad_image, grad_text, scalar(totals[1]), scalar(totals[2])};
+}
+
+}  // namespace
+}  // namespace cfmvit
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) { m.impl("sigmoid_loss", TORCH_BOX(&cfmvit::sigmoid_loss_cpu)); }
