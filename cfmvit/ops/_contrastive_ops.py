@@ -110,20 +110,21 @@ def _sigmoid_fake(image, text, logit_scale, logit_bias, label_offset, needs_imag
 
 
 def _sigmoid_context(ctx, inputs, output) -> None:
-    ctx.dtypes = [x.dtype for x in inputs[:4]]
     _, *grads = output
     ctx.mark_non_differentiable(*grads)
-    ctx.save_for_backward(*grads)
+    ctx.save_for_backward(*inputs[:4], *grads)
 
 
 def _sigmoid_backward(ctx, grad, *_):
     grads = torch.ops.cfmvit.sigmoid_loss_backward.default(grad, *ctx.saved_tensors)
-    needed = zip(grads, ctx.dtypes, ctx.needs_input_grad[:4], strict=True)
-    return *(x.to(dtype) if needs else None for x, dtype, needs in needed), None, None, None
+    needed = ctx.needs_input_grad[:4]
+    return *(x if needs else None for x, needs in zip(grads, needed, strict=True)), None, None, None
 
 
-def _times(grad, *grads):
-    return tuple(grad * x for x in grads)
+def _scale_grads(grad: Tensor, *inputs_and_grads: Tensor) -> tuple[Tensor, ...]:
+    """The inputs serve their dtypes, and that a second derivative is refused rather than silently zero."""
+    inputs, grads = inputs_and_grads[:4], inputs_and_grads[4:]
+    return tuple((grad * g).to(x.dtype) for x, g in zip(inputs, grads, strict=True))
 
 
 def _double_backward(ctx, *grads):
@@ -157,7 +158,7 @@ def _register() -> None:
     define.register_fake("cfmvit::contrastive_lse", _lse_fake)
     define.register_fake("cfmvit::contrastive_lse_backward", _lse_backward_fake)
     define.register_fake("cfmvit::sigmoid_loss", _sigmoid_fake)
-    define.impl("cfmvit::sigmoid_loss_backward", "CompositeExplicitAutograd", _times)
+    define.impl("cfmvit::sigmoid_loss_backward", "CompositeExplicitAutograd", _scale_grads)
     define.register_autograd("cfmvit::contrastive_lse", _lse_backward, setup_context=_lse_context)
     define.register_autograd("cfmvit::sigmoid_loss", _sigmoid_backward, setup_context=_sigmoid_context)
     for op in ("contrastive_lse_backward", "sigmoid_loss_backward"):
