@@ -12,13 +12,17 @@ constexpr int kLanes =
     16;  // partial sums of a row: a fixed number keeps the bits the same for any vector width
 
 namespace baseline {
+#define CFMVIT_BYTES 16
 #include "regions_scores.inc"
+#undef CFMVIT_BYTES
 }  // namespace baseline
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
+#define CFMVIT_BYTES 32
 #include "regions_scores.inc"
+#undef CFMVIT_BYTES
 }  // namespace avx2
 #pragma GCC pop_options
 const bool kHasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
