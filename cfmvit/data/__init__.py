@@ -4,8 +4,9 @@ A place is named by ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``annotations
 """
 
 from cfmvit.data.captions import CaptionDataset, open_captions
+from cfmvit.data.categories import Category
 from cfmvit.data.collate import collate_captions, collate_detection
-from cfmvit.data.detection import Category, DetectionDataset, open_detection
+from cfmvit.data.detection import DetectionDataset, open_detection
 from cfmvit.data.images import CorruptSample
 from cfmvit.data.loader import SeededLoader
 from cfmvit.data.splits import COCO_BASE, COCO_NOVEL

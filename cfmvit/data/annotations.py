@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+Entry = dict[str, Any]
 
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Return a json object that has all of ``keys``, each a list.
+
+def read_json(path: Path, **lists: tuple[str, ...]) -> dict[str, list[Entry]]:
+    """Return a json object whose ``lists`` are lists of objects with at least the keys given, each id once.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not json, or a key is missing; the message names the file.
+        ValueError: not json, or a list, a key or an id is not as it must be; the message names the file and the entry.
     """
     if not path.is_file():
         raise FileNotFoundError(f"data: no annotations at {path}")
@@ -21,43 +24,86 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"data: {path} is not valid json: {error}") from error
-    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    if missing:
-        raise ValueError(f"data: {path} must hold lists named {', '.join(keys)}; missing: {', '.join(missing)}")
+    for name, keys in lists.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), list):
+            raise ValueError(f"data: {path} must hold a list named {name}, as COCO and LVIS files do")
+        _check_entries(content[name], f"{path}: {name}", keys)
     return content
 
 
-def image_paths(content: dict[str, Any], folder: Path, source: Path) -> dict[int, Path]:
+def _check_entries(entries: list[Any], where: str, keys: tuple[str, ...]) -> None:
+    ids: set[Any] = set()
+    for number, entry in enumerate(entries):
+        for key in keys:
+            if not isinstance(entry, dict) or key not in entry:
+                raise ValueError(f"data: {where}[{number}] has no {key}")
+        if not isinstance(entry["id"], int):
+            raise ValueError(f"data: {where}[{number}] must have an integer id, got {entry['id']!r}")
+        if entry["id"] in ids:
+            raise ValueError(f"data: {where} has the id {entry['id']} twice")
+        ids.add(entry["id"])
+
+
+def image_paths(images: list[Entry], folder: Path, source: Path) -> dict[int, Path]:
     """Return the file of each image id.
 
+    A file is looked for by its ``file_name``, then by the last part of its ``coco_url``, then by the last two.
+
     Raises:
-        ValueError: an id twice.
+        ValueError: an image without either name.
         FileNotFoundError: files are missing; the message says how many and names the first.
     """
-    present = {path.name for path in folder.iterdir()}
+    folders = _Folders()
     paths: dict[int, Path] = {}
-    for image in content["images"]:
-        if image["id"] in paths:
-            raise ValueError(f"data: {source} has image id {image['id']} twice")
-        # LVIS names images by their COCO url alone.
-        paths[image["id"]] = folder / Path(image.get("file_name") or image["coco_url"]).name
-    missing = [path for path in paths.values() if path.name not in present]
+    missing: list[Path] = []
+    for image in images:
+        candidates = [folder / name for name in _names(image)]
+        if not candidates:
+            raise ValueError(f"data: {source}: image {image['id']} has neither file_name nor coco_url")
+        found = next((path for path in candidates if folders.has(path)), None)
+        if found is None:
+            missing.append(candidates[-1])
+        else:
+            paths[image["id"]] = found
     if missing:
-        raise FileNotFoundError(f"data: {source} refers to {len(missing)} missing images, the first is {missing[0]}")
+        raise FileNotFoundError(
+            f"data: {source} refers to {len(missing)} of {len(images)} images that are missing; the first is {missing[0]}"
+        )
     return paths
 
 
-def by_image(content: dict[str, Any], known: dict[int, Any], source: Path) -> dict[int, list[dict[str, Any]]]:
+def _names(image: Entry) -> list[str]:
+    parts = str(image.get("coco_url") or "").split("/")
+    names = [image.get("file_name"), parts[-1], "/".join(parts[-2:])]
+    return list(dict.fromkeys(str(name) for name in names if name))
+
+
+class _Folders:
+    """Whether files exist; each folder is listed once, which is quicker than asking for a hundred thousand files."""
+
+    def __init__(self) -> None:
+        self._content: dict[Path, set[str]] = {}
+
+    def has(self, path: Path) -> bool:
+        if path.parent not in self._content:
+            try:
+                self._content[path.parent] = set(os.listdir(path.parent))
+            except OSError:
+                self._content[path.parent] = set()
+        return path.name in self._content[path.parent]
+
+
+def by_image(annotations: list[Entry], known: dict[int, Any], source: Path) -> dict[int, list[Entry]]:
     """Return the annotations of each image id.
 
     Raises:
         ValueError: an annotation of an unknown image.
     """
-    grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
+    grouped: dict[int, list[Entry]] = defaultdict(list)
+    for annotation in annotations:
         if annotation["image_id"] not in known:
             raise ValueError(
-                f"data: {source}: annotation {annotation.get('id')} refers to unknown image {annotation['image_id']}"
+                f"data: {source}: annotation {annotation['id']} refers to unknown image {annotation['image_id']}"
             )
         grouped[annotation["image_id"]].append(annotation)
     return grouped

@@ -16,10 +16,11 @@ from cfmvit.data.specs import resolve
 from cfmvit.data.transforms import center_crop, random_resized_crop
 
 _LOG = logging.getLogger(__name__)
+Pair = tuple[Path | ShardSample, list[str]]
 
 
 class CaptionDataset:
-    """Images with one or more captions each; one of them is drawn whenever an image is loaded.
+    """Images with one or more captions each; with augmentation one of them is drawn at every load, else it is the first.
 
     Attributes:
         captions: the captions of each image.
@@ -53,15 +54,15 @@ class CaptionDataset:
         """
         source = self._sources[index]
         if isinstance(source, ShardSample):
-            pixels, key = decode_rgb(source.read("jpg"), source.name), source.name
+            pixels, key = decode_rgb(source.read("image"), source.name), source.name
         else:
             pixels, key = read_rgb(source), str(source)
         texts = self.captions[index]
-        text = texts[int(rng.integers(len(texts)))]
         if self._augment:
+            text = texts[int(rng.integers(len(texts)))]
             pixels = random_resized_crop(pixels, self._size, self._scale, rng, self._flip)
         else:
-            pixels = center_crop(pixels, self._size)
+            text, pixels = texts[0], center_crop(pixels, self._size)
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return {"image": image, "text": text, "key": key}
 
@@ -90,18 +91,10 @@ def open_captions(
     """
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise ValueError(f"open_captions: crop_scale must rise within (0, 1], got {crop_scale}")
+    if image_size < 1:
+        raise ValueError(f"open_captions: image_size must be positive, got {image_size}")
     source = resolve(spec, split, "captions")
-    pairs: list[tuple[Path | ShardSample, list[str]]] = []
-    if source.shards:
-        for sample in index_shards(source.shards, "txt"):
-            pairs.append((sample, [sample.read("txt").decode("utf-8", "replace")]))
-    else:
-        assert source.annotations and source.images
-        content = read_json(source.annotations, "images", "annotations")
-        paths = image_paths(content, source.images, source.annotations)
-        grouped = by_image(content, paths, source.annotations)
-        for number, path in paths.items():
-            pairs.append((path, [str(annotation.get("caption", "")) for annotation in grouped[number]]))
+    pairs = _from_shards(source.shards) if source.shards else _from_file(source.annotations, source.images)
     kept = [(item, [text.strip() for text in texts if text.strip()]) for item, texts in pairs]
     dropped = sum(len(texts) for _, texts in pairs) - sum(len(texts) for _, texts in kept)
     if dropped:
@@ -110,3 +103,14 @@ def open_captions(
     if not kept:
         raise ValueError(f"open_captions: {spec} must have an image with a caption, got none")
     return CaptionDataset([item for item, _ in kept], [t for _, t in kept], image_size, augment, crop_scale, flip)
+
+
+def _from_shards(shards: tuple[Path, ...]) -> list[Pair]:
+    return [(sample, [sample.read("txt").decode("utf-8", "replace")]) for sample in index_shards(shards, "txt")]
+
+
+def _from_file(path: Path, folder: Path) -> list[Pair]:
+    content = read_json(path, images=("id",), annotations=("id", "image_id", "caption"))
+    files = image_paths(content["images"], folder, path)
+    grouped = by_image(content["annotations"], files, path)
+    return [(file, [str(a["caption"] or "") for a in grouped[number]]) for number, file in files.items()]

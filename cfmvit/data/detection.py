@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfmvit._require import require
-from cfmvit.data.annotations import by_image, image_paths, read_json
-from cfmvit.data.images import read_rgb
+from cfmvit.data.categories import Category
+from cfmvit.data.entries import DetectionEntry, file_entries
+from cfmvit.data.images import CorruptSample, decode_rgb, read_rgb
+from cfmvit.data.masks import decode_mask
+from cfmvit.data.shard_boxes import shard_annotations, shard_entries
+from cfmvit.data.shards import ShardSample
 from cfmvit.data.specs import resolve
-from cfmvit.data.splits import COCO_BASE, COCO_NOVEL
 from cfmvit.data.transforms import Objects, fit, jitter
-
-_LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Category:
-    """A category: its id in the file, its name, LVIS's frequency (r, c, f) where it has one, and whether it is novel."""
-
-    id: int
-    name: str
-    frequency: str | None
-    novel: bool
 
 
 class DetectionDataset:
@@ -38,63 +25,82 @@ class DetectionDataset:
 
     Attributes:
         categories: in the order of their ids.
-        annotations_path: the file that evaluation needs.
+        entries: the images.
     """
 
     def __init__(
         self,
-        entries: list[tuple[int, Path, list[dict[str, Any]]]],
+        entries: list[DetectionEntry],
         categories: list[Category],
-        annotations_path: Path,
+        annotations_path: Path | None,
         image_size: int,
         augment: bool,
         jitter_scale: tuple[float, float],
         flip: bool,
     ) -> None:
-        self.categories, self.annotations_path = categories, annotations_path
-        self._entries, self._size, self._augment = entries, image_size, augment
+        self.entries, self.categories = entries, categories
+        self._annotations, self._size, self._augment = annotations_path, image_size, augment
         self._scale, self._flip = jitter_scale, flip
         self._number = {category.id: number for number, category in enumerate(categories)}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
+
+    @property
+    def annotations_path(self) -> Path:
+        """The ground truth for evaluation; for shards a COCO file that is made here and lives as long as the process."""
+        if self._annotations is None:
+            self._annotations = shard_annotations(self.entries, self.categories)
+        return self._annotations
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Return one sample.
 
         ``image`` uint8 (3, S, S), ``boxes`` float32 (n, 4) xyxy in it, ``labels`` int64 (n,), ``masks`` uint8
-        (n, S, S), ``image_id``, ``key`` (the path), ``scale`` (resized / original), ``original_size`` (H, W),
-        ``valid_size`` (h, w) before padding.
+        (n, S, S), ``image_id``, ``key`` (the path), ``scale`` (resized / original, before any jitter),
+        ``original_size`` (H, W), ``valid_size`` (h, w) before padding.
 
         Raises:
-            CorruptSample: the image can't be decoded.
+            CorruptSample: the image or a mask can't be decoded.
         """
-        image_id, path, annotations = self._entries[index]
-        pixels = read_rgb(path)
-        height, width = pixels.shape[:2]
-        boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([self._number[a["category_id"]] for a in annotations], np.int64)
-        masks = np.zeros((len(annotations), height, width), np.uint8)
-        for mask, annotation in zip(masks, annotations):
-            mask[:] = decode_mask(annotation, height, width)
-        objects = Objects(boxes, labels, masks)
-        scale = self._size / max(height, width)
-        if self._augment:
-            out, objects, valid = jitter(pixels, objects, self._size, self._scale, rng, self._flip)
+        entry = self.entries[index]
+        if isinstance(entry.source, ShardSample):
+            pixels = decode_rgb(entry.source.read("image"), entry.key)
         else:
-            out, objects, valid = fit(pixels, objects, scale, self._size)
+            pixels = read_rgb(entry.source)
+        height, width = pixels.shape[:2]
+        objects = self._objects(entry, height, width)
+        if self._augment:
+            image, objects, valid = jitter(pixels, objects, self._size, self._scale, rng, self._flip)
+        else:
+            image, objects, valid = fit(pixels, objects, self._size)
         return {
-            "image": torch.from_numpy(np.ascontiguousarray(out.transpose(2, 0, 1))),
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "boxes": torch.from_numpy(objects.boxes),
             "labels": torch.from_numpy(objects.labels),
             "masks": torch.from_numpy(objects.masks),
-            "image_id": image_id,
-            "key": str(path),
-            "scale": scale,
+            "image_id": entry.image_id,
+            "key": entry.key,
+            "scale": self._size / max(height, width),
             "original_size": (height, width),
             "valid_size": valid,
         }
+
+    def _objects(self, entry: DetectionEntry, height: int, width: int) -> Objects:
+        boxes = np.array([a["bbox"] for a in entry.annotations], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
+        # The file may call an image larger than it is.
+        if not (boxes[:, 2:] > boxes[:, :2]).all():
+            raise CorruptSample(entry.key, f"a box lies outside its {width} x {height} pixels")
+        labels = np.array([self._number[a["category_id"]] for a in entry.annotations], np.int64)
+        masks: NDArray[np.uint8] = np.zeros((len(boxes), height, width), np.uint8)
+        try:
+            for mask, annotation in zip(masks, entry.annotations):
+                mask[:] = decode_mask(annotation, height, width)
+        except ValueError as error:
+            raise CorruptSample(entry.key, str(error)) from error
+        return Objects(boxes, labels, masks)
 
 
 def open_detection(
@@ -110,86 +116,34 @@ def open_detection(
     """Open a detection data set.
 
     Args:
-        spec: ``coco:DIR``, ``lvis:DIR`` or ``annotations.json@image_folder``; the json tells COCO and LVIS apart.
-        base_only: leave out every box of a novel category (LVIS: frequency r; COCO: the 17 of Bansal et al.), and
-            images without any other box.
+        spec: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` (jpg + json with ``category_id`` and ``box_xyxy``, and a
+            ``categories.json`` beside them) or ``annotations.json@image_folder``; the json tells COCO and LVIS apart.
+        base_only: leave out every box of a novel category (LVIS: frequency r; COCO: the 17 of the open-vocabulary
+            split; shards: as their categories say), and images without any other box.
         image_size: images are resized so that their longer side has it, and padded to a square.
-        augment: large-scale jitter by ``jitter_scale``, mirroring where ``flip``.
+        augment: large-scale jitter by ``jitter_scale`` (the paper's 0.1 to 2 is for images of 1024 pixels), mirroring
+            where ``flip``.
 
     Raises:
-        FileNotFoundError, ValueError: naming what is missing or malformed. Boxes that are not finite or have no area
-            are dropped and named in the log; crowds are left out.
+        FileNotFoundError, ValueError: naming what is missing or malformed. Boxes that can't be used are dropped,
+            counted and named in the log; crowds are left out.
     """
+    if image_size < 1:
+        raise ValueError(f"open_detection: image_size must be positive, got {image_size}")
+    if not 0 < jitter_scale[0] <= jitter_scale[1]:
+        raise ValueError(f"open_detection: jitter_scale must be positive and rise, got {jitter_scale}")
     source = resolve(spec, split, "detection")
-    if source.annotations is None or source.images is None:
-        raise ValueError(
-            f"open_detection: {spec} holds single objects; make scenes of them first: cfmvit.data.compose.compose_scenes"
-        )
-    content = read_json(source.annotations, "images", "annotations", "categories")
-    categories = _categories(content, source.annotations)
-    paths = image_paths(content, source.images, source.annotations)
-    grouped = by_image(content, paths, source.annotations)
-    wanted = {category.id for category in categories if not (base_only and category.novel)}
-    known = {entry["id"] for entry in content["categories"]}
-    entries = []
-    for number, path in paths.items():
-        kept = [a for a in grouped[number] if _sound(a, known, source.annotations) and a["category_id"] in wanted]
-        if kept or not base_only:
-            entries.append((number, path, kept))
-    if not entries:
-        raise ValueError(f"open_detection: {source.annotations} must have an image with a usable box, got none")
-    return DetectionDataset(entries, categories, source.annotations, image_size, augment, jitter_scale, flip)
-
-
-def decode_mask(annotation: dict[str, Any], height: int, width: int) -> NDArray[np.uint8]:
-    """Return (height, width) uint8 from polygons, RLE, or the box where there is no segmentation."""
-    codec = require("pycocotools.mask", extra="detection")
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        x, y, w, h = annotation["bbox"]
-        segmentation = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    if isinstance(segmentation, list):
-        packed = codec.merge(codec.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        packed = codec.frPyObjects(segmentation, height, width)
+    if source.shards:
+        found, categories = shard_entries(source.shards, source.annotations)
     else:
-        packed = {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
-    # A copy: the codec's array claims memory that it does not protect.
-    return np.array(_decode(codec, packed))
-
-
-def _decode(codec: Any, packed: dict[str, Any]) -> Any:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools' own __array__ under NumPy 2
-        return codec.decode(packed)
-
-
-def _categories(content: dict[str, Any], source: Path) -> list[Category]:
-    entries = sorted(content["categories"], key=lambda entry: entry["id"])
-    ids = [entry["id"] for entry in entries]
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"data: {source} has a category id twice")
-    if any("frequency" in entry for entry in entries):
-        return [Category(e["id"], _name(e), e["frequency"], e["frequency"] == "r") for e in entries]
-    coco = {**COCO_BASE, **COCO_NOVEL}
-    if {coco.get(entry["id"], entry["name"]) == entry["name"] for entry in entries} == {True} and set(COCO_NOVEL) & set(ids):
-        return [Category(e["id"], e["name"], None, e["id"] in COCO_NOVEL) for e in entries if e["id"] in coco]
-    return [Category(e["id"], _name(e), None, bool(e.get("novel"))) for e in entries]
-
-
-def _name(entry: dict[str, Any]) -> str:
-    return str(entry["name"]).replace("_", " ")
-
-
-def _sound(annotation: dict[str, Any], known: set[int], source: Path) -> bool:
-    if annotation["category_id"] not in known:
-        raise ValueError(
-            f"data: {source}: annotation {annotation.get('id')} has unknown category {annotation['category_id']}"
-        )
-    box = annotation["bbox"]
-    if len(box) != 4 or not all(math.isfinite(value) for value in box) or box[2] <= 0 or box[3] <= 0:
-        _LOG.warning("dropped annotation %s of %s: its box is %s", annotation.get("id"), source, json.dumps(box))
-        return False
-    return not annotation.get("iscrowd")
+        found, categories = file_entries(source.annotations, source.images)
+    wanted = {category.id for category in categories if not (base_only and category.novel)}
+    entries = [
+        replace(entry, annotations=[a for a in entry.annotations if a["category_id"] in wanted]) for entry in found
+    ]
+    if base_only:
+        entries = [entry for entry in entries if entry.annotations]
+    if not any(entry.annotations for entry in entries):
+        raise ValueError(f"open_detection: {spec} must have an image with a usable box, got none")
+    path = None if source.shards else source.annotations
+    return DetectionDataset(entries, categories, path, image_size, augment, jitter_scale, flip)

@@ -17,6 +17,8 @@ _LOG = logging.getLogger(__name__)
 _PATIENCE = 1000
 
 Sample = dict[str, Any]
+# A batch, or None where no sound sample was found, and the corrupt samples met in making it.
+Result = tuple[Sample | None, list[CorruptSample]]
 
 
 class Dataset(Protocol):
@@ -24,7 +26,9 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample: ...
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """Return one sample, or raise ``CorruptSample``."""
+        ...
 
 
 class SeededLoader:
@@ -65,13 +69,18 @@ class SeededLoader:
         self.batch_size = batch_size
         self.workers = workers
         self.batches_per_epoch = -(-len(dataset) // (batch_size * world_size))
-        self.skipped_paths: list[str] = []
+        self._skipped: dict[str, str] = {}
         self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size)
 
     @property
     def skipped(self) -> int:
         """Number of corrupt samples met so far."""
-        return len(self.skipped_paths)
+        return len(self._skipped)
+
+    @property
+    def skipped_paths(self) -> list[str]:
+        """Paths of the corrupt samples met so far."""
+        return list(self._skipped)
 
     def iterate(self, start: int = 0) -> Iterator[Sample]:
         """Yield batches ``start``, ``start + 1``, ... without end.
@@ -81,12 +90,15 @@ class SeededLoader:
         """
         for batch, corrupt in self._results(start):
             for error in corrupt:
-                if error.path not in self.skipped_paths:
-                    self.skipped_paths.append(error.path)
-                    _LOG.warning("skipped a corrupt image: %s (%s)", error.path, error.reason)
+                if error.path not in self._skipped:
+                    self._skipped[error.path] = error.reason
+                    _LOG.warning("skipped a corrupt sample: %s (%s)", error.path, error.reason)
+            if batch is None:
+                last = corrupt[-1]
+                raise CorruptSample(last.path, f"{last.reason}; so are all of {self._batches.patience} samples in a row")
             yield batch
 
-    def _results(self, start: int) -> Iterator[tuple[Sample, list[CorruptSample]]]:
+    def _results(self, start: int) -> Iterator[Result]:
         if self.workers == 0:
             return map(self._batches.__getitem__, count(start))
         return iter(
@@ -116,15 +128,20 @@ class _Batches(torch.utils.data.Dataset):
     ) -> None:
         self.dataset, self.collate, self.seed = dataset, collate, seed
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.patience = min(len(dataset), _PATIENCE)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
-    def __getitem__(self, number: int) -> tuple[Sample, list[CorruptSample]]:
+    def __getitem__(self, number: int) -> Result:
         first = (number * self.world_size + self.rank) * self.batch_size
         corrupt: list[CorruptSample] = []
         samples = []
         for position in range(first, first + self.batch_size):
             epoch, place = divmod(position, len(self.dataset))
-            samples.append(self._load(int(self._permutation(epoch)[place]), epoch, corrupt))
+            sample = self._load(int(self._permutation(epoch)[place]), epoch, corrupt)
+            if sample is None:
+                # Returned, not raised: what a worker raises reaches the main process as another type.
+                return None, corrupt
+            samples.append(sample)
         return self.collate(samples), corrupt
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
@@ -133,14 +150,14 @@ class _Batches(torch.utils.data.Dataset):
             self._order = (epoch, rng.permutation(len(self.dataset)))
         return self._order[1]
 
-    def _load(self, index: int, epoch: int, corrupt: list[CorruptSample]) -> Sample:
-        for step in range(min(len(self.dataset), _PATIENCE)):
+    def _load(self, index: int, epoch: int, corrupt: list[CorruptSample]) -> Sample | None:
+        for step in range(self.patience):
             candidate = (index + step) % len(self.dataset)
             try:
                 return self.dataset.load(candidate, np.random.default_rng((self.seed, epoch, candidate)))
             except CorruptSample as error:
                 corrupt.append(error)
-        raise CorruptSample(corrupt[-1].path, f"{corrupt[-1].reason}; so are {step} samples before it, none is left")
+        return None
 
 
 class _From(torch.utils.data.Sampler):

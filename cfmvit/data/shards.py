@@ -6,14 +6,15 @@ import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cfmvit.data.images import CorruptSample
 
+_IMAGES = ("jpg", "jpeg", "png", "webp")
 
-@dataclass(frozen=True)
-class Member:
-    """Where one file of a sample lies."""
+
+class Member(NamedTuple):
+    """Where one file of a sample lies in its shard."""
 
     offset: int
     size: int
@@ -21,7 +22,10 @@ class Member:
 
 @dataclass(frozen=True)
 class ShardSample:
-    """The files of one sample, by extension."""
+    """The files of one sample, by extension; the image's is ``image``.
+
+    A file is opened for every read, so samples can be sent to other processes.
+    """
 
     shard: Path
     key: str
@@ -36,13 +40,16 @@ class ShardSample:
         """Return the content of one member.
 
         Raises:
-            CorruptSample: the shard ends before it.
+            CorruptSample: the shard ends before it, or is no longer there.
         """
-        member = self.members[extension]
-        with self.shard.open("rb") as file:
-            file.seek(member.offset)
-            content = file.read(member.size)
-        if len(content) < member.size:
+        offset, size = self.members[extension]
+        try:
+            with self.shard.open("rb") as file:
+                file.seek(offset)
+                content = file.read(size)
+        except OSError as error:
+            raise CorruptSample(f"{self.name}.{extension}", str(error)) from error
+        if len(content) < size:
             raise CorruptSample(f"{self.name}.{extension}", "the shard is truncated")
         return content
 
@@ -50,34 +57,40 @@ class ShardSample:
         """Return the parsed ``.json`` member.
 
         Raises:
-            CorruptSample: it is not json.
+            CorruptSample: it is not a json object.
         """
         try:
-            return json.loads(self.read("json"))
+            content = json.loads(self.read("json"))
         except ValueError as error:
             raise CorruptSample(f"{self.name}.json", str(error)) from error
+        if not isinstance(content, dict):
+            raise CorruptSample(f"{self.name}.json", f"must be an object, got {type(content).__name__}")
+        return content
 
 
 def index_shards(shards: tuple[Path, ...], needed: str) -> list[ShardSample]:
-    """List the samples of shards that have an image (``jpg``, ``jpeg`` or ``png``) and a ``needed`` member.
+    """List the samples of shards that have an image (jpg, jpeg, png or webp) and a ``needed`` member.
 
     Raises:
-        ValueError: a file that is not a tar, or no such sample in any of them.
+        ValueError: a file that is not a whole tar, or no such sample in any of them.
     """
     samples: list[ShardSample] = []
     for shard in shards:
         found: dict[str, dict[str, Member]] = {}
         try:
-            with tarfile.open(shard) as tar:
+            with tarfile.open(shard, "r:") as tar:
                 for entry in tar:
                     if entry.isfile():
-                        key, _, extension = entry.name.partition(".")
-                        extension = "jpg" if extension in ("jpeg", "png") else extension
-                        found.setdefault(key, {})[extension] = Member(entry.offset_data, entry.size)
+                        # As WebDataset has it: the extension begins at the first dot of the file's name.
+                        folder, _, name = entry.name.rpartition("/")
+                        stem, _, extension = name.partition(".")
+                        extension = "image" if extension.lower() in _IMAGES else extension
+                        found.setdefault(f"{folder}/{stem}" if folder else stem, {})[extension] = Member(
+                            entry.offset_data, entry.size
+                        )
         except (tarfile.TarError, EOFError) as error:
-            if not found:
-                raise ValueError(f"data: {shard} is not a readable tar: {error}") from error
-        samples += [ShardSample(shard, key, files) for key, files in found.items() if {"jpg", needed} <= files.keys()]
+            raise ValueError(f"data: {shard} is not a whole tar: {error}") from error
+        samples += [ShardSample(shard, key, files) for key, files in found.items() if {"image", needed} <= files.keys()]
     if not samples:
         raise ValueError(f"data: no sample with an image and a .{needed} in {len(shards)} shards, the first is {shards[0]}")
     return samples

@@ -9,11 +9,28 @@ from itertools import product
 from pathlib import Path
 
 _FORMS = "coco:DIR, lvis:DIR, shards:GLOB or annotations.json@image_folder"
-_FILES = {
-    ("coco", "captions"): ("annotations/captions_{split}2017.json", "{split}2017"),
-    ("coco", "detection"): ("annotations/instances_{split}2017.json", "{split}2017"),
-    ("lvis", "captions"): ("annotations/captions_{split}.json", "{split}"),
-    ("lvis", "detection"): ("annotations/lvis_v1_{split}.json", "{split}"),
+# Annotation files of a layout, the preferred one first, each with the folder that holds its images.
+# LVIS names an image by its COCO url, whose last two parts are a path below DIR: its validation images come from two
+# folders of COCO's. Scenes do the same.
+_LAYOUTS: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
+    ("coco", "captions"): (
+        ("annotations/captions_{split}2017.json", "{split}2017"),
+        ("annotations/captions_{split}.json", "{split}"),
+    ),
+    ("coco", "detection"): (
+        ("annotations/instances_{split}2017.json", "{split}2017"),
+        ("annotations/instances_{split}.json", "{split}"),
+    ),
+    ("lvis", "captions"): (
+        ("annotations/captions_{split}.json", "."),
+        ("annotations/captions_{split}2017.json", "{split}2017"),
+    ),
+    ("lvis", "detection"): (
+        ("annotations/lvis_v1_{split}.json", "."),
+        ("lvis_v1_{split}.json", "."),
+        ("annotations/lvis_v0.5_{split}.json", "."),
+        ("lvis_v0.5_{split}.json", "."),
+    ),
 }
 
 
@@ -21,8 +38,8 @@ _FILES = {
 class Source:
     """Either an annotation file with its folder of images, or shards."""
 
-    annotations: Path | None
-    images: Path | None
+    annotations: Path
+    images: Path
     shards: tuple[Path, ...] = ()
 
 
@@ -40,19 +57,25 @@ def resolve(spec: str, split: str, purpose: str) -> Source:
     """
     if split not in ("train", "val"):
         raise ValueError(f"data: split must be train or val, got {split!r}")
-    kind, colon, place = spec.partition(":")
-    if colon and kind == "shards":
-        return Source(None, None, _shards(place, split))
-    if colon and kind in ("coco", "lvis"):
-        annotations, images = (Path(place) / name.format(split=split) for name in _FILES[kind, purpose])
-        # Scenes keep the captioned images in a folder of their own.
-        if purpose == "captions" and split == "train" and (Path(place) / "pretrain").is_dir():
-            images = Path(place) / "pretrain"
-        return _checked(annotations, images)
-    annotations, at, images = spec.rpartition("@")
-    if at and annotations.endswith(".json"):
+    kind, _, place = spec.partition(":")
+    if kind == "shards" and place:
+        shards = _shards(place, split)
+        return Source(shards[0].parent / "categories.json", shards[0].parent, shards)
+    if kind in ("coco", "lvis") and place:
+        return _layout(Path(place), _LAYOUTS[kind, purpose], split)
+    annotations, _, images = spec.rpartition("@")
+    if annotations.endswith(".json") and images:
         return _checked(Path(annotations), Path(images))
     raise ValueError(f"data: it must look like {_FORMS}, got {spec!r}")
+
+
+def _layout(folder: Path, candidates: tuple[tuple[str, str], ...], split: str) -> Source:
+    for name, images in candidates:
+        path = folder / name.format(split=split)
+        if path.is_file():
+            return _checked(path, folder / images.format(split=split))
+    names = " or ".join(name.format(split=split) for name, _ in candidates)
+    raise FileNotFoundError(f"data: {folder} must hold {names}" + ("" if folder.is_dir() else "; there is no such folder"))
 
 
 def _checked(annotations: Path, images: Path) -> Source:
@@ -66,18 +89,20 @@ def _checked(annotations: Path, images: Path) -> Source:
 def _shards(pattern: str, split: str) -> tuple[Path, ...]:
     """Expand braces and wildcards; a folder stands for its ``train-*.tar`` or ``val-*.tar``."""
     if Path(pattern).is_dir():
-        pattern = str(Path(pattern) / f"{split}-*.tar")
-    found = sorted({Path(path) for part in _braces(pattern) for path in glob.glob(part)})
-    if not found:
-        raise FileNotFoundError(f"data: no shards match {pattern}")
-    return tuple(found)
+        pattern = f"{glob.escape(pattern)}/{split}-*.tar"
+    found: list[Path] = []
+    for part in _braces(pattern):
+        matches = [Path(path) for path in sorted(glob.glob(part))]
+        if not matches:
+            raise FileNotFoundError(f"data: no shards match {part}")
+        found += matches
+    return tuple(dict.fromkeys(found))
 
 
 def _braces(pattern: str) -> list[str]:
     """Expand ``{000..007}`` and ``{a,b}``."""
-    parts = re.split(r"\{([^{}]*)\}", pattern)
     choices: list[list[str]] = []
-    for number, part in enumerate(parts):
+    for number, part in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
         bounds = re.fullmatch(r"(\d+)\.\.(\d+)", part)
         if number % 2 == 0:
             choices.append([part])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from cfmvit._require import require
 
 Pixels = NDArray[np.uint8]
+Window = tuple[float, float, float, float]
 
 
 @dataclass
@@ -20,14 +22,12 @@ class Objects:
     labels: NDArray[np.int64]
     masks: NDArray[np.uint8]
 
-    def keep(self, chosen: NDArray[np.bool_]) -> Objects:
-        """Return the chosen ones."""
-        return Objects(self.boxes[chosen], self.labels[chosen], self.masks[chosen])
 
-
-def resize(pixels: Pixels, height: int, width: int, box: tuple[float, float, float, float] | None = None) -> Pixels:
+def resize(pixels: Pixels, height: int, width: int, box: Window | None = None) -> Pixels:
     """Resample (a ``box`` x1, y1, x2, y2 of) an image, bicubic with antialiasing."""
     pil = require("PIL.Image", extra="models")
+    if box is None and pixels.shape[:2] == (height, width):
+        return pixels
     return np.asarray(pil.fromarray(pixels).resize((width, height), pil.Resampling.BICUBIC, box=box))
 
 
@@ -45,7 +45,7 @@ def random_resized_crop(
     else:
         w = h = float(min(width, height))
     x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
-    out = resize(pixels, size, size, (x, y, x + w, y + h))
+    out = resize(pixels, size, size, (x, y, min(x + w, width), min(y + h, height)))
     return out[:, ::-1] if flip and rng.random() < 0.5 else out
 
 
@@ -54,29 +54,23 @@ def center_crop(pixels: Pixels, size: int) -> Pixels:
     height, width = pixels.shape[:2]
     side = min(height, width)
     x, y = (width - side) / 2, (height - side) / 2
-    return resize(pixels, size, size, (x, y, x + side, y + side))
+    return resize(pixels, size, size, None if height == width else (x, y, x + side, y + side))
 
 
-def fit(pixels: Pixels, objects: Objects, scale: float, size: int) -> tuple[Pixels, Objects, tuple[int, int]]:
-    """Scale an image and its objects, then pad with zeros on the right and below to (size, size), cutting what is beyond.
+def fit(pixels: Pixels, objects: Objects, size: int) -> tuple[Pixels, Objects, tuple[int, int]]:
+    """Scale the longer side to ``size``, and pad with zeros on the right or below to (size, size).
 
     Returns:
         the image, the objects, and (height, width) of the part that is not padding.
     """
-    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-    scaled = resize(pixels, height, width) if (height, width) != pixels.shape[:2] else pixels
-    height, width = min(height, size), min(width, size)
-    out = np.zeros((size, size, 3), np.uint8)
-    out[:height, :width] = scaled[:height, :width]
-    boxes = (objects.boxes * scale).astype(np.float32)
-    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-    masks = np.zeros((len(boxes), size, size), np.uint8)
-    pil = require("PIL.Image", extra="models")
-    for mask, source in zip(masks, objects.masks):
-        shape = (max(1, round(source.shape[1] * scale)), max(1, round(source.shape[0] * scale)))
-        moved = np.asarray(pil.fromarray(source * 255).resize(shape, pil.Resampling.BILINEAR)) > 127
-        mask[:height, :width] = moved[:height, :width]
-    return out, replace(objects, boxes=boxes, masks=masks), (height, width)
+    height, width = pixels.shape[:2]
+    valid = scaled_size(height, width, size / max(height, width))
+    return _move(pixels, objects, (0, 0, width, height), valid, size)
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Return the whole (height, width) nearest to ``scale`` times an image's."""
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def jitter(
@@ -84,24 +78,69 @@ def jitter(
 ) -> tuple[Pixels, Objects, tuple[int, int]]:
     """Large-scale jitter: mirror half of the images, scale by a random factor of the fit, crop at random, pad.
 
-    Objects of which less than a tenth, or less than 2 pixels, remains are dropped.
+    Objects of which less than a tenth of the box, or less than 2 pixels on a side, remains are dropped.
     """
     if flip and rng.random() < 0.5:
-        width = pixels.shape[1]
-        mirrored = objects.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
-        mirrored += np.array([width, 0, width, 0], np.float32)
-        pixels, objects = pixels[:, ::-1], replace(objects, boxes=mirrored, masks=objects.masks[:, :, ::-1])
-    scale = size / max(pixels.shape[:2]) * rng.uniform(*scales)
-    visible = size / scale
-    top, left = (int(rng.uniform(0, max(0.0, side - visible))) for side in pixels.shape[:2])
-    area = _area(objects.boxes)
-    window = np.array([left, top, left, top], np.float32)
-    moved = replace(objects, boxes=objects.boxes - window, masks=np.ascontiguousarray(objects.masks[:, top:, left:]))
-    out, moved, valid = fit(np.ascontiguousarray(pixels[top:, left:]), moved, scale, size)
+        pixels, objects = mirror(pixels, objects)
+    height, width = pixels.shape[:2]
+    scale = size / max(height, width) * rng.uniform(*scales)
+    valid = tuple(min(side, size) for side in scaled_size(height, width, scale))
+    # The window of the original that the valid part shows.
+    seen_h, seen_w = min(height, valid[0] / scale), min(width, valid[1] / scale)
+    top, left = rng.uniform(0, height - seen_h), rng.uniform(0, width - seen_w)
+    window = (left, top, min(left + seen_w, width), min(top + seen_h, height))
+    image, moved, valid = _move(pixels, objects, window, (valid[0], valid[1]), size)
     sides = moved.boxes[:, 2:] - moved.boxes[:, :2]
-    left_over = _area(moved.boxes) >= 0.1 * area * scale**2
-    return out, moved.keep((sides >= 2).all(axis=1) & left_over), valid
+    share = _area(moved.boxes) / (_area(objects.boxes) * np.float32(scale * scale))
+    kept = (sides >= 2).all(axis=1) & (share >= 0.1)
+    return image, Objects(moved.boxes[kept], moved.labels[kept], moved.masks[kept]), valid
+
+
+def mirror(pixels: Pixels, objects: Objects) -> tuple[Pixels, Objects]:
+    """Swap left and right."""
+    width = np.float32(pixels.shape[1])
+    left, top, right, bottom = objects.boxes.T
+    boxes = np.stack([width - right, top, width - left, bottom], axis=1)
+    return pixels[:, ::-1], Objects(boxes, objects.labels, objects.masks[:, :, ::-1])
+
+
+def _move(
+    pixels: Pixels, objects: Objects, window: Window, valid: tuple[int, int], size: int
+) -> tuple[Pixels, Objects, tuple[int, int]]:
+    """Show the ``window`` (x1, y1, x2, y2) of an image as the ``valid`` (height, width) corner of (size, size)."""
+    image = np.zeros((size, size, 3), np.uint8)
+    whole = window == (0, 0, pixels.shape[1], pixels.shape[0])
+    image[: valid[0], : valid[1]] = resize(
+        np.ascontiguousarray(pixels), valid[0], valid[1], None if whole else window
+    )
+    ratio = np.array([valid[1] / (window[2] - window[0]), valid[0] / (window[3] - window[1])] * 2)
+    boxes = (objects.boxes - np.array([window[0], window[1]] * 2)) * ratio
+    boxes = np.clip(boxes, 0, [valid[1], valid[0]] * 2).astype(np.float32)
+    masks = np.zeros((len(boxes), size, size), np.uint8)
+    for number, mask in enumerate(objects.masks):
+        _move_mask(mask, window, valid, boxes[number], masks[number])
+    return image, Objects(boxes, objects.labels, masks), valid
+
+
+def _move_mask(
+    mask: NDArray[np.uint8], window: Window, valid: tuple[int, int], box: NDArray[np.float32], out: NDArray[np.uint8]
+) -> None:
+    """Resample only what lies within the moved box: an object is small beside its image."""
+    x1, y1 = (max(0, math.floor(value) - 1) for value in box[:2])
+    x2, y2 = (min(side, math.ceil(value) + 1) for side, value in zip(valid[::-1], box[2:]))
+    if x1 >= x2 or y1 >= y2:
+        return
+    step_x, step_y = (window[2] - window[0]) / valid[1], (window[3] - window[1]) / valid[0]
+    source = (
+        window[0] + x1 * step_x,
+        window[1] + y1 * step_y,
+        min(window[0] + x2 * step_x, mask.shape[1]),
+        min(window[1] + y2 * step_y, mask.shape[0]),
+    )
+    pil = require("PIL.Image", extra="models")
+    grey = pil.fromarray(np.ascontiguousarray(mask) * 255)
+    out[y1:y2, x1:x2] = np.asarray(grey.resize((x2 - x1, y2 - y1), pil.Resampling.BILINEAR, box=source)) > 127
 
 
 def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -59,14 +59,15 @@ class Composition:
 
     @property
     def name(self) -> str:
+        """The three words."""
         return f"{self.colour} {self.texture} {self.shape}"
 
 
 def compositions(colours: int, textures: int, shapes: int, seed: int) -> list[Composition]:
     """Return every combination of the first words; a third is novel.
 
-    Novel are the triples whose ranks (in an order that depends on the seed) sum to a multiple of 3. So the novel ones
-    spread evenly: every word, and nearly every pair of words, is seen in base categories.
+    Novel are the triples whose ranks (in an order that depends on the seed) sum to 2 modulo 3. So the novel ones spread
+    evenly: every word is seen in base categories, and so is nearly every pair of words.
     """
     rng = np.random.default_rng((seed, 0))
     words = (list(COLOURS)[:colours], list(TEXTURES)[:textures], list(SHAPES)[:shapes])

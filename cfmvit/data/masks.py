@@ -1,0 +1,46 @@
+"""Masks from the segmentations of COCO and LVIS files."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfmvit._require import require
+
+
+def decode_mask(annotation: dict[str, Any], height: int, width: int) -> NDArray[np.uint8]:
+    """Return uint8 (height, width) from polygons or RLE, or the box where there is no segmentation.
+
+    Raises:
+        ValueError: a segmentation that can't be read, or of another size.
+    """
+    codec = require("pycocotools.mask", extra="detection")
+    found = annotation.get("segmentation")
+    if isinstance(found, list):
+        # Three points at least; pycocotools would take two for a box.
+        found = [points for points in found if isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0]
+    if not found:
+        x, y, w, h = annotation["bbox"]
+        found = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    try:
+        if isinstance(found, list):
+            packed = codec.merge(codec.frPyObjects(found, height, width))
+        elif isinstance(found["counts"], list):
+            packed = codec.frPyObjects(found, *found["size"])
+        else:
+            packed = {"size": found["size"], "counts": str(found["counts"]).encode("ascii")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools' own __array__ under NumPy 2
+            # A copy: the codec's array may outlive what it points to.
+            mask = np.array(codec.decode(packed))
+    except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
+        raise ValueError(f"annotation {annotation['id']} has a malformed segmentation: {error}") from error
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"the segmentation of annotation {annotation['id']} is {mask.shape[0]} x {mask.shape[1]} pixels, "
+            f"the image {height} x {width}"
+        )
+    return mask
