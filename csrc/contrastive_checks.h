@@ -1,5 +1,5 @@
-// The rules of the contrastive ops, for every backend; cfmvit/ops/_contrastive_ops.py says the same of tensors
-// without data.
+// The rules of the contrastive ops, for every backend; cfmvit/ops/_contrastive_ops.py says the same of
+// tensors without data.
 #pragma once
 
 #include "checks.h"

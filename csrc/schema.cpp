@@ -129,5 +129,6 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "bool needs_image, bool needs_text) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "sigmoid_loss_backward(Tensor grad, Tensor image, Tensor text, Tensor logit_scale, Tensor logit_bias, "
-      "Tensor grad_image, Tensor grad_text, Tensor grad_scale, Tensor grad_bias) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor grad_image, Tensor grad_text, Tensor grad_scale, Tensor grad_bias) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
 }

@@ -6,10 +6,12 @@ features' dtype in strips of rows within a workspace, and two plain matrix produ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import contrastive_tiles as tiles
 
@@ -27,14 +29,14 @@ class Config(NamedTuple):
     stages: int
 
 
-def config_for(dtype: torch.dtype, width: int, capability: int, backward: bool = False) -> Config:
+def config_for(dtype: torch.dtype, width: int, capability: int, pass_: str) -> Config:
     """Choose tiles by a plain rule: autotuning would recompile for every batch size and differ between runs.
 
-    These compile without spills for compute capability 8.0, 9.0, 10.0 and 12.0; none was timed on a GPU yet.
+    pass_ is "forward", "backward" or "sigmoid". These compile without spills for compute capability 8.0, 9.0, 10.0 and 12.0; none was timed on a GPU yet.
     """
     if dtype == torch.float32:
         return Config(64, 64, 32, 4, 2)
-    block_n = 64 if backward and capability == 100 else 128
+    block_n = 64 if pass_ == "sigmoid" or (pass_ == "backward" and capability == 100) else 128
     return Config(128, block_n, 64 if width > 32 else 32, 8, 3)
 
 
@@ -44,7 +46,7 @@ def contrastive_lse(
     """Compute `cfmvit::contrastive_lse` (see cfmvit.ops.reference.contrastive) of bf16, fp16 or fp32 features."""
     image, text = image.contiguous(), text.contiguous()
     (images, width), texts = image.shape, text.shape[0]
-    config = _config(image)
+    config = _config(image, "forward")
     vector = lambda *shape: image.new_empty(shape, dtype=torch.float32)
     positive = _pairs(image, text, logit_scale, label_offset)
     image_lse, text_lse = vector(images), vector(texts)
@@ -94,61 +96,121 @@ def contrastive_lse_backward(
     grad_positive, row_grad, col_grad = (
         x.float().contiguous() for x in (grad_positive, grad_image_lse, grad_text_lse)
     )
-    (images, width), texts = image.shape, text.shape[0]
-    config = _config(image, backward=True)
     store_scale = _store_scale(image.dtype, row_grad, col_grad)
-    grad_image = torch.empty_like(image) if needs_image else image.new_empty(0, 0)
-    text_product = torch.zeros_like(text, dtype=torch.float32) if needs_text else None
+    sweep = _Sweep(image, text, label_offset, "backward")
+    grad_scale = sweep.sums(1)[0]
 
-    most = max(WORKSPACE_BYTES // (texts * image.element_size() * config.block_m), 1) * config.block_m
-    tiles_n = _cdiv(texts, config.block_n)
-    scale_parts = image.new_empty(
-        (_cdiv(images, most), _cdiv(most, config.block_m) * tiles_n), dtype=torch.float32
-    )
-    scale_parts.zero_()
-    for i, first in enumerate(range(0, images, most)):
-        end = min(first + most, images)
-        grad_logit = image.new_empty(end - first, texts)
-        tiles.lse_bwd_kernel[(_cdiv(end - first, config.block_m) * tiles_n,)](
-            image, text, logit_scale, image_lse, text_lse, row_grad, col_grad, store_scale, grad_logit, scale_parts[i],
-            first, end, texts, width, label_offset, **_options(config, image),
+    def launch(tiles_of_strip: int, i: int, first: int, end: int, grad_logit: Tensor) -> None:
+        tiles.lse_bwd_kernel[(tiles_of_strip,)](
+            image, text, logit_scale, image_lse, text_lse, row_grad, col_grad, store_scale, grad_logit, grad_scale[i],
+            first, end, text.shape[0], image.shape[1], label_offset,
+            WITH_GRAD=needs_image or needs_text, **sweep.options,
         )  # fmt: skip
-        if needs_image:
-            product = _product(grad_logit, text)
-            _finish(
-                product, text, grad_positive[first:end], logit_scale, store_scale, grad_image[first:end],
-                first + label_offset, by_row=True,
-            )  # fmt: skip
-        if text_product is not None:
-            _add_product(text_product, grad_logit.T, image[first:end])
-    grad_text = text.new_empty(0, 0)
-    if text_product is not None:
-        grad_text = torch.empty_like(text)
-        _finish(
-            text_product,
-            image,
-            grad_positive,
-            logit_scale,
-            store_scale,
-            grad_text,
-            -label_offset,
-            by_row=False,
-        )
+
+    grad_image, grad_text = sweep.run(
+        launch, grad_positive, logit_scale, store_scale, needs_image, needs_text, image.dtype
+    )
     pairs = _pairs(image, text, torch.ones_like(logit_scale), label_offset)
-    grad_scale = scale_parts.sum(dtype=torch.float64) + (pairs.double() * grad_positive).sum()
-    return grad_image, grad_text, grad_scale.to(logit_scale.dtype)
+    total = grad_scale.sum(dtype=torch.float64) + (pairs.double() * grad_positive).sum()
+    return grad_image, grad_text, total.to(logit_scale.dtype)
 
 
-def _config(features: Tensor, backward: bool = False) -> Config:
+def sigmoid_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    label_offset: int,
+    needs_image: bool,
+    needs_text: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute `cfmvit::sigmoid_loss` (see cfmvit.ops.reference.contrastive) and its gradients in one sweep."""
+    image, text = image.contiguous(), text.contiguous()
+    sweep = _Sweep(image, text, label_offset, "sigmoid")
+    losses, grad_scale, grad_bias = sweep.sums(3)
+    # A sigmoid is at most 1: float16 needs no more than a constant to keep small ones out of its subnormals.
+    store_scale = image.new_full((), 2.0**13 if image.dtype == torch.float16 else 1.0, dtype=torch.float32)
+
+    def launch(tiles_of_strip: int, i: int, first: int, end: int, grad_logit: Tensor) -> None:
+        tiles.sigmoid_kernel[(tiles_of_strip,)](
+            image, text, logit_scale, logit_bias, store_scale, grad_logit, losses[i], grad_scale[i], grad_bias[i],
+            first, end, text.shape[0], image.shape[1], label_offset,
+            WITH_GRAD=needs_image or needs_text, **sweep.options,
+        )  # fmt: skip
+
+    pairs = _pairs(image, text, torch.ones_like(logit_scale), label_offset)
+    logits = pairs * logit_scale + logit_bias
+    pair_grad = -torch.sigmoid(-logits)
+    grad_image, grad_text = sweep.run(launch, pair_grad, logit_scale, store_scale, needs_image, needs_text)
+    total = lambda parts, of_pairs: (
+        parts.sum(dtype=torch.float64) + of_pairs.sum(dtype=torch.float64)
+    ).float()
+    return (
+        total(losses, -F.logsigmoid(logits)),
+        grad_image,
+        grad_text,
+        total(grad_scale, pair_grad * pairs),
+        total(grad_bias, pair_grad),
+    )
+
+
+class _Sweep:
+    """A walk over the logits in strips of rows: tiles of gradients by logits, then two matrix products per strip."""
+
+    def __init__(self, image: Tensor, text: Tensor, label_offset: int, pass_: str):
+        self.image, self.text, self.label_offset = image, text, label_offset
+        config = _config(image, pass_)
+        self.options = _options(config, image)
+        self.block_m, self.tiles_n = config.block_m, _cdiv(text.shape[0], config.block_n)
+        fitting = WORKSPACE_BYTES // (text.shape[0] * image.element_size() * config.block_m)
+        self.height = max(fitting, 1) * config.block_m
+
+    def sums(self, count: int) -> Tensor:
+        """Zeros for the partial sums of every tile: (count, strips, tiles of a strip)."""
+        strips = _cdiv(self.image.shape[0], self.height)
+        shape = (count, strips, _cdiv(self.height, self.block_m) * self.tiles_n)
+        return self.image.new_zeros(shape, dtype=torch.float32)
+
+    def run(
+        self,
+        launch: Callable[[int, int, int, int, Tensor], None],
+        pair_grad: Tensor,
+        logit_scale: Tensor,
+        store_scale: Tensor,
+        needs_image: bool,
+        needs_text: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        """Give the gradients of image and text as `dtype`, of no elements where not needed."""
+        image, text, shift = self.image, self.text, self.label_offset
+        like = lambda x, needed: x.new_empty(x.shape if needed else (0, 0), dtype=dtype)
+        grad_image, grad_text = like(image, needs_image), like(text, needs_text)
+        text_product = torch.zeros_like(grad_text, dtype=torch.float32)
+        finish = lambda *args, **options: _finish(*args, logit_scale, store_scale, **options)
+        for i, first in enumerate(range(0, image.shape[0], self.height)):
+            end = min(first + self.height, image.shape[0])
+            grad_logit = image.new_empty(end - first if needs_image or needs_text else 0, text.shape[0])
+            launch(_cdiv(end - first, self.block_m) * self.tiles_n, i, first, end, grad_logit)
+            if needs_image:
+                product = _product(grad_logit, text)
+                finish(product, text, pair_grad[first:end], grad_image[first:end], first + shift, by_row=True)
+            if needs_text:
+                _add_product(text_product, grad_logit.T, image[first:end])
+        if needs_text:
+            finish(text_product, image, pair_grad, grad_text, -shift, by_row=False)
+        return grad_image, grad_text
+
+
+def _config(features: Tensor, pass_: str) -> Config:
     capability = 80
     if features.is_cuda:
         major, minor = torch.cuda.get_device_capability(features.device)
         capability = 10 * major + minor
-    return config_for(features.dtype, features.shape[1], capability, backward)
+    return config_for(features.dtype, features.shape[1], capability, pass_)
 
 
 def _options(config: Config, features: Tensor) -> dict:
-    tf32 = features.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    tf32 = features.is_cuda and torch.get_float32_matmul_precision() != "highest"
     return dict(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
         EVEN_D=features.shape[1] % config.block_d == 0, PRECISION="tf32" if tf32 else "ieee",
@@ -173,8 +235,9 @@ def _merge(parts: Tensor, out: Tensor, *, to_natural: bool, is_max: bool = False
 
 
 def _finish(
-    product, other, pair_grad, logit_scale, store_scale, grad, to_other: int, *, by_row: bool
-) -> None:
+    product: Tensor, other: Tensor, pair_grad: Tensor, grad: Tensor, to_other: int, logit_scale: Tensor,
+    store_scale: Tensor, *, by_row: bool,
+) -> None:  # fmt: skip
     rows, width = product.shape
     tiles.finish_kernel[(_cdiv(rows, 16), _cdiv(width, 128))](
         product, other, pair_grad, logit_scale, store_scale, grad, rows, other.shape[0], width, to_other,

@@ -159,10 +159,10 @@ def lse_bwd_kernel(
     image, text, logit_scale,  # (B, D), (T, D), ()
     row_lse, col_lse, row_grad, col_grad,  # (B,), (T,), (B,), (T,): natural log-sum-exps of negatives, their gradients
     store_scale,  # (): what the gradients are multiplied by before they are rounded
-    grad_logit, grad_scale_part,  # (strip, T) in the features' dtype, (tiles,)
+    grad_logit, grad_scale_part,  # (strip, T) in the features' dtype (only with WITH_GRAD), (tiles,)
     first_row, end_row, texts, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, WITH_GRAD: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the loss by one tile of logits, zero for the pairs: those would drown the rest when rounded.
 
@@ -198,9 +198,9 @@ def lse_bwd_kernel(
     m_in = (i_row < end_row)[:, None] & (i_col < texts)[None, :]
     b_grad = tl.where(m_in & (i_col[None, :] != i_row[:, None] + label_offset), b_grad, 0.0)
     tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.sum(b_grad * b_sim, 1), 0))
-    b_grad = (b_grad * tl.load(store_scale)).to(grad_logit.dtype.element_ty)
-    p_grad = grad_logit + (i_row - first_row).to(tl.int64)[:, None] * texts + i_col[None, :]
-    tl.store(p_grad, b_grad, mask=m_in)
+    if WITH_GRAD:
+        p_grad = grad_logit + (i_row - first_row).to(tl.int64)[:, None] * texts + i_col[None, :]
+        tl.store(p_grad, (b_grad * tl.load(store_scale)).to(grad_logit.dtype.element_ty), mask=m_in)
 
 
 @triton.jit
@@ -228,3 +228,45 @@ def finish_kernel(
     b_grad = b_product / tl.load(store_scale) + b_pair[:, None] * b_other
     b_grad = b_grad * tl.load(logit_scale).to(tl.float32)
     tl.store(grad + o_out, b_grad.to(grad.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def _softplus(b_logit):
+    """softplus and sigmoid of a logit, exact to float32 where they are small."""
+    b_exp = tl.exp2(-tl.abs(b_logit) * LOG2E)
+    b_sum = 1.0 + b_exp
+    # log(1 + e) loses e below 2^-24; e (1 - e / 2) has it to 2^-24 from 2^-8 down with one more term.
+    b_log = tl.where(
+        b_exp < 0.00390625, b_exp * (1.0 - b_exp * (0.5 - b_exp * (1.0 / 3.0))), tl.log2(b_sum) * LN2
+    )
+    return tl.maximum(b_logit, 0.0) + b_log, tl.where(b_logit > 0, 1.0, b_exp) / b_sum
+
+
+@triton.jit
+def sigmoid_kernel(
+    image, text, logit_scale, logit_bias, store_scale,  # (B, D), (T, D), (), (), ()
+    grad_logit,  # (strip, T) in the features' dtype; only with WITH_GRAD
+    loss_part, grad_scale_part, grad_bias_part,  # (tiles,)
+    first_row, end_row, texts, width, label_offset,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, WITH_GRAD: tl.constexpr,
+):  # fmt: skip
+    """Loss softplus(l) and gradient sigmoid(l) of one tile of logits, the pairs left out: they are added in float32."""
+    i_m, i_n = _tile_of_program(tl.cdiv(end_row - first_row, BLOCK_M), tl.cdiv(texts, BLOCK_N), GROUP_M)
+    i_row = first_row + i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_col = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    b_sim = _similarities(
+        image, text, i_row, i_col, end_row, texts, width, BLOCK_M, BLOCK_N, BLOCK_D, EVEN_D, PRECISION
+    )
+    m_in = (i_row < end_row)[:, None] & (i_col < texts)[None, :]
+    m_negative = m_in & (i_col[None, :] != i_row[:, None] + label_offset)
+    b_logit = b_sim * tl.load(logit_scale).to(tl.float32) + tl.load(logit_bias).to(tl.float32)
+    b_loss, b_grad = _softplus(b_logit)
+    b_loss = tl.where(m_negative, b_loss, 0.0)
+    b_grad = tl.where(m_negative, b_grad, 0.0)
+    tl.store(loss_part + tl.program_id(0), tl.sum(tl.sum(b_loss, 1), 0))
+    tl.store(grad_bias_part + tl.program_id(0), tl.sum(tl.sum(b_grad, 1), 0))
+    tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.sum(b_grad * b_sim, 1), 0))
+    if WITH_GRAD:
+        p_grad = grad_logit + (i_row - first_row).to(tl.int64)[:, None] * texts + i_col[None, :]
+        tl.store(p_grad, (b_grad * tl.load(store_scale)).to(grad_logit.dtype.element_ty), mask=m_in)

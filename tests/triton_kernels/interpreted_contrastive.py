@@ -98,7 +98,36 @@ def test_frozen_towers_get_nothing() -> None:
     assert torch.equal(only_image[0], both[0])
     assert only_image[1].numel() == only_text[0].numel() == 0
     assert torch.equal(only_text[1], both[1])
-    assert only_image[2] == only_text[2] == both[2]
+    none = contrastive.contrastive_lse_backward(*args, False, False)
+    assert none[0].numel() == none[1].numel() == 0
+    assert only_image[2] == only_text[2] == none[2] == both[2]
+
+
+@pytest.mark.parametrize("bias", [-10.0, 2.0])
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+@pytest.mark.parametrize(
+    ("rows", "texts", "label_offset", "width"),
+    [(1, 3, 1, 8), (33, 33, 0, 100), (300, 330, 20, 40)],
+    ids=lambda n: str(n),
+)
+def test_sigmoid_loss(
+    rows: int, texts: int, label_offset: int, width: int, dtype: torch.dtype, bias: float
+) -> None:
+    tensors = [
+        features(rows, width, dtype, 0), features(texts, width, dtype, 1), torch.tensor(10.0), torch.tensor(bias)
+    ]  # fmt: skip
+    leaves = [x.double().requires_grad_() for x in tensors]
+    loss = reference.sigmoid_loss(*leaves, label_offset)
+    loss.backward()
+    actual, *grads = contrastive.sigmoid_loss(*tensors, label_offset, True, True)
+    torch.testing.assert_close(actual.double(), loss.detach(), rtol=2e-6, atol=0)
+    for a, leaf in zip(grads, leaves, strict=True):
+        assert a.dtype == torch.float32
+        assert (a.double() - leaf.grad).norm() <= TOLERANCES[dtype] * leaf.grad.norm()
+    alone, none, also_none, *scalars = contrastive.sigmoid_loss(*tensors, label_offset, False, False)
+    assert torch.equal(alone, actual)
+    assert none.numel() == also_none.numel() == 0
+    assert all(torch.equal(a, e) for a, e in zip(scalars, grads[2:], strict=True))
 
 
 def test_nan_features_give_nan() -> None:

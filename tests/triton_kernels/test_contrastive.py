@@ -61,21 +61,24 @@ def stack_bytes(compiled, folder: Path) -> int:
     return max(int(n) for n in re.findall(r"STACK:(\d+)", usage))
 
 
-@pytest.mark.parametrize("name", ["lse_fwd_kernel", "lse_bwd_kernel"])
+KERNELS = {"lse_fwd_kernel": "forward", "lse_bwd_kernel": "backward", "sigmoid_kernel": "sigmoid"}
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
 @pytest.mark.parametrize("capability", list(SHARED_BYTES))
 def test_matrix_kernels_compile_for(capability: int, name: str, compile_for, tmp_path: Path) -> None:
     from cfmvit.triton_kernels import contrastive, contrastive_tiles
 
-    backward = "bwd" in name
-    config = contrastive.config_for(torch.bfloat16, 768, capability, backward)
+    config = contrastive.config_for(torch.bfloat16, 768, capability, KERNELS[name])
     integers = ("first_row", "end_row", "strip", "texts", "width", "label_offset")
     types = dict.fromkeys(("image", "text", "grad_logit"), "*bf16") | dict.fromkeys(integers, "i32")
     types["group_ids"] = "*i64"
     constants = dict(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8, EVEN_D=True, PRECISION="ieee"
     )  # fmt: skip
-    if not backward:
-        constants["WITH_MAX"] = True  # the form that needs more registers
+    constants["WITH_MAX" if name == "lse_fwd_kernel" else "WITH_GRAD"] = (
+        True  # the form that needs more registers
+    )
     kernel = getattr(contrastive_tiles, name)
     compiled = compile_for(kernel, capability, types, constants, config.warps, config.stages)
     assert MATRIX_INSTRUCTION[capability] in compiled.asm["ptx"]
