@@ -1,0 +1,131 @@
+"""Pretraining end to end on scenes and on real files: it learns, resumes bit for bit, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cfmvit.cli import main
+from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
+from cfmvit.models import CFMViT
+from cfmvit.pretrain import OptimConfig, PretrainConfig, pretrain
+from cfmvit.training import LoopConfig, NonFiniteLossError
+
+TINY = {"width": 32, "heads": 2, "depth": 1, "text_width": 32, "text_heads": 2, "text_depth": 1, "decoder_width": 32}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("scenes") / "data"
+    none = SplitConfig(images=0, size=64)
+    return f"lvis:{make_scenes(root, ScenesConfig(pretrain=SplitConfig(images=60, size=64), train=none, val=none))}"
+
+
+def config(data: str, *, steps: int = 6, save_every: int = 3, **options: Any) -> PretrainConfig:
+    return PretrainConfig(
+        **{
+            "data": data,
+            "model": "cfm_vit_tiny",
+            "model_options": dict(TINY),
+            "vocab_size": 400,
+            "batch_size": 8,
+            "device": "cpu",
+            "optim": OptimConfig(lr=2e-3, warmup=2),
+            "loop": LoopConfig(steps=steps, log_every=1, save_every=save_every),
+            **options,
+        }
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return CFMViT.from_pretrained(folder / "model").state_dict()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_interrupted_run_resumes_bit_for_bit(scenes: str, tmp_path: Path, precision: str) -> None:
+    loop = LoopConfig(steps=6, log_every=1, save_every=3, accumulate=2, precision=precision)
+    pretrain(config(scenes, loop=loop), tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    import cfmvit.pretrain.engine as engine
+
+    real, calls = engine.pretraining_losses, []
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 9:
+            raise Stop
+        return real(*arguments, **options)
+
+    engine.pretraining_losses = stopping
+    try:
+        with pytest.raises(Stop):
+            pretrain(config(scenes, loop=loop), tmp_path / "broken")
+    finally:
+        engine.pretraining_losses = real
+    pretrain(config(scenes, loop=loop), tmp_path / "broken", resume=True)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_losses_fall(scenes: str, tmp_path: Path) -> None:
+    pretrain(config(scenes, steps=40, save_every=40), tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["reconstruction"] < 0.5 * records[0]["reconstruction"]
+    assert sum(r["contrastive"] for r in records[-5:]) < sum(r["contrastive"] for r in records[:5])
+    assert {p.name for p in tmp_path.iterdir()} >= {"config.json", "tokenizer.json", "checkpoint.pt", "model", "tensorboard"}
+
+
+def test_a_poisoned_weight_stops_the_run_and_keeps_the_last_good_checkpoint(scenes: str, tmp_path: Path) -> None:
+    pretrain(config(scenes, steps=3), tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["model"]["visual.norm.weight"][0] = torch.nan
+    torch.save(state, tmp_path / "checkpoint.pt")
+    poisoned = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(NonFiniteLossError, match=r"step 3: .*batch keys: \['.*\.jpg'"):
+        pretrain(config(scenes), tmp_path, resume=True)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == poisoned
+
+
+def test_the_command_pretrains_on_real_captions(shared_data: Path, tmp_path: Path) -> None:
+    options = [f"model_options.{key}={value}" for key, value in TINY.items()]
+    command = ["pretrain", f"data=coco:{shared_data / 'coco-tiny'}", "model=cfm_vit_tiny", *options, "batch_size=4"]
+    command += ["loop.steps=2", "optim.warmup=1", "device=cpu", "--output", str(tmp_path)]
+    assert main(command) == 0
+    assert CFMViT.from_pretrained(tmp_path / "model").encode_text(["a dog"]).shape == (1, 32)
+
+
+def test_the_command_pretrains_on_shards(shared_data: Path, tmp_path: Path) -> None:
+    options = [f"model_options.{key}={value}" for key, value in TINY.items()]
+    shards = shared_data / "photos-200" / "train-{000..001}.tar"
+    command = ["pretrain", f"data=shards:{shards}", "model=cfm_vit_tiny", *options, "batch_size=4"]
+    assert main([*command, "loop.steps=2", "optim.warmup=1", "device=cpu", "--output", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data must be given"),
+        (["data=coco:nowhere"], "no annotations at nowhere/annotations/captions_train2017.json"),
+        (["data=elsewhere"], "it must look like coco:DIR"),
+        (["data=coco:x", "optim.rate=3"], "unknown key optim.rate; valid keys: optim.lr"),
+        (["data=coco:x", "device=cuda:0"], "torch sees no CUDA GPU here"),
+        (["--resume", "data={scenes}", "device=cpu"], "no checkpoint at"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    arguments: list[str], message: str, scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "device=cuda:0" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    arguments = [argument.format(scenes=scenes) for argument in arguments]
+    small = ["model=cfm_vit_tiny", "vocab_size=400"]
+    assert main(["pretrain", *arguments, *small, "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
