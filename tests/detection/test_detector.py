@@ -37,7 +37,7 @@ def test_it_learns_two_images_by_heart(make_detector, tmp_path):
     from cfmvit.evaluation import evaluate_results
 
     detector = make_detector(base_labels=LABELS)
-    totals = train(detector, 80)
+    totals = train(detector, 160)
     assert totals[-1] < 0.2 * totals[0]
     batch = squares_batch()
     truth = {

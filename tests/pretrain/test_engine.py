@@ -112,7 +112,7 @@ def test_the_command_pretrains_on_shards(shared_data: Path, tmp_path: Path) -> N
     ("arguments", "message"),
     [
         ([], "data must be given"),
-        (["data=coco:nowhere"], "no annotations at nowhere/annotations/captions_train2017.json"),
+        (["data=coco:nowhere"], "nowhere must hold annotations/captions_train2017.json"),
         (["data=elsewhere"], "it must look like coco:DIR"),
         (["data=coco:x", "optim.rate=3"], "unknown key optim.rate; valid keys: optim.lr"),
         (["data=coco:x", "device=cuda:0"], "torch sees no CUDA GPU here"),
