@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
 
 import cfmvit
 from cfmvit.data import open_detection
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cfmvit.demo.run import Outcome
+    from cfmvit.detection import Detections
+    from cfmvit.models import CFMViT
 
 _PICTURES = 6
 
@@ -82,7 +86,7 @@ def _dataset(outcome: Outcome) -> Any:
 
 
 def _overlays(outcome: Outcome) -> list[tuple[Any, str]]:
-    """Draw images with novel objects, those first in which most novel objects were found."""
+    """Draw images with novel objects, those first in which most of their objects were found."""
     dataset = _dataset(outcome)
     names = [category.name for category in dataset.categories]
     novel = {category.name for category in dataset.categories if category.novel}
@@ -93,18 +97,26 @@ def _overlays(outcome: Outcome) -> list[tuple[Any, str]]:
         truth = [names[label] for label in sample["labels"].tolist()]
         if not novel & set(truth):
             continue
-        found = outcome.detector.predict(sample["image"], vocabulary, threshold=0.3, max_detections=8, novel=novel)
-        hits = len(novel & set(truth) & set(found.labels))
+        found = best_of_each_place(outcome.detector.predict(sample["image"], vocabulary, novel=novel))
+        right = novel & set(truth) & set(found.labels)
         caption = "there: " + ", ".join(f"★ {name}" if name in novel else name for name in truth)
-        drawn.append((hits, overlay(sample["image"], found, novel), caption))
-        if len(drawn) == 4 * _PICTURES:
-            break
+        drawn.append((len(right), overlay(sample["image"], found, novel), caption))
     drawn.sort(key=lambda item: -item[0])
     return [(picture, caption) for _, picture, caption in drawn[:_PICTURES]]
 
 
+def best_of_each_place(found: Detections) -> Detections:
+    """Keep the best label of each place, and places that score at least a quarter of the image's best one.
+
+    With more than a hundred labels to choose from, probabilities are small, and so no fixed threshold fits.
+    """
+    scores = torch.as_tensor(found.scores)
+    keep = batched_nms(torch.as_tensor(found.boxes), scores, torch.zeros(len(scores)), 0.4)
+    return found[keep[scores[keep] >= 0.25 * scores.max()]] if len(keep) else found
+
+
 def _maps(outcome: Outcome) -> list[tuple[Any, str]]:
-    """Draw an image of the pretraining size and where its decoder output resembles each of its objects."""
+    """Draw images and where the decoder's output resembles each of their objects."""
     model, dataset = outcome.model, _dataset(outcome)
     names = [category.name for category in dataset.categories]
     items: list[tuple[Any, str]] = []
@@ -115,8 +127,7 @@ def _maps(outcome: Outcome) -> list[tuple[Any, str]]:
             continue
         image = sample["image"]
         grid = (image.shape[1] // model.config.patch_size, image.shape[2] // model.config.patch_size)
-        generator = torch.Generator(model.device).manual_seed(number)
-        tokens = model.reconstruct(image.unsqueeze(0).to(model.device), generator=generator)[0].cpu()
+        tokens = imagine(model, image.to(model.device), seed=number).cpu()
         with torch.no_grad():
             texts = model.encode_text([f"a photo of a {names[label]}" for label in labels[:2]]).cpu()
         items.append((image, "the image"))
@@ -125,6 +136,16 @@ def _maps(outcome: Outcome) -> list[tuple[Any, str]]:
         if len(items) >= 9:
             break
     return items
+
+
+def imagine(model: CFMViT, image: Tensor, *, seed: int) -> Tensor:
+    """Return the decoder's outputs, (h * w, C), of an image cut into tiles of the pretraining size."""
+    size, grid = model.config.image_size, model.config.grid
+    rows, columns = image.shape[1] // size, image.shape[2] // size
+    tiles = image.unfold(1, size, size).unfold(2, size, size).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    generator = torch.Generator(image.device).manual_seed(seed)
+    tokens = model.reconstruct(tiles, generator=generator).reshape(rows, columns, grid, grid, -1)
+    return tokens.transpose(1, 2).reshape(rows * grid * columns * grid, -1)
 
 
 def _comparison(outcome: Outcome) -> str:

@@ -55,8 +55,8 @@ def _finetune(steps: int, *, batch_size: int = 8) -> FinetuneConfig:
 
 
 PRESETS = {
-    "quick": Preset(_scenes(2000, 200, 40), _pretrain(250), _finetune(80)),
-    "default": Preset(_scenes(8000, 600, 100), _pretrain(1300), _finetune(250)),
+    "quick": Preset(_scenes(2000, 200, 40), _pretrain(220), _finetune(80)),
+    "default": Preset(_scenes(8000, 600, 100), _pretrain(700), _finetune(200)),
     "full": Preset(
         _scenes(40_000, 3000, 300, shapes=8),
         _pretrain(8000, batch_size=128, width=192, heads=3, depth=6),

@@ -138,6 +138,9 @@ def region_embeddings(
 ) -> Tensor:
     """Pool the model's tokens over boxes, the mean over RoIAlign's bins.
 
+    Images larger than those of pretraining are encoded in windows of the pretraining grid, in every block but the last,
+    as the detector's frozen backbone does.
+
     Args:
         images: (B, 3, H, W) uint8, or float in [0, 1].
         boxes: B tensors (n, 4), xyxy in pixels of ``images``.
@@ -145,9 +148,13 @@ def region_embeddings(
     Returns:
         (R, C), rows in the order of the boxes, not normalised.
     """
-    patch = model.visual.patch_size
+    patch, grid = model.visual.patch_size, model.visual.grid
+    larger = max(images.shape[-2:]) > grid * patch
+    tokens = model.visual.forward_features(
+        images, window=grid if larger else 0, global_blocks=(model.visual.depth - 1,) if larger else ()
+    )
     return pool_regions(
-        model.visual.forward_features(images),
+        tokens,
         [box.to(images.device, torch.float32) for box in boxes],
         grid_size=(images.shape[-2] // patch, images.shape[-1] // patch),
         spatial_scale=1 / patch,
