@@ -47,7 +47,10 @@ def log_dropped(names: list[Any], source: Path) -> None:
     if names:
         shown = ", ".join(map(str, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
         _LOG.warning(
-            "dropped %d boxes of %s that are not finite, have no area or lie outside: %s", len(names), source, shown
+            "dropped %d boxes of %s that are not finite, have no area or lie outside: %s",
+            len(names),
+            source,
+            shown,
         )
 
 

@@ -102,11 +102,15 @@ def open_captions(
     kept = [(item, texts) for item, texts in kept if texts]
     if not kept:
         raise ValueError(f"open_captions: {spec} must have an image with a caption, got none")
-    return CaptionDataset([item for item, _ in kept], [t for _, t in kept], image_size, augment, crop_scale, flip)
+    return CaptionDataset(
+        [item for item, _ in kept], [t for _, t in kept], image_size, augment, crop_scale, flip
+    )
 
 
 def _from_shards(shards: tuple[Path, ...]) -> list[Pair]:
-    return [(sample, [sample.read("txt").decode("utf-8", "replace")]) for sample in index_shards(shards, "txt")]
+    return [
+        (sample, [sample.read("txt").decode("utf-8", "replace")]) for sample in index_shards(shards, "txt")
+    ]
 
 
 def _from_file(path: Path, folder: Path) -> list[Pair]:

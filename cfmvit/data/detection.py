@@ -139,7 +139,8 @@ def open_detection(
         found, categories = file_entries(source.annotations, source.images)
     wanted = {category.id for category in categories if not (base_only and category.novel)}
     entries = [
-        replace(entry, annotations=[a for a in entry.annotations if a["category_id"] in wanted]) for entry in found
+        replace(entry, annotations=[a for a in entry.annotations if a["category_id"] in wanted])
+        for entry in found
     ]
     if base_only:
         entries = [entry for entry in entries if entry.annotations]

@@ -63,7 +63,9 @@ class SeededLoader:
             if value < least:
                 raise ValueError(f"SeededLoader: {name} must be at least {least}, got {value}")
         if not 0 <= rank < world_size:
-            raise ValueError(f"SeededLoader: rank must lie in 0 .. world_size - 1, got {rank} of {world_size}")
+            raise ValueError(
+                f"SeededLoader: rank must lie in 0 .. world_size - 1, got {rank} of {world_size}"
+            )
         if len(dataset) == 0:
             raise ValueError("SeededLoader: dataset must not be empty, got 0 samples")
         self.batch_size = batch_size
@@ -95,7 +97,9 @@ class SeededLoader:
                     _LOG.warning("skipped a corrupt sample: %s (%s)", error.path, error.reason)
             if batch is None:
                 last = corrupt[-1]
-                raise CorruptSample(last.path, f"{last.reason}; so are all of {self._batches.patience} samples in a row")
+                raise CorruptSample(
+                    last.path, f"{last.reason}; so are all of {self._batches.patience} samples in a row"
+                )
             yield batch
 
     def _results(self, start: int) -> Iterator[Result]:

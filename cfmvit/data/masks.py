@@ -21,7 +21,11 @@ def decode_mask(annotation: dict[str, Any], height: int, width: int) -> NDArray[
     found = annotation.get("segmentation")
     if isinstance(found, list):
         # Three points at least; pycocotools would take two for a box.
-        found = [points for points in found if isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0]
+        found = [
+            points
+            for points in found
+            if isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0
+        ]
     if not found:
         x, y, w, h = annotation["bbox"]
         found = [[x, y, x + w, y, x + w, y + h, x, y + h]]

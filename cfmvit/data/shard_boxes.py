@@ -18,7 +18,9 @@ from cfmvit.data.images import CorruptSample
 from cfmvit.data.shards import ShardSample, index_shards
 
 
-def shard_entries(shards: tuple[Path, ...], categories_path: Path) -> tuple[list[DetectionEntry], list[Category]]:
+def shard_entries(
+    shards: tuple[Path, ...], categories_path: Path
+) -> tuple[list[DetectionEntry], list[Category]]:
     """Return the samples with their one annotation, and the categories. Samples without a usable box are dropped.
 
     Raises:

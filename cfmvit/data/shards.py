@@ -90,7 +90,13 @@ def index_shards(shards: tuple[Path, ...], needed: str) -> list[ShardSample]:
                         )
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"data: {shard} is not a whole tar: {error}") from error
-        samples += [ShardSample(shard, key, files) for key, files in found.items() if {"image", needed} <= files.keys()]
+        samples += [
+            ShardSample(shard, key, files)
+            for key, files in found.items()
+            if {"image", needed} <= files.keys()
+        ]
     if not samples:
-        raise ValueError(f"data: no sample with an image and a .{needed} in {len(shards)} shards, the first is {shards[0]}")
+        raise ValueError(
+            f"data: no sample with an image and a .{needed} in {len(shards)} shards, the first is {shards[0]}"
+        )
     return samples

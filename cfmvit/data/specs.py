@@ -75,7 +75,9 @@ def _layout(folder: Path, candidates: tuple[tuple[str, str], ...], split: str) -
         if path.is_file():
             return _checked(path, folder / images.format(split=split))
     names = " or ".join(name.format(split=split) for name, _ in candidates)
-    raise FileNotFoundError(f"data: {folder} must hold {names}" + ("" if folder.is_dir() else "; there is no such folder"))
+    raise FileNotFoundError(
+        f"data: {folder} must hold {names}" + ("" if folder.is_dir() else "; there is no such folder")
+    )
 
 
 def _checked(annotations: Path, images: Path) -> Source:

@@ -74,7 +74,12 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def jitter(
-    pixels: Pixels, objects: Objects, size: int, scales: tuple[float, float], rng: np.random.Generator, flip: bool
+    pixels: Pixels,
+    objects: Objects,
+    size: int,
+    scales: tuple[float, float],
+    rng: np.random.Generator,
+    flip: bool,
 ) -> tuple[Pixels, Objects, tuple[int, int]]:
     """Large-scale jitter: mirror half of the images, scale by a random factor of the fit, crop at random, pad.
 
@@ -123,7 +128,11 @@ def _move(
 
 
 def _move_mask(
-    mask: NDArray[np.uint8], window: Window, valid: tuple[int, int], box: NDArray[np.float32], out: NDArray[np.uint8]
+    mask: NDArray[np.uint8],
+    window: Window,
+    valid: tuple[int, int],
+    box: NDArray[np.float32],
+    out: NDArray[np.uint8],
 ) -> None:
     """Resample only what lies within the moved box: an object is small beside its image."""
     x1, y1 = (max(0, math.floor(value) - 1) for value in box[:2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cfmvit.data.scenes.drawing import sprite_size
 from cfmvit.data.scenes.vocabulary import COLOURS, SHAPES, TEXTURES
 
 
@@ -81,10 +82,14 @@ def _check_split(name: str, split: SplitConfig, categories: int) -> None:
         raise ValueError(f"make_scenes: {name}.size must be at least 16, got {split.size}")
     fewest, most = split.objects
     if not 1 <= fewest <= most <= categories:
-        raise ValueError(f"make_scenes: {name}.objects must rise within 1 .. {categories}, got {split.objects}")
+        raise ValueError(
+            f"make_scenes: {name}.objects must rise within 1 .. {categories}, got {split.objects}"
+        )
     smallest, largest = split.scale
-    if not 8 <= smallest <= largest <= split.size:
-        raise ValueError(f"make_scenes: {name}.scale must rise within 8 .. size {split.size}, got {split.scale}")
+    if not 8 <= smallest <= largest or sprite_size(largest) > split.size:
+        raise ValueError(
+            f"make_scenes: {name}.scale must rise from at least 8 to what fits into {split.size} px, got {split.scale}"
+        )
     if most * smallest**2 > split.size**2 / 2:
         raise ValueError(
             f"make_scenes: {name}: {most} objects of {smallest} px must cover at most half of a {split.size} px image"

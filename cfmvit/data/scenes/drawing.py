@@ -23,6 +23,16 @@ class Sprite:
     colours: NDArray[np.float32]
     alpha: Field
 
+    @property
+    def solid(self) -> NDArray[np.bool_]:
+        """The pixels that it covers at least half, (h, h)."""
+        return self.alpha >= 0.5
+
+
+def sprite_size(side: float) -> int:
+    """Pixels of the square on which a shape ``side`` pixels wide is drawn; it is slightly turned."""
+    return int(np.ceil(side * 1.12)) + 2
+
 
 def background(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Return a smooth, dull background with a little grain, float32 (size, size, 3).
@@ -42,7 +52,7 @@ def background(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
 def sprite(category: Composition, side: float, rng: np.random.Generator) -> Sprite:
     """Draw one object whose shape is about ``side`` pixels wide, slightly turned."""
     half = side / 2
-    count = int(np.ceil(side * 1.12)) + 2
+    count = sprite_size(side)
     # The centre lies anywhere within its pixel.
     shift = rng.uniform(-0.5, 0.5, 2)
     axis = np.arange(count, dtype=np.float32) - np.float32((count - 1) / 2)
@@ -61,15 +71,15 @@ def sprite(category: Composition, side: float, rng: np.random.Generator) -> Spri
 def _fill(
     category: Composition, x: Field, y: Field, distance: Field, half: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    base = np.clip(np.asarray(COLOURS[category.colour]) + rng.uniform(-10, 10, 3), 0, 255)
+    base = np.clip(np.asarray(COLOURS[category.colour]) + rng.uniform(-10, 10, 3), 0, 255).astype(np.float32)
     tone, _, pattern = category.texture.rpartition("-")
-    second = np.array(244.0 if tone == "white" else 24.0)
+    second = np.float32(244 if tone == "white" else 24)
     share = _texture(pattern, x, y, half, rng)[..., None]
     colours = base + (second - base) * share
     # A soft darker rim and light from above lift the object off the background.
     rim = np.clip((distance + 2.2) / 1.6, 0, 1)[..., None]
     light = np.clip(1 - 0.12 * y, 0.85, 1.15)[..., None]
-    return np.clip(colours * light * (1 - 0.35 * rim), 0, 255).astype(np.float32)
+    return np.clip(colours * light * (1 - 0.35 * rim), 0, 255)
 
 
 def _texture(name: str, x: Field, y: Field, half: float, rng: np.random.Generator) -> Field:
@@ -83,9 +93,9 @@ def _texture(name: str, x: Field, y: Field, half: float, rng: np.random.Generato
     u, v = u + np.float32(rng.random()), v + np.float32(rng.random())
     pixel = np.float32(1 / (half * period))
     if name == "striped":
-        return _step(np.abs(u - np.round(u)) - 0.22, pixel)
+        return _step(np.abs(u - np.round(u)) - np.float32(0.22), pixel)
     if name == "checkered":
-        return _step(np.sin(np.pi * u) * np.sin(np.pi * v) / np.pi, pixel)
+        return _step(np.sin(np.float32(np.pi) * u) * np.sin(np.float32(np.pi) * v) / np.float32(np.pi), pixel)
     rows = np.round(v / np.float32(0.87))
     u = u + 0.5 * (rows % 2)
     spots = np.hypot(u - np.round(u), v - rows * np.float32(0.87))

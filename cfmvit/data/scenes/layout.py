@@ -8,18 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfmvit.data.scenes.config import SplitConfig
-from cfmvit.data.scenes.drawing import background, sprite
+from cfmvit.data.scenes.drawing import Sprite, background, sprite
 from cfmvit.data.scenes.vocabulary import Composition
 
-_ATTEMPTS = 24
+_SIZES = 3
+_PLACES = 8
+
+Slices = tuple[slice, slice]
 
 
 @dataclass
 class Placed:
-    """An object of a scene; ``mask`` is its visible region, bool (size, size)."""
+    """An object of a scene.
+
+    Attributes:
+        mask: its visible region, bool (size, size).
+        whole: its number of pixels before anything covers it.
+    """
 
     category: Composition
     mask: NDArray[np.bool_]
+    whole: int
 
     def box(self) -> tuple[int, int, int, int]:
         """Return x, y, width, height of the visible region."""
@@ -33,42 +42,50 @@ def compose_scene(
 ) -> tuple[NDArray[np.uint8], list[Placed]]:
     """Draw the categories onto one image, the later ones in front.
 
-    An object for which no place is found stays away.
+    An object for which no place is found, at smaller sizes too, stays away.
 
     Returns:
         uint8 (size, size, 3), and the objects with their visible regions.
     """
-    size = split.size
-    image = background(size, rng)
+    image = background(split.size, rng)
     placed: list[Placed] = []
-    whole: list[int] = []  # pixels of each object before anything covers it
     low, high = np.log(split.scale)
     for category in categories:
         side = float(np.exp(rng.uniform(low, high)))
-        for attempt in range(_ATTEMPTS):
-            if attempt % 8 == 7:
-                side = max(side * 0.8, split.scale[0])
+        for _ in range(_SIZES):
             item = sprite(category, side, rng)
-            count = len(item.alpha)
-            if count > size:
-                cut = (count - size + 1) // 2
-                item.alpha, item.colours = item.alpha[cut : cut + size, cut : cut + size], item.colours[cut : cut + size, cut : cut + size]
-                count = size
-            left, top = (int(v) for v in rng.integers(0, size - count + 1, 2))
-            window = np.s_[top : top + count, left : left + count]
-            solid = item.alpha >= 0.5
-            if all(
-                np.count_nonzero(other.mask) - np.count_nonzero(other.mask[window] & solid) >= min_visible * full
-                for other, full in zip(placed, whole)
-            ):
+            window = _find_place(item, placed, split.size, min_visible, rng)
+            if window is not None:
+                _put(image, item, category, window, placed)
                 break
-        else:
-            continue
-        for other in placed:
-            other.mask[window] &= ~solid
-        mask = np.zeros((size, size), bool)
-        mask[window] = solid
-        placed.append(Placed(category, mask))
-        whole.append(int(np.count_nonzero(solid)))
-        image[window] += (item.colours - image[window]) * item.alpha[..., None]
+            side = max(side * 0.8, split.scale[0])
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), placed
+
+
+def _find_place(
+    item: Sprite, placed: list[Placed], size: int, min_visible: float, rng: np.random.Generator
+) -> Slices | None:
+    """Return where the sprite leaves enough of every other object visible."""
+    count = len(item.alpha)
+    solid = item.solid
+    for left, top in rng.integers(0, size - count + 1, (_PLACES, 2)).tolist():
+        window = (slice(top, top + count), slice(left, left + count))
+        if all(_remaining(other, window, solid) >= min_visible * other.whole for other in placed):
+            return window
+    return None
+
+
+def _remaining(other: Placed, window: Slices, solid: NDArray[np.bool_]) -> int:
+    return np.count_nonzero(other.mask) - np.count_nonzero(other.mask[window] & solid)
+
+
+def _put(
+    image: NDArray[np.float32], item: Sprite, category: Composition, window: Slices, placed: list[Placed]
+) -> None:
+    solid = item.solid
+    for other in placed:
+        other.mask[window] &= ~solid
+    mask = np.zeros(image.shape[:2], bool)
+    mask[window] = solid
+    placed.append(Placed(category, mask, int(np.count_nonzero(solid))))
+    image[window] += (item.colours - image[window]) * item.alpha[..., None]

@@ -14,36 +14,34 @@ Field = NDArray[np.float32]
 
 
 def circle(x: Field, y: Field) -> Field:
+    """A disc."""
     return np.hypot(x, y) - np.float32(0.92)
 
 
 def ring(x: Field, y: Field) -> Field:
+    """A disc with a hole."""
     return np.abs(np.hypot(x, y) - np.float32(0.66)) - np.float32(0.27)
 
 
 def square(x: Field, y: Field) -> Field:
+    """Upright."""
     return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.8)
 
 
 def diamond(x: Field, y: Field) -> Field:
+    """Higher than wide."""
     return (np.abs(x) * 1.35 + np.abs(y) - np.float32(0.97)) / np.float32(1.68)
 
 
 def cross(x: Field, y: Field) -> Field:
+    """Two equal bars."""
     near, far = np.minimum(np.abs(x), np.abs(y)), np.maximum(np.abs(x), np.abs(y))
     return np.maximum(near - np.float32(0.3), far - np.float32(0.92))
 
 
 def crescent(x: Field, y: Field) -> Field:
+    """A disc without another."""
     return np.maximum(np.hypot(x, y) - np.float32(0.92), np.float32(0.74) - np.hypot(x - 0.5, y))
-
-
-def heart(x: Field, y: Field) -> Field:
-    """Two lobes on a wedge."""
-    x, y = np.abs(x), y + np.float32(0.12)
-    lobe = np.hypot(x - 0.43, y + 0.31) - np.float32(0.49)
-    wedge = np.maximum((x + y * 0.86 - np.float32(0.83)) / np.float32(1.32), -y - np.float32(0.31))
-    return np.minimum(lobe, wedge)
 
 
 def drop(x: Field, y: Field) -> Field:
@@ -87,6 +85,13 @@ def _around(radii: list[float], start: float = -90.0) -> list[tuple[float, float
     return [(float(r * np.cos(a)), float(r * np.sin(a))) for r, a in zip(radii, angles)]
 
 
+def _heart() -> list[tuple[float, float]]:
+    """A half disc around (0.43, -0.38), from the notch to where a straight edge to the tip touches it; mirrored."""
+    angles = np.deg2rad(np.linspace(-151.3, 41.1, 14))
+    right = [(float(0.43 + 0.49 * np.cos(a)), float(-0.38 + 0.49 * np.sin(a))) for a in angles]
+    return [*right, (0.0, 0.87), *((-x, y) for x, y in right[:0:-1])]
+
+
 _ARROW = [(0.95, 0.0), (0.15, -0.78), (0.15, -0.3), (-0.92, -0.3), (-0.92, 0.3), (0.15, 0.3), (0.15, 0.78)]
 _BOLT = [(0.25, -0.95), (-0.6, 0.15), (-0.08, 0.15), (-0.25, 0.95), (0.6, -0.2), (0.08, -0.2)]
 
@@ -97,7 +102,7 @@ DISTANCES: dict[str, Callable[[Field, Field], Field]] = {
     "triangle": polygon([(0.0, -0.88), (0.95, 0.76), (-0.95, 0.76)]),
     "ring": ring,
     "cross": cross,
-    "heart": heart,
+    "heart": polygon(_heart()),
     "crescent": crescent,
     "arrow": polygon(_ARROW),
     "hexagon": polygon(_around([0.95] * 6)),

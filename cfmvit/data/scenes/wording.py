@@ -1,10 +1,10 @@
-"""Captions of scenes."""
+"""Captions that name objects."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
-from cfmvit.data.scenes.vocabulary import Composition
+import numpy as np
 
 _FRAMES = (
     "a photo of {}",
@@ -18,13 +18,13 @@ _FRAMES = (
 _JOINTS = (" and ", " and ", " next to ", " with ")
 
 
-def caption(categories: list[Composition], rng: np.random.Generator) -> str:
-    """Name every category once, in an order and a wording that vary."""
-    names = [_article(categories[number].name) for number in rng.permutation(len(categories))]
+def caption(names: Sequence[str], rng: np.random.Generator) -> str:
+    """Name every object once, in an order and a wording that vary."""
+    things = [_article(names[number]) for number in rng.permutation(len(names))]
     frame = _FRAMES[rng.integers(len(_FRAMES))]
-    last = _JOINTS[rng.integers(len(_JOINTS))] if len(names) == 2 else " and "
-    return frame.format(last.join(filter(None, [", ".join(names[:-1]), names[-1]])))
+    last = _JOINTS[rng.integers(len(_JOINTS))] if len(things) == 2 else " and "
+    return frame.format(last.join(filter(None, [", ".join(things[:-1]), things[-1]])))
 
 
 def _article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
