@@ -23,17 +23,35 @@ def floating(op: str, name: str, value: Any, ndim: int, shape: str) -> None:
         raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}")
 
 
-def index(op: str, name: str, value: Any, batch: int, count: int, shape: str = "(B, K)") -> None:
-    """Raise unless ``value`` is int32 or int64, (batch, K), with entries in 0..count-1 (looked at on the CPU only)."""
+def shape(op: str, name: str, value: Tensor, wanted: tuple[int, ...]) -> None:
+    """Raise unless ``value`` has exactly the shape ``wanted``."""
+    if tuple(value.shape) != wanted:
+        raise ValueError(f"{op}: {name} must have shape {wanted}, got {tuple(value.shape)}")
+
+
+def index(
+    op: str, name: str, value: Any, batch: int, count: int, shape: str = "(B, K)", *, distinct: bool = False
+) -> None:
+    """Raise unless ``value`` is int32 or int64, (batch, K), with entries in 0..count-1, ``distinct`` ones in each row.
+
+    Values are looked at on the CPU only.
+    """
     tensor(op, name, value, 2, shape)
     if value.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: {name} must be int32 or int64, got {value.dtype}")
     if value.shape[0] != batch:
         raise ValueError(f"{op}: {name} must have one row a sample, {batch} rows, got {value.shape[0]}")
-    if readable(value) and value.numel():
-        low, high = (int(bound) for bound in value.aminmax())
-        if low < 0 or high >= count:
-            raise ValueError(f"{op}: {name} must lie in 0..{count - 1}, got {low if low < 0 else high}")
+    if not readable(value) or not value.numel():
+        return
+    low, high = (int(bound) for bound in value.aminmax())
+    if low < 0 or high >= count:
+        raise ValueError(f"{op}: {name} must lie in 0..{count - 1}, got {low if low < 0 else high}")
+    if distinct:
+        named = torch.zeros(batch, count, dtype=torch.bool).scatter_(1, value.long(), True)
+        if int(named.sum()) != value.numel():
+            row = int((named.sum(1) != value.shape[1]).nonzero()[0])
+            entry = int(value[row].long().bincount().argmax())
+            raise ValueError(f"{op}: {name} must not repeat an entry, got {entry} twice in row {row}")
 
 
 def same_device(op: str, **tensors: Tensor | None) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfmvit.ops import _checks as check
+from cfmvit.ops import _masking_checks as checks
+
 _OPS = torch.ops.cfmvit
 
 
@@ -14,11 +17,11 @@ def register() -> None:
     """Register fake kernels and gradients."""
     for name, fake in (
         ("random_masking", _random_masking),
-        ("gather_tokens", lambda tokens, index, *_: tokens.new_empty(_shape(tokens, index))),
+        ("gather_tokens", _gather_tokens),
         ("gather_tokens_backward", _gather_tokens_backward_fake),
         ("split_tokens", _split_tokens),
         ("split_tokens_backward", _split_tokens_backward_fake),
-        ("restore_tokens", lambda visible, _, restore, __: visible.new_empty(_shape(visible, restore))),
+        ("restore_tokens", _restore_tokens),
         ("restore_tokens_backward", _restore_tokens_backward_fake),
         ("gather_patches", _gather_patches),
         ("gather_patches_backward", lambda grad, _, __, ___, c, h, w: grad.new_empty(grad.shape[0], c, h, w)),
@@ -47,7 +50,8 @@ def _shape(tokens: Tensor, index: Tensor) -> tuple[int, int, int]:
     return tokens.shape[0], index.shape[1], tokens.shape[2]
 
 
-def _random_masking(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+def _random_masking(noise: Tensor, kept: int) -> tuple[Tensor, ...]:
+    check.floating("random_masking", "noise", noise, 2, "(B, N)")
     batch, count = noise.shape
     return tuple(noise.new_empty(batch, size, dtype=torch.int64) for size in (kept, count - kept, count))
 
@@ -58,6 +62,12 @@ def _grads(grad: Tensor, count: int, needs_tokens: bool, needs_pos: bool) -> tup
         grad.new_empty((batch, count, width) if needs_tokens else (0,)),
         grad.new_empty((count, width) if needs_pos else (0,)),
     )
+
+
+def _gather_tokens(tokens, index, pos_embed, keep_pos):
+    checks.tokens("gather_tokens", tokens, pos_embed, keep_pos)
+    check.index("gather_tokens", "index", index, *tokens.shape[:2])
+    return tokens.new_empty(_shape(tokens, index))
 
 
 def _gather_tokens_backward_fake(grad, index, keep_pos, num_tokens, needs_tokens, needs_pos):
@@ -78,6 +88,8 @@ def _gather_tokens_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
 
 
 def _split_tokens(tokens, keep, masked, pos_embed, keep_pos):
+    checks.tokens("split_tokens", tokens, pos_embed, keep_pos)
+    checks.split("split_tokens", tokens, keep, masked)
     return tokens.new_empty(_shape(tokens, keep)), tokens.new_empty(_shape(tokens, masked))
 
 
@@ -97,6 +109,11 @@ def _split_tokens_backward(ctx: Any, grad_visible: Tensor, grad_masked: Tensor) 
         grad_visible, grad_masked, keep, masked, keep_pos, needs_tokens, needs_pos
     )
     return tokens if needs_tokens else None, None, None, pos if needs_pos else None, None
+
+
+def _restore_tokens(visible, mask_token, restore, pos_embed):
+    checks.restore("restore_tokens", visible, mask_token, restore, pos_embed)
+    return visible.new_empty(_shape(visible, restore))
 
 
 def _restore_tokens_backward_fake(grad, restore, kept, needs_pos):
@@ -122,6 +139,7 @@ def _restore_tokens_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
 
 
 def _gather_patches(images, index, patch_size, mean, std, dtype):
+    checks.images("gather_patches", images, index, patch_size)
     batch, channels, height, width = images.shape
     count = (height // patch_size) * (width // patch_size) if index is None else index.shape[1]
     return images.new_empty(batch, count, channels * patch_size**2, dtype=dtype)

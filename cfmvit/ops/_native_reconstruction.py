@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfmvit.ops import _checks as check
+from cfmvit.ops import _reconstruction_checks as checks
 from cfmvit.ops._native_masking import no_double_backward
 
 _OPS = torch.ops.cfmvit
@@ -17,9 +19,9 @@ def register() -> None:
     for name, fake in (
         ("masked_cosine_loss", _masked_cosine_loss),
         ("masked_cosine_loss_backward", lambda grad, pred, *_: pred.new_empty(pred.shape)),
-        ("linear_masked_cosine_loss", lambda hidden, *_: hidden.new_empty(hidden.shape[0], dtype=sum_type(hidden))),
+        ("linear_masked_cosine_loss", _linear_masked_cosine_loss),
         ("linear_masked_cosine_loss_backward", _linear_backward_fake),
-        ("masked_pixel_loss", lambda pred, images, index, *_: images.new_empty(index.shape)),
+        ("masked_pixel_loss", _masked_pixel_loss),
         ("masked_pixel_loss_backward", lambda grad, pred, *_: pred.new_empty(pred.shape)),
     ):
         torch.library.register_fake(f"cfmvit::{name}", fake)
@@ -38,6 +40,7 @@ def sum_type(x: Tensor) -> torch.dtype:
 
 
 def _masked_cosine_loss(pred: Tensor, target: Tensor, index: Tensor | None, eps: float) -> Tensor:
+    checks.cosine("masked_cosine_loss", pred, target, index)
     return pred.new_empty(pred.shape[:2] if index is None else index.shape, dtype=sum_type(pred))
 
 
@@ -48,6 +51,12 @@ def _cosine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _cosine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _OPS.masked_cosine_loss_backward(grad, *ctx.saved_tensors, ctx.eps), None, None, None
+
+
+def _linear_masked_cosine_loss(hidden, weight, bias, target, eps):
+    check.floating("linear_masked_cosine_loss", "hidden", hidden, 2, "(R, H)")
+    checks.linear("linear_masked_cosine_loss", hidden, weight, bias, target)
+    return hidden.new_empty(hidden.shape[0], dtype=sum_type(hidden))
 
 
 def _linear_backward_fake(grad, hidden, weight, bias, target, eps):
@@ -74,6 +83,11 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         None,
         None,
     )
+
+
+def _masked_pixel_loss(pred, images, index, patch_size, normalize):
+    checks.pixels("masked_pixel_loss", pred, images, index, patch_size)
+    return images.new_empty(index.shape)
 
 
 def _pixel_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

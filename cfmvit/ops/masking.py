@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cfmvit.ops import _checks as check
 from cfmvit.ops import _library, _native_masking
+from cfmvit.ops import _masking_checks as checks
 from cfmvit.ops.reference import masking as reference
 
 _OPS = torch.ops.cfmvit
@@ -64,8 +65,7 @@ def random_masking(
             device = generator.device
         noise = torch.rand(batch_size, num_tokens, generator=generator, device=device)
     check.floating(op, "noise", noise, 2, "(B, N)")
-    if noise.shape != (batch_size, num_tokens):
-        raise ValueError(f"{op}: noise must have shape {(batch_size, num_tokens)}, got {tuple(noise.shape)}")
+    check.shape(op, "noise", noise, (batch_size, num_tokens))
     if check.readable(noise) and noise.isnan().any():
         raise ValueError(f"{op}: noise must not hold NaN, got {int(noise.isnan().sum())}")
     kept = int(num_tokens * (1 - mask_ratio))
@@ -98,9 +98,9 @@ def gather_tokens(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "gather_tokens"
-    _tokens(op, tokens, pos_embed, keep_pos)
+    checks.tokens(op, tokens, pos_embed, keep_pos)
     check.index(op, "index", index, tokens.shape[0], tokens.shape[1])
-    check.same_device(op, tokens=tokens, index=index, pos_embed=pos_embed, keep_pos=keep_pos)
+    check.same_device(op, tokens=tokens, index=index)
     if _library.use_native(op, tokens, impl):
         return _OPS.gather_tokens(tokens, index, _like(pos_embed, tokens), keep_pos)
     return reference.gather_tokens(tokens, index, pos_embed, keep_pos)
@@ -119,15 +119,8 @@ def split_tokens(
     Args and errors as ``gather_tokens``; ``masking`` must hold each token once.
     """
     op = "split_tokens"
-    _tokens(op, tokens, pos_embed, keep_pos)
-    for name, value in zip(Masking._fields, masking):
-        check.index(op, f"masking.{name}", value, *tokens.shape[:2])
-    if masking.keep.shape[1] + masking.masked.shape[1] != tokens.shape[1]:
-        raise ValueError(
-            f"{op}: masking must hold each of {tokens.shape[1]} tokens once, got {masking.keep.shape[1]} visible and "
-            f"{masking.masked.shape[1]} masked"
-        )
-    check.same_device(op, tokens=tokens, masking=masking.keep, pos_embed=pos_embed, keep_pos=keep_pos)
+    checks.tokens(op, tokens, pos_embed, keep_pos)
+    checks.split(op, tokens, masking.keep, masking.masked)
     if _library.use_native(op, tokens, impl):
         return _OPS.split_tokens(tokens, masking.keep, masking.masked, _like(pos_embed, tokens), keep_pos)
     return (
@@ -159,17 +152,7 @@ def restore_tokens(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "restore_tokens"
-    check.floating(op, "visible", visible, 3, "(B, K, D)")
-    check.floating(op, "mask_token", mask_token, 1, "(D,)")
-    if mask_token.shape[0] != visible.shape[2]:
-        raise ValueError(f"{op}: mask_token must have shape ({visible.shape[2]},), got {tuple(mask_token.shape)}")
-    check.tensor(op, "restore", restore, 2, "(B, N)")
-    tokens = restore.shape[1]
-    check.index(op, "restore", restore, visible.shape[0], tokens, "(B, N)")
-    if visible.shape[1] > tokens:
-        raise ValueError(f"{op}: visible must have at most {tokens} tokens, as restore has, got {visible.shape[1]}")
-    _positions(op, pos_embed, tokens, visible.shape[2])
-    check.same_device(op, visible=visible, mask_token=mask_token, restore=restore, pos_embed=pos_embed)
+    checks.restore(op, visible, mask_token, restore, pos_embed)
     if _library.use_native(op, visible, impl):
         return _OPS.restore_tokens(visible, _like(mask_token, visible), restore, _like(pos_embed, visible))
     return reference.restore_tokens(visible, mask_token, restore, pos_embed)
@@ -201,12 +184,7 @@ def gather_patches(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "gather_patches"
-    check.tensor(op, "images", images, 4, "(B, C, H, W)")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise TypeError(f"{op}: images must be uint8 or floating point, got {images.dtype}")
-    count = _patches(op, images, patch_size)
-    if index is not None:
-        check.index(op, "index", index, images.shape[0], count)
+    checks.images(op, images, index, patch_size)
     stats = [_statistics(op, name, value, images) for name, value in (("mean", mean), ("std", std))]
     dtype = dtype or (images.dtype if images.is_floating_point() else torch.float32)
     if _library.use_native(op, images, impl):
@@ -218,37 +196,12 @@ def _like(value: Tensor | None, features: Tensor) -> Tensor | None:
     return None if value is None else value.to(features.dtype)
 
 
-def _tokens(op: str, tokens: Tensor, pos_embed: Tensor | None, keep_pos: Tensor | None) -> None:
-    check.floating(op, "tokens", tokens, 3, "(B, N, D)")
-    _positions(op, pos_embed, tokens.shape[1], tokens.shape[2])
-    if keep_pos is None:
-        return
-    check.tensor(op, "keep_pos", keep_pos, 1, "(B,)")
-    if keep_pos.dtype != torch.bool or keep_pos.shape[0] != tokens.shape[0]:
-        raise ValueError(
-            f"{op}: keep_pos must be bool of shape ({tokens.shape[0]},), got {keep_pos.dtype} {tuple(keep_pos.shape)}"
-        )
-
-
-def _positions(op: str, pos_embed: Tensor | None, tokens: int, width: int) -> None:
-    if pos_embed is None:
-        return
-    check.floating(op, "pos_embed", pos_embed, 2, "(N, D)")
-    if pos_embed.shape != (tokens, width):
-        raise ValueError(f"{op}: pos_embed must have shape {(tokens, width)}, got {tuple(pos_embed.shape)}")
-
-
-def _patches(op: str, images: Tensor, patch_size: int) -> int:
-    height, width = images.shape[-2:]
-    if patch_size < 1 or height % patch_size or width % patch_size:
-        raise ValueError(f"{op}: patch_size must divide the images' sides {height} x {width}, got {patch_size}")
-    return (height // patch_size) * (width // patch_size)
-
-
 def _statistics(op: str, name: str, value: Sequence[float] | Tensor | None, images: Tensor) -> Tensor | None:
     if value is None:
         return None
     values = torch.as_tensor(value, dtype=torch.float64, device=images.device)
     if values.shape != (images.shape[1],):
-        raise ValueError(f"{op}: {name} must have {images.shape[1]} entries, one a channel, got {tuple(values.shape)}")
+        raise ValueError(
+            f"{op}: {name} must have {images.shape[1]} entries, one a channel, got {tuple(values.shape)}"
+        )
     return values

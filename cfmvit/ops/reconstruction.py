@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cfmvit.ops import _checks as check
 from cfmvit.ops import _library, _native_reconstruction
-from cfmvit.ops.masking import _patches, gather_tokens
+from cfmvit.ops import _reconstruction_checks as checks
+from cfmvit.ops.masking import gather_tokens
 from cfmvit.ops.reference import reconstruction as reference
 
 _OPS = torch.ops.cfmvit
@@ -39,8 +40,8 @@ def masked_cosine_loss(
         target: of pred's shape.
         index: (B, M) int32 or int64: the tokens that count; all by default.
         weight: (B, M) floating, a factor on each token's loss; "mean" divides by the sum of weights.
-        reduction: "mean" (0 over no tokens), "sum" or "none".
-        eps: least norm; a zero vector has loss 1 and gradient 0.
+        reduction: "mean" (0 over no tokens or no weight), "sum" or "none".
+        eps: least norm, above 0; a zero vector has loss 1 and gradient 0.
 
     Returns:
         0-d, or (B, M) for "none"; float32 (float64 for float64 input).
@@ -49,16 +50,16 @@ def masked_cosine_loss(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "masked_cosine_loss"
-    check.floating(op, "pred", pred, 3, "(B, M, D)")
-    _target(op, target, tuple(pred.shape))
-    if index is not None:
-        check.index(op, "index", index, *pred.shape[:2], "(B, M)")
+    checks.cosine(op, pred, target, index)
+    checks.options(op, reduction, eps)
+    if weight is not None:
+        check.tensor(op, "weight", weight, 2, "(B, M)")
+        check.shape(op, "weight", weight, tuple((pred if index is None else index).shape[:2]))
     if _library.use_native(op, pred, impl):
-        dtype = torch.promote_types(pred.dtype, target.dtype)
-        losses = _OPS.masked_cosine_loss(pred.to(dtype), target.detach().to(dtype), index, eps)
+        losses = _OPS.masked_cosine_loss(pred, _target_for(pred.dtype, target), index, eps)
     else:
         losses = reference.masked_cosine_loss(_rows(pred, index), _rows(target, index), eps)
-    return _reduce(op, losses, weight, reduction)
+    return _reduce(losses, weight, reduction)
 
 
 def linear_masked_cosine_loss(
@@ -88,24 +89,21 @@ def linear_masked_cosine_loss(
     """
     op = "linear_masked_cosine_loss"
     check.floating(op, "hidden", hidden, 3, "(B, M, H)")
-    check.floating(op, "weight", weight, 2, "(D, H)")
-    if weight.shape[1] != hidden.shape[2]:
-        raise ValueError(f"{op}: weight must have shape (D, {hidden.shape[2]}), got {tuple(weight.shape)}")
-    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise ValueError(f"{op}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    _target(op, target, (*hidden.shape[:2], weight.shape[0]))
+    checks.linear(op, hidden, weight, bias, target)
+    checks.options(op, reduction, eps)
     if index is not None:
         check.index(op, "index", index, *hidden.shape[:2], "(B, M)")
         hidden, target = gather_tokens(hidden, index, impl=impl), gather_tokens(target, index, impl=impl)
     if _library.use_native(op, hidden, impl):
         dtype = _matmul_dtype(hidden)
-        flat = hidden.to(dtype).flatten(0, 1), target.detach().flatten(0, 1)
-        losses = _OPS.linear_masked_cosine_loss(
-            flat[0], weight.to(dtype), None if bias is None else bias.to(dtype), flat[1], eps
-        ).reshape(hidden.shape[:2])
+        bias = None if bias is None else bias.to(dtype)
+        rows, targets = hidden.to(dtype).flatten(0, 1), _target_for(dtype, target).flatten(0, 1)
+        losses = _OPS.linear_masked_cosine_loss(rows, weight.to(dtype), bias, targets, eps).reshape(
+            hidden.shape[:2]
+        )
     else:
         losses = reference.linear_masked_cosine_loss(hidden, weight, bias, target, eps)
-    return _reduce(op, losses, None, reduction)
+    return _reduce(losses, None, reduction)
 
 
 def masked_pixel_loss(
@@ -135,26 +133,22 @@ def masked_pixel_loss(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "masked_pixel_loss"
-    check.floating(op, "pred", pred, 3, "(B, N, P * P * C)")
-    check.floating(op, "images", images, 4, "(B, C, H, W)")
-    count = _patches(op, images, patch_size)
-    check.index(op, "index", index, images.shape[0], count, "(B, M)")
-    width = images.shape[1] * patch_size**2
-    if pred.shape[0] != images.shape[0] or pred.shape[2] != width or pred.shape[1] not in (count, index.shape[1]):
-        raise ValueError(
-            f"{op}: pred must have shape {(images.shape[0], count, width)} or {(images.shape[0], index.shape[1], width)}, "
-            f"got {tuple(pred.shape)}"
-        )
+    checks.pixels(op, pred, images, index, patch_size)
+    checks.options(op, reduction)
     if _library.use_native(op, pred, impl):
         pixels = images.detach().to(_native_reconstruction.sum_type(pred))
         losses = _OPS.masked_pixel_loss(pred, pixels, index, patch_size, normalize)
     else:
         losses = reference.masked_pixel_loss(pred, images, index, patch_size, normalize)
-    return _reduce(op, losses, None, reduction)
+    return _reduce(losses, None, reduction)
 
 
 def _rows(tokens: Tensor, index: Tensor | None) -> Tensor:
-    return tokens if index is None else tokens.gather(1, index.long().unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+    return (
+        tokens
+        if index is None
+        else tokens.gather(1, index.long().unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+    )
 
 
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
@@ -163,22 +157,28 @@ def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def _target(op: str, target: Tensor, shape: tuple[int, ...]) -> None:
-    check.floating(op, "target", target, 3, "(B, M, D)")
-    if tuple(target.shape) != shape:
-        raise ValueError(f"{op}: target must have shape {shape}, got {tuple(target.shape)}")
+def _target_for(dtype: torch.dtype, target: Tensor) -> Tensor:
+    """Return the target as the kernel reads it beside a prediction in ``dtype``: of one dtype, or one of them float32."""
+    wide = torch.promote_types(dtype, torch.float32)
+    readable = target.dtype in (dtype, wide) or (dtype == torch.float32 and target.dtype != torch.float64)
+    return target.detach() if readable else target.detach().to(wide)
 
 
-def _reduce(op: str, losses: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"{op}: reduction must be mean, sum or none, got {reduction!r}")
+def _reduce(losses: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
     if weight is not None:
-        if weight.shape != losses.shape:
-            raise ValueError(f"{op}: weight must have shape {tuple(losses.shape)}, got {tuple(weight.shape)}")
-        losses = losses * weight.to(losses.dtype)
+        weight = weight.to(losses.dtype)
+        losses = losses * weight
     if reduction == "none":
         return losses
-    total = losses.sum()
+    total = _sum(losses)
     if reduction == "sum" or not losses.numel():
         return total
-    return total / (losses.numel() if weight is None else weight.to(losses.dtype).sum())
+    if weight is None:
+        return total / losses.numel()
+    weights = _sum(weight)
+    return total / torch.where(weights == 0, 1, weights)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum (B, M) row by row: torch splits a sum to one number among threads, so its order would depend on them."""
+    return x.sum(1).sum()

@@ -7,12 +7,16 @@
 #include <array>
 #include <type_traits>
 
-#include "../stable.h"
+#include "half.h"
+#include "stable.h"
 
 namespace cfmvit::blocks {
 
 template <typename T>
-constexpr ScalarType kType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+constexpr ScalarType kType = std::is_same_v<T, double>     ? ScalarType::Double
+                             : std::is_same_v<T, BFloat16> ? ScalarType::BFloat16
+                             : std::is_same_v<T, Half>     ? ScalarType::Half
+                                                           : ScalarType::Float;
 
 struct Range {
   int64_t begin, end;

@@ -1,8 +1,5 @@
-// Drawing masks and moving tokens on the CPU. Each output row has one owner, so nothing is added twice or
+// Moving tokens on the CPU. Each output row has one owner, so nothing is added twice or
 // atomically, and the bits are the same for any number of threads.
-#include <array>
-#include <atomic>
-#include <cmath>
 #include <cstring>
 #include <tuple>
 
@@ -11,6 +8,7 @@
 #include "masking_checks.h"
 #include "rows.h"
 #include "stable.h"
+#include "views.h"
 
 namespace cfmvit {
 namespace {
@@ -40,29 +38,16 @@ class Inverse {
   std::vector<int64_t> head_, next_;
 };
 
-// Rows of a (B, K, D) tensor.
-template <typename S>
-struct Rows {
-  S* data;
-  int64_t sample, token;
-
-  S* at(int64_t b, int64_t j) const { return data + b * sample + j * token; }
-};
-
-template <typename S>
-Rows<S> view(const Tensor& x) {
-  return {data<S>(x), x.stride(0), x.stride(1)};
-}
-
 template <typename S>
 void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const bool* coins,
             const Tensor& out) {
   const int64_t count = out.size(1), width = out.size(2);
   const Rows<S> in = view<S>(tokens), to = view<S>(out);
+  const S* table = pos ? data<const S>(*pos) : nullptr;
   parallel(out.size(0) * count, width, [&](int64_t task) {
     const int64_t b = task / count, j = task % count, n = index(b, j);
-    if (pos && (!coins || coins[b])) {
-      CFMVIT_ROWS(add<S>)(to.at(b, j), in.at(b, n), data<S>(*pos) + n * width, width);
+    if (table && (!coins || coins[b])) {
+      CFMVIT_ROWS(add<S>)(to.at(b, j), in.at(b, n), table + n * width, width);
     } else {
       std::memcpy(to.at(b, j), in.at(b, n), width * sizeof(S));
     }
@@ -90,6 +75,19 @@ void scatter_row(S* out, const Inverse& inverse, const std::vector<Rows<S>>& gra
     }
     CFMVIT_ROWS(store<S>)(out, sum.data(), width);
   }
+}
+
+Tensor gather_named(const char* op, const char* name, Tensor tokens, const Tensor& index,
+                    const std::optional<Tensor>& pos_embed, const std::optional<Tensor>& keep_pos) {
+  check_tokens(op, "tokens", tokens);
+  const Index at = checked_index(op, name, index, tokens.size(0), tokens.size(1));
+  const Positions positions = checked_positions(op, tokens, pos_embed, keep_pos, tokens.size(1));
+  tokens = rows_of(tokens);
+  const Tensor out = like(tokens, {tokens.size(0), index.size(1), tokens.size(2)});
+  dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
+    gather<decltype(zero)>(tokens, at, positions.table(), positions.keep(), out);
+  });
+  return out;
 }
 
 // Gradients of tokens and positions from those of gathered rows; `sources` are pairs of a gradient and its
@@ -125,13 +123,14 @@ std::tuple<Tensor, Tensor> gather_backward(const char* op,
     std::vector<Rows<S>> from;
     for (const Tensor& grad : grads) from.push_back(view<S>(grad));
     if (needs_tokens) {
+      S* to = data<S>(grad_tokens);
       parallel(batch * places, width, [&](int64_t task) {
-        scatter_row<S>(data<S>(grad_tokens) + task * width, inverse, from, starts, task / places,
-                       task % places, width);
+        scatter_row<S>(to + task * width, inverse, from, starts, task / places, task % places, width);
       });
     }
     if (!needs_pos) return;
     const bool* coins = positions.keep();
+    S* to = data<S>(grad_pos);
     parallel(places, batch * width, [&](int64_t n) {
       std::vector<Sum<S>> sum(width, 0);
       for (int64_t b = 0; b < batch; ++b) {
@@ -142,99 +141,17 @@ std::tuple<Tensor, Tensor> gather_backward(const char* op,
           CFMVIT_ROWS(accumulate<S>)(sum.data(), from[s].at(b, entry - starts[s]), width);
         }
       }
-      CFMVIT_ROWS(store<S>)(data<S>(grad_pos) + n * width, sum.data(), width);
+      CFMVIT_ROWS(store<S>)(to + n * width, sum.data(), width);
     });
   });
   return {grad_tokens, grad_pos};
 }
 
-// A float as an unsigned integer of the same order; the two zeros are equal, as they are to argsort.
-uint64_t ordered(float x) {
-  const uint32_t bits = bits_of(x + 0.0f);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-uint64_t ordered(double x) {
-  uint64_t bits;
-  x += 0.0;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits >> 63 ? ~bits : bits | uint64_t{1} << 63;
-}
-
-// Stable least-significant-digit radix sort of one row: order[rank] = token.
-template <typename Real>
-void argsort(const Real* noise, int64_t stride, int64_t count, std::vector<uint64_t>& keys,
-             std::vector<uint32_t>& order, std::vector<uint32_t>& other) {
-  constexpr int kDigits = sizeof(Real);
-  std::array<std::array<uint32_t, 256>, kDigits> counts{};
-  for (int64_t n = 0; n < count; ++n) {
-    const uint64_t key = keys[n] = ordered(noise[n * stride]);
-    for (int d = 0; d < kDigits; ++d) ++counts[d][key >> (8 * d) & 255];
-    order[n] = static_cast<uint32_t>(n);
-  }
-  for (int d = 0; d < kDigits; ++d) {
-    uint32_t start = 0;
-    for (uint32_t& bucket : counts[d]) {
-      const uint32_t size = bucket;
-      bucket = start;
-      start += size;
-    }
-    for (int64_t n = 0; n < count; ++n) other[counts[d][keys[order[n]] >> (8 * d) & 255]++] = order[n];
-    std::swap(order, other);
-  }
-}
-
 }  // namespace
-
-std::tuple<Tensor, Tensor, Tensor> random_masking_cpu(Tensor noise, int64_t kept) {
-  CFMVIT_CHECK(noise.dim() == 2, "random_masking: noise must have 2 dimensions, got ", noise.dim());
-  const int64_t batch = noise.size(0), count = noise.size(1);
-  CFMVIT_CHECK(kept >= 0 && kept <= count, "random_masking: kept must lie in 0..", count, ", got ", kept);
-  const bool precise = noise.scalar_type() == ScalarType::Double;
-  if (!precise && noise.scalar_type() != ScalarType::Float)
-    noise = torch::stable::to(noise, ScalarType::Float);
-  const Tensor keep = like(noise, {batch, kept}, ScalarType::Long);
-  const Tensor masked = like(noise, {batch, count - kept}, ScalarType::Long);
-  const Tensor restore = like(noise, {batch, count}, ScalarType::Long);
-  std::atomic<bool> nan{false};
-  const auto run = [&](auto zero) {
-    using Real = decltype(zero);
-    parallel(batch, count * 32, [&](int64_t b) {
-      thread_local std::vector<uint64_t> keys;
-      thread_local std::vector<uint32_t> order, other;
-      keys.resize(count), order.resize(count), other.resize(count);
-      const Real* row = data<const Real>(noise) + b * noise.stride(0);
-      for (int64_t n = 0; n < count; ++n) {
-        if (std::isnan(row[n * noise.stride(1)])) nan = true;
-      }
-      argsort(row, noise.stride(1), count, keys, order, other);
-      for (int64_t rank = 0; rank < count; ++rank) {
-        const int64_t token = order[rank];
-        data<int64_t>(restore)[b * count + token] = rank;
-        if (rank < kept) {
-          data<int64_t>(keep)[b * kept + rank] = token;
-        } else {
-          data<int64_t>(masked)[b * (count - kept) + rank - kept] = token;
-        }
-      }
-    });
-  };
-  precise ? run(double{}) : run(float{});
-  CFMVIT_CHECK(!nan, "random_masking: noise must not hold NaN");
-  return {keep, masked, restore};
-}
 
 Tensor gather_tokens_cpu(Tensor tokens, Tensor index, std::optional<Tensor> pos_embed,
                          std::optional<Tensor> keep_pos) {
-  constexpr const char* op = "gather_tokens";
-  check_tokens(op, "tokens", tokens);
-  const Index at = checked_index(op, "index", index, tokens.size(0), tokens.size(1));
-  const Positions positions = checked_positions(op, tokens, pos_embed, keep_pos, tokens.size(1));
-  tokens = rows_of(tokens);
-  const Tensor out = like(tokens, {tokens.size(0), index.size(1), tokens.size(2)});
-  dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
-    gather<decltype(zero)>(tokens, at, positions.table(), positions.keep(), out);
-  });
-  return out;
+  return gather_named("gather_tokens", "index", tokens, index, pos_embed, keep_pos);
 }
 
 std::tuple<Tensor, Tensor> gather_tokens_backward_cpu(Tensor grad, Tensor index,
@@ -246,8 +163,9 @@ std::tuple<Tensor, Tensor> gather_tokens_backward_cpu(Tensor grad, Tensor index,
 
 std::tuple<Tensor, Tensor> split_tokens_cpu(Tensor tokens, Tensor keep, Tensor masked,
                                             std::optional<Tensor> pos_embed, std::optional<Tensor> keep_pos) {
-  return {gather_tokens_cpu(tokens, keep, pos_embed, keep_pos),
-          gather_tokens_cpu(tokens, masked, pos_embed, keep_pos)};
+  constexpr const char* op = "split_tokens";
+  return {gather_named(op, "masking.keep", tokens, keep, pos_embed, keep_pos),
+          gather_named(op, "masking.masked", tokens, masked, pos_embed, keep_pos)};
 }
 
 std::tuple<Tensor, Tensor> split_tokens_backward_cpu(Tensor grad_visible, Tensor grad_masked, Tensor keep,
@@ -276,11 +194,13 @@ Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore,
   dispatch_floating(op, visible.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const Rows<S> in = view<S>(visible), to = view<S>(out);
+    const S* mask = data<const S>(mask_token);
+    const S* table = positions.embed ? data<const S>(*positions.embed) : nullptr;
     parallel(batch * count, width, [&](int64_t task) {
       const int64_t b = task / count, n = task % count, k = from(b, n);
-      const S* row = k < kept ? in.at(b, k) : data<S>(mask_token);
-      if (positions.embed) {
-        CFMVIT_ROWS(add<S>)(to.at(b, n), row, data<S>(*positions.embed) + n * width, width);
+      const S* row = k < kept ? in.at(b, k) : mask;
+      if (table) {
+        CFMVIT_ROWS(add<S>)(to.at(b, n), row, table + n * width, width);
       } else {
         std::memcpy(to.at(b, n), row, width * sizeof(S));
       }
@@ -304,13 +224,13 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tens
       like(grad, needs_pos ? std::vector<int64_t>{count, width} : std::vector<int64_t>{0});
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const Rows<S> in = view<S>(grad);
+    const Rows<S> in = view<S>(grad), out = view<S>(grad_visible);
     std::vector<Sum<S>> partial(batch * width, 0);
     parallel(batch, count * width, [&](int64_t b) {
       for (int64_t n = 0; n < count; ++n) {
         const int64_t k = from(b, n);
         if (k < kept) {
-          std::memcpy(data<S>(grad_visible) + (b * kept + k) * width, in.at(b, n), width * sizeof(S));
+          std::memcpy(out.at(b, k), in.at(b, n), width * sizeof(S));
         } else {
           CFMVIT_ROWS(accumulate<S>)(partial.data() + b * width, in.at(b, n), width);
         }
@@ -322,10 +242,11 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tens
     }
     CFMVIT_ROWS(store<S>)(data<S>(grad_mask), total.data(), width);
     if (!needs_pos) return;
+    S* to = data<S>(grad_pos);
     parallel(count, batch * width, [&](int64_t n) {
       std::vector<Sum<S>> sum(width, 0);
       for (int64_t b = 0; b < batch; ++b) CFMVIT_ROWS(accumulate<S>)(sum.data(), in.at(b, n), width);
-      CFMVIT_ROWS(store<S>)(data<S>(grad_pos) + n * width, sum.data(), width);
+      CFMVIT_ROWS(store<S>)(to + n * width, sum.data(), width);
     });
   });
   return {grad_visible, grad_mask, grad_pos};
@@ -334,7 +255,6 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tens
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("random_masking", TORCH_BOX(&cfmvit::random_masking_cpu));
   m.impl("gather_tokens", TORCH_BOX(&cfmvit::gather_tokens_cpu));
   m.impl("gather_tokens_backward", TORCH_BOX(&cfmvit::gather_tokens_backward_cpu));
   m.impl("split_tokens", TORCH_BOX(&cfmvit::split_tokens_cpu));

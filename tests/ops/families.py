@@ -24,13 +24,17 @@ def values_and_grads(function: Function, inputs: Sequence[Tensor], seed: int = 3
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
     # clone() of a strided view keeps its values, not its strides: rebuild them.
     leaves = [
-        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x.detach()).requires_grad_(leaf.requires_grad)
+        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
+        .copy_(x.detach())
+        .requires_grad_(leaf.requires_grad)
         for x, leaf in zip(inputs, leaves)
     ]
     out = function(*leaves)
     outs = [x for x in (out if isinstance(out, tuple) else (out,)) if x.is_floating_point()]
     generator = torch.Generator().manual_seed(seed)
-    total = sum((x.double() * torch.rand(x.shape, generator=generator, dtype=torch.float64)).sum() for x in outs)
+    total = sum(
+        (x.double() * torch.rand(x.shape, generator=generator, dtype=torch.float64)).sum() for x in outs
+    )
     total.backward()
     return [x.detach() for x in outs] + [leaf.grad for leaf in leaves if leaf.requires_grad]
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
-from .families import TOLERANCES, assert_parity, assert_same_bits, strided
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from cfmvit import ops
+
+from .families import TOLERANCES, assert_parity, assert_same_bits, strided
 
 DTYPES = list(TOLERANCES)
 B, N, D = 3, 13, 37
@@ -44,8 +49,11 @@ def test_random_masking_gives_maes_indices(ratio: float, tokens: int, dtype: tor
     noise[0, ::2] = -0.0
     found = ops.random_masking(4, tokens, ratio, noise=noise, impl=impl)
     keep, restore = mae_random_masking(noise, ratio)
-    assert torch.equal(found.keep, keep) and torch.equal(found.restore, restore)
-    assert torch.equal(torch.cat([found.keep, found.masked], 1).gather(1, found.restore), torch.arange(tokens).expand(4, -1))
+    assert torch.equal(found.keep, keep)
+    assert torch.equal(found.restore, restore)
+    assert torch.equal(
+        torch.cat([found.keep, found.masked], 1).gather(1, found.restore), torch.arange(tokens).expand(4, -1)
+    )
 
 
 def test_random_masking_orders_infinities_and_strided_noise() -> None:
@@ -53,7 +61,8 @@ def test_random_masking_orders_infinities_and_strided_noise() -> None:
     noise[0, 3], noise[0, 4] = float("inf"), float("-inf")
     a, b = (ops.random_masking(2, 10, 0.5, noise=noise, impl=impl) for impl in ("native", "reference"))
     assert all(torch.equal(x, y) for x, y in zip(a, b))
-    assert a.keep[0, 0] == 4 and a.masked[0, -1] == 3
+    assert a.keep[0, 0] == 4
+    assert a.masked[0, -1] == 3
 
 
 def test_random_masking_is_reproducible_from_a_generator() -> None:
@@ -63,7 +72,9 @@ def test_random_masking_is_reproducible_from_a_generator() -> None:
 
 OPS: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
     "gather": (
-        lambda impl: lambda x, p: ops.gather_tokens(x, MASKING.masked, pos_embed=p, keep_pos=COINS, impl=impl),
+        lambda impl: (
+            lambda x, p: ops.gather_tokens(x, MASKING.masked, pos_embed=p, keep_pos=COINS, impl=impl)
+        ),
         (rand(B, N, D), rand(N, D, seed=1)),
     ),
     "gather_bare_int32": (
@@ -87,8 +98,8 @@ OPS: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
         (rand(B, 5, D), rand(D, seed=1)),
     ),
     "patches": (
-        lambda impl: lambda x: ops.gather_patches(
-            x, PATCHES, 5, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 0.5], impl=impl
+        lambda impl: (
+            lambda x: ops.gather_patches(x, PATCHES, 5, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 0.5], impl=impl)
         ),
         (rand(B, 3, 15, 20),),
     ),
@@ -107,8 +118,13 @@ def test_parity(case: str, dtype: torch.dtype) -> None:
 @CASES
 def test_gradcheck(case: str) -> None:
     make, inputs = OPS[case]
-    small = [x[..., :15, :4] if x.ndim > 1 and x.shape[-1] == D else x[..., :4] if x.shape[-1] == D else x for x in inputs]
-    assert torch.autograd.gradcheck(make("native"), [x.clone().requires_grad_() for x in small], fast_mode=True)
+    small = [
+        x[..., :15, :4] if x.ndim > 1 and x.shape[-1] == D else x[..., :4] if x.shape[-1] == D else x
+        for x in inputs
+    ]
+    assert torch.autograd.gradcheck(
+        make("native"), [x.clone().requires_grad_() for x in small], fast_mode=True
+    )
 
 
 @CASES
@@ -125,7 +141,9 @@ def test_strided_tokens_are_read_where_they_lie(case: str) -> None:
 
 
 def test_patches_of_bytes_and_of_strided_images() -> None:
-    pixels = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (2, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     expected = torch.nn.functional.unfold(pixels.double() / 255, 4, stride=4).transpose(1, 2)
     for dtype in DTYPES:
         found = ops.gather_patches(pixels, None, 4, dtype=dtype, impl="native")
@@ -133,7 +151,8 @@ def test_patches_of_bytes_and_of_strided_images() -> None:
         torch.testing.assert_close(found.double(), expected, **TOLERANCES[dtype])
     channels_last = pixels.to(memory_format=torch.channels_last)
     assert torch.equal(
-        ops.gather_patches(channels_last, None, 4, impl="native"), ops.gather_patches(pixels, None, 4, impl="native")
+        ops.gather_patches(channels_last, None, 4, impl="native"),
+        ops.gather_patches(pixels, None, 4, impl="native"),
     )
 
 
@@ -143,7 +162,8 @@ def test_empty_batches_and_masks(impl: str) -> None:
     assert ops.gather_tokens(torch.zeros(0, 4, 2), none.keep, impl=impl).shape == (0, 2, 2)
     all_masked = ops.random_masking(2, 4, 1.0, impl=impl)
     visible, masked = ops.split_tokens(torch.ones(2, 4, 3, requires_grad=True), all_masked, impl=impl)
-    assert visible.shape == (2, 0, 3) and masked.shape == (2, 4, 3)
+    assert visible.shape == (2, 0, 3)
+    assert masked.shape == (2, 4, 3)
     token = torch.ones(3, requires_grad=True)
     ops.restore_tokens(visible, token, all_masked.restore, impl=impl).sum().backward()
     assert torch.equal(token.grad, torch.full((3,), 8.0))
@@ -169,12 +189,12 @@ def test_offsets_beyond_two_to_the_31() -> None:
         (lambda: ops.gather_tokens(torch.zeros(2, 4), torch.tensor([[0]])), ValueError, r"tokens must have shape \(B, N, D\), got \(2, 4\)"),
         (lambda: ops.gather_tokens(torch.zeros(2, 4, 3, dtype=torch.int32), torch.tensor([[0], [0]])), TypeError, "tokens must be floating point"),
         (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.tensor([[0], [1]]), pos_embed=torch.zeros(5, 3)), ValueError, r"pos_embed must have shape \(4, 3\), got \(5, 3\)"),
-        (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.tensor([[0], [1]]), keep_pos=torch.ones(2)), ValueError, "keep_pos must be bool"),
+        (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.tensor([[0], [1]]), keep_pos=torch.ones(2)), TypeError, "keep_pos must be bool, got torch.float32"),
         (lambda: ops.gather_tokens([1], torch.tensor([[0]])), TypeError, "tokens must be a tensor, got list"),
         (lambda: ops.gather_tokens(torch.zeros(2, 4, 3), torch.tensor([[0], [1]]), impl="cuda"), ValueError, "impl must be None, 'native' or 'reference'"),
         (lambda: ops.split_tokens(torch.zeros(2, 4, 3), masking(batch=2, tokens=3)), ValueError, "masking must hold each of 4 tokens once"),
         (lambda: ops.restore_tokens(torch.zeros(2, 4, 3), torch.zeros(2), torch.zeros(2, 4, dtype=torch.int64)), ValueError, r"mask_token must have shape \(3,\)"),
-        (lambda: ops.restore_tokens(torch.zeros(1, 1, 3), torch.zeros(3), torch.tensor([[0, 0]])), RuntimeError, "restore must not repeat an entry, got 0 twice in row 0"),
+        (lambda: ops.restore_tokens(torch.zeros(1, 1, 3), torch.zeros(3), torch.tensor([[0, 0]])), ValueError, "restore must not repeat an entry, got 0 twice in row 0"),
         (lambda: ops.gather_patches(torch.zeros(1, 3, 8, 9), None, 4), ValueError, "patch_size must divide the images' sides 8 x 9, got 4"),
         (lambda: ops.gather_patches(torch.zeros(1, 3, 8, 8), None, 4, mean=[1.0]), ValueError, "mean must have 3 entries"),
         (lambda: ops.gather_patches(torch.zeros(1, 3, 8, 8, dtype=torch.int32), None, 4), TypeError, "images must be uint8 or floating point"),
@@ -185,10 +205,63 @@ def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> 
         call()
 
 
-def test_the_dispatcher_checks_too() -> None:
-    """Called past the Python functions, the ops read nothing out of bounds."""
-    with pytest.raises(RuntimeError, match=r"index must lie in 0\.\.3, got 9"):
-        torch.ops.cfmvit.gather_tokens(torch.zeros(1, 4, 3), torch.tensor([[9]]), None, None)
+def _message(call: Any) -> str:
+    """The sentence of the error, without what torch and the stack put around it."""
+    with pytest.raises((ValueError, TypeError, RuntimeError)) as caught:
+        call()
+    return re.search(r"\w+: .* must [^\n]*", str(caught.value)).group()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("gather_tokens", (torch.zeros(2, 4), torch.zeros(2, 1, dtype=torch.int64), None, None)),
+        ("gather_tokens", (torch.zeros(2, 4, 3), torch.zeros(3, 1, dtype=torch.int64), None, None)),
+        ("gather_tokens", (torch.zeros(2, 4, 3), torch.zeros(2, 1, dtype=torch.int64), torch.zeros(4, 2), None)),
+        ("gather_tokens", (torch.zeros(2, 4, 3), torch.zeros(2, 1, dtype=torch.int64), None, torch.ones(3, dtype=torch.bool))),
+        ("restore_tokens", (torch.zeros(2, 4, 3), torch.zeros(2), torch.zeros(2, 4, dtype=torch.int64), None)),
+        ("restore_tokens", (torch.zeros(2, 4, 3), torch.zeros(3), torch.zeros(2, 3, dtype=torch.int64) + torch.arange(3), None)),
+        ("gather_patches", (torch.zeros(1, 3, 8, 9), None, 4, None, None, torch.float32)),
+    ],
+)  # fmt: skip
+def test_kernels_and_fakes_say_the_same(name: str, arguments: tuple[Any, ...]) -> None:
+    op = getattr(torch.ops.cfmvit, name)
+    with FakeTensorMode() as mode:
+        faked = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in arguments]
+        said_by_fake = _message(lambda: op(*faked))
+    assert _message(lambda: op(*arguments)) == said_by_fake
+
+
+def test_kernels_read_nothing_out_of_bounds() -> None:
+    """Called past the Python functions, the ops look at the values themselves."""
+    index, message = torch.tensor([[9]]), r"must lie in 0\.\.3, got 9"
+    tokens, grad = torch.zeros(1, 4, 3), torch.zeros(1, 1, 3)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.cfmvit.gather_tokens(tokens, index, None, None)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.cfmvit.gather_tokens_backward(grad, index, None, 4, True, False)
+    with pytest.raises(RuntimeError, match=r"masking\.masked must lie in 0\.\.3, got 9"):
+        torch.ops.cfmvit.split_tokens(tokens, torch.tensor([[0, 1, 2]]), index, None, None)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.integers(0, 3),
+    count=st.integers(0, 40),
+    ratio=st.floats(0, 1),
+    width=st.integers(0, 35),
+    seed=st.integers(0, 99),
+)
+def test_restoring_undoes_splitting(batch: int, count: int, ratio: float, width: int, seed: int) -> None:
+    tokens, masked_token = rand(batch, count, width, seed=seed), rand(width, seed=seed + 1)
+    drawn = ops.random_masking(batch, count, ratio, generator=torch.Generator().manual_seed(seed))
+    visible, masked = ops.split_tokens(tokens, drawn, impl="native")
+    both = torch.cat([visible, masked], 1)
+    whole = ops.restore_tokens(both, masked_token, drawn.restore, impl="native")
+    assert torch.equal(whole, tokens)
+    part = ops.restore_tokens(visible, masked_token, drawn.restore, impl="native")
+    is_masked = torch.zeros(batch, count, dtype=torch.bool).scatter_(1, drawn.masked, True)
+    assert torch.equal(part, torch.where(is_masked[..., None], masked_token, tokens))
 
 
 @CASES
@@ -198,6 +271,24 @@ def test_compiles_in_one_graph(case: str) -> None:
     compiled = torch.compile(make(None), backend="aot_eager", fullgraph=True)
     expected = make(None)(*inputs)
     torch.testing.assert_close(compiled(*inputs), expected)
+
+
+def test_compiles_by_inductor_and_exports() -> None:
+    class Split(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pos_embed = torch.nn.Parameter(rand(N, 4).float())
+
+        def forward(self, tokens: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+            drawn = ops.random_masking(tokens.shape[0], N, 0.6, noise=noise)
+            return ops.split_tokens(tokens, drawn, pos_embed=self.pos_embed)
+
+    model, inputs = Split(), (rand(B, N, 4).float(), torch.rand(B, N))
+    expected = model(*inputs)
+    compiled = torch.compile(model, fullgraph=True)(*inputs)
+    exported = torch.export.export(model, inputs).module()(*inputs)
+    for found in (compiled, exported):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
 def _op(name: str, *arguments: Any) -> tuple[Any, tuple[Any, ...]]:

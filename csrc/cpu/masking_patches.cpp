@@ -5,6 +5,7 @@
 #include "dispatch.h"
 #include "rows.h"
 #include "stable.h"
+#include "views.h"
 
 namespace cfmvit {
 namespace {
@@ -51,16 +52,17 @@ template <typename In, typename Out>
 void cut(const Tensor& images, const Index* index, const Grid& grid, const Affine& affine,
          const Tensor& out) {
   const int64_t kept = out.size(1), size = grid.patch;
+  const Pixels<const In> in = pixels_of<const In>(images);
+  Out* first = data<Out>(out);
   parallel(out.size(0) * kept, grid.width(), [&](int64_t task) {
     const int64_t b = task / kept, n = index ? (*index)(b, task % kept) : task % kept;
-    Out* to = data<Out>(out) + task * grid.width();
+    Out* to = first + task * grid.width();
     for (int64_t c = 0; c < grid.channels; ++c) {
-      const In* from = data<const In>(images) + b * images.stride(0) + c * images.stride(1) +
-                       n / grid.columns * size * images.stride(2) + n % grid.columns * size;
+      const In* from = in.at(b, c, n / grid.columns * size, n % grid.columns * size);
       const auto scale = static_cast<Wider<In, Out>>(affine.scale[c]),
                  shift = static_cast<Wider<In, Out>>(affine.shift[c]);
       for (int64_t y = 0; y < size; ++y, to += size) {
-        CFMVIT_ROWS(affine<In, Out>)(to, from + y * images.stride(2), scale, shift, size);
+        CFMVIT_ROWS(affine<In, Out>)(to, from + y * in.row, scale, shift, size);
       }
     }
   });
@@ -112,6 +114,8 @@ Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int
   grad = torch::stable::contiguous(grad);
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
+    const S* rows = data<const S>(grad);
+    S* pixels = data<S>(out);
     parallel(batch * grid.count(), grid.width(), [&](int64_t task) {
       const int64_t b = task / grid.count(), n = task % grid.count();
       std::vector<Sum<S>> sum(patch_size);
@@ -120,10 +124,10 @@ Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int
         std::fill(sum.begin(), sum.end(), Sum<S>(0));
         for (const int64_t j : owners[task]) {
           CFMVIT_ROWS(accumulate<S>)
-          (sum.data(), data<const S>(grad) + (b * kept + j) * grid.width() + line * patch_size, patch_size);
+          (sum.data(), rows + (b * kept + j) * grid.width() + line * patch_size, patch_size);
         }
         for (Sum<S>& value : sum) value *= static_cast<Sum<S>>(affine.scale[c]);
-        S* to = data<S>(out) + ((b * channels + c) * height + n / grid.columns * patch_size + y) * width +
+        S* to = pixels + ((b * channels + c) * height + n / grid.columns * patch_size + y) * width +
                 n % grid.columns * patch_size;
         CFMVIT_ROWS(store<S>)(to, sum.data(), patch_size);
       }

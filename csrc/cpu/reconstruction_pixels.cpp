@@ -1,0 +1,144 @@
+// MAE's loss on the CPU: the target of a masked patch is cut out of the image and normalised in a thread's
+// own cache, so patches are never written.
+#include <cmath>
+#include <cstring>
+
+#include "checks.h"
+#include "dispatch.h"
+#include "rows.h"
+#include "views.h"
+
+namespace cfmvit {
+namespace {
+
+// Cuts patches in MAE's order (row, column, channel) and normalises them, in the type of sums.
+template <typename Real>
+struct Targets {
+  Pixels<const Real> images;
+  int64_t channels, columns, size;
+  bool normalize;
+
+  Targets(const Tensor& x, int64_t patch, bool normalized)
+      : images(pixels_of<const Real>(x)),
+        channels(x.size(1)),
+        columns(x.size(3) / patch),
+        size(patch),
+        normalize(normalized) {}
+
+  int64_t width() const { return channels * size * size; }
+
+  void operator()(int64_t b, int64_t n, Real* out) const {
+    for (int64_t y = 0; y < size; ++y) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const Real* row = images.at(b, c, n / columns * size + y, n % columns * size);
+        for (int64_t x = 0; x < size; ++x) out[(y * size + x) * channels + c] = row[x * images.column];
+      }
+    }
+    if (!normalize) return;
+    const int64_t count = width();
+    const Real mean = CFMVIT_ROWS(total<Real>)(out, count) / count;
+    const Real variance = CFMVIT_ROWS(spread<Real>)(out, mean, count) / (count - 1);
+    const Real scale = 1 / std::sqrt(variance + Real(1e-6));
+    CFMVIT_ROWS(affine<Real, Real>)(out, out, scale, -mean * scale, count);
+  }
+};
+
+struct Masked {
+  Index index;
+  bool all;  // pred has a row for each patch, not only for the masked ones
+
+  int64_t row(int64_t b, int64_t j) const { return all ? index(b, j) : j; }
+};
+
+Masked check_pixels(const char* op, const Tensor& pred, const Tensor& images, const Tensor& index,
+                    int64_t size) {
+  CFMVIT_CHECK(images.dim() == 4, op, ": images must have shape (B, C, H, W), got ", shape_text(images));
+  CFMVIT_CHECK(size > 0 && images.size(2) % size == 0 && images.size(3) % size == 0, op,
+               ": patch_size must divide the images' sides ", images.size(2), " x ", images.size(3), ", got ",
+               size);
+  const int64_t count = images.size(2) / size * (images.size(3) / size);
+  const Index at = checked_index(op, "index", index, images.size(0), count);
+  check_distinct(op, "index", at, images.size(0), index.size(1), count);
+  const int64_t rows = pred.dim() == 3 && pred.size(1) == count ? count : index.size(1);
+  check_shape(op, "pred", pred, {images.size(0), rows, images.size(1) * size * size});
+  CFMVIT_CHECK(images.scalar_type() == sum_type(pred), op,
+               ": images must be float32, or float64 with a float64 pred");
+  return {at, pred.size(1) == count};
+}
+
+// A buffer of the calling thread.
+template <typename Real>
+Real* scratch(int64_t count) {
+  thread_local std::vector<Real> buffer;
+  buffer.resize(count);
+  return buffer.data();
+}
+
+}  // namespace
+
+// pred (B, N or M, P * P * C), images (B, C, H, W), index (B, M) -> losses (B, M)
+Tensor masked_pixel_loss_cpu(Tensor pred, Tensor images, Tensor index, int64_t patch_size, bool normalize) {
+  constexpr const char* op = "masked_pixel_loss";
+  const Masked patches = check_pixels(op, pred, images, index, patch_size);
+  pred = rows_of(pred);
+  const int64_t masked = index.size(1), width = pred.size(2);
+  const Tensor losses = like(images, {pred.size(0), masked});
+  dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    using Real = Sum<S>;
+    const Targets<Real> targets(images, patch_size, normalize);
+    const Rows<const S> preds = view<const S>(pred);
+    Real* out = data<Real>(losses);
+    parallel(pred.size(0) * masked, 8 * width, [&](int64_t task) {
+      const int64_t b = task / masked, j = task % masked;
+      Real* target = scratch<Real>(width);
+      targets(b, patches.index(b, j), target);
+      out[task] = CFMVIT_ROWS(squared_distance<S>)(preds.at(b, patches.row(b, j)), target, width) / width;
+    });
+  });
+  return losses;
+}
+
+// grad (B, M) -> gradient of pred
+Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, Tensor index,
+                                      int64_t patch_size, bool normalize) {
+  constexpr const char* op = "masked_pixel_loss_backward";
+  const Masked patches = check_pixels(op, pred, images, index, patch_size);
+  const int64_t batch = pred.size(0), rows = pred.size(1), masked = index.size(1), width = pred.size(2);
+  check_shape(op, "grad", grad, {batch, masked});
+  CFMVIT_CHECK(grad.scalar_type() == images.scalar_type(), op, ": grad must have the losses' dtype");
+  pred = rows_of(pred), grad = torch::stable::contiguous(grad);
+  const Tensor out = like(pred, {batch, rows, width});
+  std::vector<int64_t> place(batch * rows, -1);  // which loss a row of pred has
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t j = 0; j < masked; ++j) place[b * rows + patches.row(b, j)] = j;
+  }
+  dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    using Real = Sum<S>;
+    const Targets<Real> targets(images, patch_size, normalize);
+    const Rows<const S> preds = view<const S>(pred);
+    const Real* upstream = data<const Real>(grad);
+    S* first = data<S>(out);
+    parallel(batch * rows, 8 * width, [&](int64_t task) {
+      const int64_t b = task / rows, j = place[task];
+      S* to = first + task * width;
+      if (j < 0) {
+        std::memset(to, 0, width * sizeof(S));
+        return;
+      }
+      Real* target = scratch<Real>(width);
+      targets(b, patches.index(b, j), target);
+      const Real factor = 2 * upstream[b * masked + j] / width;
+      CFMVIT_ROWS(combine<S, Real>)(to, factor, preds.at(b, task % rows), -factor, target, width);
+    });
+  });
+  return out;
+}
+
+}  // namespace cfmvit
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
+  m.impl("masked_pixel_loss", TORCH_BOX(&cfmvit::masked_pixel_loss_cpu));
+  m.impl("masked_pixel_loss_backward", TORCH_BOX(&cfmvit::masked_pixel_loss_backward_cpu));
+}
