@@ -45,9 +45,10 @@ def write_pretrained(
     tokenizer: Tokenizer | None,
 ) -> None:
     """Write the files into a fresh folder that takes the place of ``folder`` when all are there."""
-    save_file = require("safetensors.torch", extra="models").save_file
+    save = require("safetensors.torch", extra="models").save
     with atomic_dir(folder) as staging:
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, staging / WEIGHTS)
+        plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        (staging / WEIGHTS).write_bytes(save(plain))
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(staging / TOKENIZER)
