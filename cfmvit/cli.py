@@ -22,7 +22,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cfmvit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"cfmvit {arguments.command}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print(
+            f"cfmvit {arguments.command}: interrupted; --resume goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -41,22 +44,32 @@ def _parser() -> argparse.ArgumentParser:
     detect = commands.add_parser("detect", help="find objects named by words in an image")
     detect.add_argument("image", type=Path)
     detect.add_argument("--labels", required=True, help='comma-separated, for example "red cup, dog"')
-    detect.add_argument("--checkpoint", type=Path, help="a detector's folder; default: the small one that is shipped")
-    detect.add_argument("--output", type=Path, help="overlay to write; default: IMAGE.detected.png in this folder")
+    detect.add_argument(
+        "--checkpoint", type=Path, help="a detector's folder; default: the small one that is shipped"
+    )
+    detect.add_argument(
+        "--output", type=Path, help="overlay to write; default: IMAGE.detected.png in this folder"
+    )
     detect.add_argument("--threshold", type=float, default=0.3)
     detect.add_argument("--json", action="store_true", help="print the detections as JSON")
     detect.set_defaults(run=_detect)
 
     evaluate = commands.add_parser("evaluate", help="average precision of a detector, or of a results file")
     evaluate.add_argument("--annotations", type=Path, help="COCO or LVIS ground truth, with --results")
-    evaluate.add_argument("--results", type=Path, help="COCO results json; default: run --checkpoint on --data")
+    evaluate.add_argument(
+        "--results", type=Path, help="COCO results json; default: run --checkpoint on --data"
+    )
     evaluate.add_argument("--checkpoint", type=Path, help="a detector's folder")
     evaluate.add_argument("--data", help="coco:DIR, lvis:DIR, shards:GLOB or annotations.json@image_folder")
-    evaluate.add_argument("--output", type=Path, default=Path("runs/evaluate"), help="where results.json is written")
+    evaluate.add_argument(
+        "--output", type=Path, default=Path("runs/evaluate"), help="where results.json is written"
+    )
     evaluate.add_argument("--masks", action="store_true", help="evaluate masks too")
     evaluate.set_defaults(run=_evaluate)
 
-    demo = commands.add_parser("demo", help="make data, pretrain, finetune, evaluate, and write an HTML report")
+    demo = commands.add_parser(
+        "demo", help="make data, pretrain, finetune, evaluate, and write an HTML report"
+    )
     demo.add_argument("--preset", choices=("quick", "default", "full"), default="default")
     demo.add_argument("--output", type=Path, default=Path("runs/demo"))
     demo.set_defaults(run=_demo)
@@ -65,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("rest", nargs=argparse.REMAINDER)
     bench.set_defaults(run=_bench)
 
-    info = commands.add_parser("info", help="versions, what was built, and which implementation each op uses here")
+    info = commands.add_parser(
+        "info", help="versions, what was built, and which implementation each op uses here"
+    )
     info.set_defaults(run=_info)
     return parser
 
@@ -77,7 +92,9 @@ def _training_command(
     run: Callable[[argparse.Namespace], None],
 ) -> None:
     command = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}; overrides look like optim.lr=1e-3."
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}; overrides look like optim.lr=1e-3.",
     )
     command.add_argument("overrides", nargs="*", metavar="key=value")
     command.add_argument("--config", type=Path, help=".toml or .json; a run's config.json can be given back")
@@ -90,20 +107,35 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from cfmvit.pretrain import PretrainConfig, pretrain
     from cfmvit.training import load_config
 
-    pretrain(load_config(PretrainConfig, arguments.config, arguments.overrides), arguments.output, resume=arguments.resume)
+    pretrain(
+        load_config(PretrainConfig, arguments.config, arguments.overrides),
+        arguments.output,
+        resume=arguments.resume,
+    )
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
     from cfmvit.detection import FinetuneConfig, finetune
     from cfmvit.training import load_config
 
-    finetune(load_config(FinetuneConfig, arguments.config, arguments.overrides), arguments.output, resume=arguments.resume)
+    finetune(
+        load_config(FinetuneConfig, arguments.config, arguments.overrides),
+        arguments.output,
+        resume=arguments.resume,
+    )
 
 
 def _detect(arguments: argparse.Namespace) -> None:
     from cfmvit.detection.command import detect
 
-    detect(arguments.image, arguments.labels, arguments.checkpoint, arguments.output, arguments.threshold, arguments.json)
+    detect(
+        arguments.image,
+        arguments.labels,
+        arguments.checkpoint,
+        arguments.output,
+        arguments.threshold,
+        arguments.json,
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

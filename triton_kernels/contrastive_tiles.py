@@ -57,7 +57,7 @@ def _log_sum(b_logit, AXIS: tl.constexpr):
     return b_shift + tl.log2(tl.sum(tl.exp2(b_logit - tl.expand_dims(b_shift, AXIS)), AXIS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
 def lse_fwd_kernel(
     image, text, logit_scale,  # (B, D), (T, D), ()
     group_ids,  # (T,) int64; only with WITH_MAX
@@ -154,7 +154,7 @@ def pair_kernel(
     tl.store(positive + i_row, tl.sum(b_sum, 1) * tl.load(logit_scale).to(tl.float32), mask=i_row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
 def lse_bwd_kernel(
     image, text, logit_scale,  # (B, D), (T, D), ()
     row_lse, col_lse, row_grad, col_grad,  # (B,), (T,), (B,), (T,): natural log-sum-exps of negatives, their gradients
@@ -242,7 +242,7 @@ def _softplus(b_logit):
     return tl.maximum(b_logit, 0.0) + b_log, tl.where(b_logit > 0, 1.0, b_exp) / b_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
 def sigmoid_kernel(
     image, text, logit_scale, logit_bias, store_scale,  # (B, D), (T, D), (), (), ()
     grad_logit,  # (strip, T) in the features' dtype; only with WITH_GRAD

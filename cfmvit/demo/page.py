@@ -34,17 +34,42 @@ def write_page(outcome: Outcome) -> Path:
         "Detecting what no box ever showed",
         "A CFM-ViT was pretrained on images with captions, then a detector was finetuned on boxes of base categories only. "
         "Below it finds novel categories, named by words alone.",
-        [f"cfmvit {cfmvit.__version__}", f"torch {torch.__version__}", _machine(outcome), f"{minutes:.1f} min in all"],
+        [
+            f"cfmvit {cfmvit.__version__}",
+            f"torch {torch.__version__}",
+            _machine(outcome),
+            f"{minutes:.1f} min in all",
+        ],
     )
     report.cards(
         [
-            Card(_percent(novel_ap["pretrained"]), "novel AP50, pretrained", "categories without a single box", novel=True),
-            Card(_percent(novel_ap["from scratch"]), "novel AP50, from scratch", "same detector, same finetuning"),
-            Card(_percent(novel_ap["shuffled names"]), "novel AP50, shuffled names", "same boxes, names exchanged: chance"),
-            Card(_percent(outcome.metrics["pretrained"]["AP50_base"]), "base AP50, pretrained", "categories with boxes"),
+            Card(
+                _percent(novel_ap["pretrained"]),
+                "novel AP50, pretrained",
+                "categories without a single box",
+                novel=True,
+            ),
+            Card(
+                _percent(novel_ap["from scratch"]),
+                "novel AP50, from scratch",
+                "same detector, same finetuning",
+            ),
+            Card(
+                _percent(novel_ap["shuffled names"]),
+                "novel AP50, shuffled names",
+                "same boxes, names exchanged: chance",
+            ),
+            Card(
+                _percent(outcome.metrics["pretrained"]["AP50_base"]),
+                "base AP50, pretrained",
+                "categories with boxes",
+            ),
         ]
     )
-    report.section("Novel categories, found", "Images of the validation split; the detector was given all category names.")
+    report.section(
+        "Novel categories, found",
+        "Images of the validation split; the detector was given all category names.",
+    )
     report.legend().grid(_overlays(outcome), cell=300)
     report.section(
         "What the decoder imagines",
@@ -53,13 +78,25 @@ def write_page(outcome: Outcome) -> Path:
     )
     report.grid(_maps(outcome), cell=240)
     report.section("With and without pretraining")
-    report.svg(_comparison(outcome), caption="AP50 by group, and zero-shot accuracy of true boxes before any finetuning.")
-    report.table(outcome.metrics, caption="Average precision x 100, as LVIS computes it.", highlight=["APr", "AP50_novel"])
+    report.svg(
+        _comparison(outcome),
+        caption="AP50 by group, and zero-shot accuracy of true boxes before any finetuning.",
+    )
+    report.table(
+        outcome.metrics,
+        caption="Average precision x 100, as LVIS computes it.",
+        highlight=["APr", "AP50_novel"],
+    )
     report.section("Training")
-    runs = {name: outcome.folder / f"finetune-{name.replace(' ', '-')}" / "metrics.jsonl" for name in ("pretrained", "from scratch")}
+    runs = {
+        name: outcome.folder / f"finetune-{name.replace(' ', '-')}" / "metrics.jsonl"
+        for name in ("pretrained", "from scratch")
+    }
     pretraining = outcome.folder / "pretrain" / "metrics.jsonl"
     report.svg(
-        curves(pretraining, ("contrastive", "reconstruction"), title="pretraining losses", log=True, width=560),
+        curves(
+            pretraining, ("contrastive", "reconstruction"), title="pretraining losses", log=True, width=560
+        ),
         curves(runs, ("class",), title="finetuning: classification loss", width=560),
     )
     report.section("How it was made")

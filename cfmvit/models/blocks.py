@@ -27,7 +27,9 @@ class Attention(_timm.Attention):
         if x.device.type == "cpu":
             precise = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
             with torch.autocast("cpu", enabled=False):
-                out = F.scaled_dot_product_attention(*precise.unbind(0), attn_mask=attn_mask, is_causal=is_causal)
+                out = F.scaled_dot_product_attention(
+                    *precise.unbind(0), attn_mask=attn_mask, is_causal=is_causal
+                )
             out = out.to(qkv.dtype)
         else:
             out = F.scaled_dot_product_attention(*qkv.unbind(0), attn_mask=attn_mask, is_causal=is_causal)

@@ -106,11 +106,15 @@ class CFMViT(nn.Module):
         times = torch.zeros(batch, count, 1, device=images.device)
         for start in range(0, count, kept):
             rolled = order.roll(-start, dims=1)
-            rank = torch.empty_like(noise).scatter_(1, rolled, torch.arange(count, device=noise.device).to(noise).expand_as(noise))
+            rank = torch.empty_like(noise).scatter_(
+                1, rolled, torch.arange(count, device=noise.device).to(noise).expand_as(noise)
+            )
             masking = random_masking(batch, count, self.config.mask_ratio, noise=rank)
             visible = self.visual.encode(gather_tokens(tokens, masking.keep, pos_embed=positions))
             out = self.decoder.proj(self.decoder(visible, masking.restore, height, columns)).float()
-            hidden = torch.zeros(batch, count, 1, device=images.device).scatter_(1, masking.masked.unsqueeze(-1).long(), 1.0)
+            hidden = torch.zeros(batch, count, 1, device=images.device).scatter_(
+                1, masking.masked.unsqueeze(-1).long(), 1.0
+            )
             total = total + out * hidden
             times += hidden
         return total / times

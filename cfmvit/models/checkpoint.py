@@ -35,7 +35,9 @@ class Saved:
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
-            raise ValueError(f"from_pretrained: {self.folder / WEIGHTS} does not fit its {CONFIG}: {error}") from error
+            raise ValueError(
+                f"from_pretrained: {self.folder / WEIGHTS} does not fit its {CONFIG}: {error}"
+            ) from error
 
 
 def write_pretrained(
@@ -65,7 +67,9 @@ def read_pretrained(folder: str | os.PathLike[str]) -> Saved:
     path = Path(folder)
     for name in (WEIGHTS, CONFIG):
         if not (path / name).is_file():
-            raise FileNotFoundError(f"from_pretrained: {path} must be a folder with {WEIGHTS} and {CONFIG}; no {name} there")
+            raise FileNotFoundError(
+                f"from_pretrained: {path} must be a folder with {WEIGHTS} and {CONFIG}; no {name} there"
+            )
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:

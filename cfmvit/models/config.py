@@ -50,15 +50,27 @@ class ModelConfig:
             elif str(field.type).startswith("Literal"):
                 choices = [part.strip(" \"'") for part in str(field.type)[8:-1].split(",")]
                 check(field.name, getattr(self, field.name) in choices, f"be one of {', '.join(choices)}")
-        check("image_size", self.image_size % self.patch_size == 0, f"be a multiple of patch_size {self.patch_size}")
+        check(
+            "image_size",
+            self.image_size % self.patch_size == 0,
+            f"be a multiple of patch_size {self.patch_size}",
+        )
         check("width", self.width % 4 == 0, "be a multiple of 4 (sin-cos positions)")
         check("decoder_width", self.decoder_width % 4 == 0, "be a multiple of 4 (sin-cos positions)")
         for tower in ("", "text_", "decoder_"):
             heads = getattr(self, f"{tower}heads")
-            check(f"{tower}width", getattr(self, f"{tower}width") % heads == 0, f"be a multiple of {tower}heads {heads}")
+            check(
+                f"{tower}width",
+                getattr(self, f"{tower}width") % heads == 0,
+                f"be a multiple of {tower}heads {heads}",
+            )
         check("mask_ratio", 0 < self.mask_ratio < 1, "lie between 0 and 1, both excluded")
         check("ped_prob", 0 <= self.ped_prob <= 1, "lie between 0 and 1")
-        check("logit_scale_init", 0 < self.logit_scale_init <= self.logit_scale_max, "be positive, at most the maximum")
+        check(
+            "logit_scale_init",
+            0 < self.logit_scale_init <= self.logit_scale_max,
+            "be positive, at most the maximum",
+        )
 
     @property
     def grid(self) -> int:

@@ -24,7 +24,9 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.register_buffer("pos_embed", sincos_2d(width, self.grid, self.grid), persistent=False)
-        self.blocks = nn.ModuleList(make_block(width, config.decoder_heads) for _ in range(config.decoder_depth))
+        self.blocks = nn.ModuleList(
+            make_block(width, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         pixels = 3 * config.patch_size**2
         self.proj = nn.Linear(width, pixels if config.reconstruction == "pixel" else config.width)

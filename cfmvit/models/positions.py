@@ -24,5 +24,7 @@ def resize_positions(pos_embed: Tensor, grid: int, height: int, columns: int) ->
     if (height, columns) == (grid, grid):
         return pos_embed
     image = pos_embed.float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(image, size=(height, columns), mode="bilinear", align_corners=False, antialias=False)
+    resized = F.interpolate(
+        image, size=(height, columns), mode="bilinear", align_corners=False, antialias=False
+    )
     return resized.permute(0, 2, 3, 1).reshape(height * columns, -1).to(pos_embed.dtype)

@@ -72,14 +72,18 @@ class VisionTransformer(nn.Module):
         else:
             self.register_buffer("pos_embed", positions, persistent=False)
         attention = choose_attention(config.attention)
-        self.blocks = nn.ModuleList(make_block(self.width, config.heads, attention) for _ in range(self.depth))
+        self.blocks = nn.ModuleList(
+            make_block(self.width, config.heads, attention) for _ in range(self.depth)
+        )
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         self.blocks.apply(init_weights)
 
     def positions(self, images: Tensor) -> Tensor:
         """Return the positional embedding of these images' grid, (N, C)."""
         height, width = images.shape[-2:]
-        return resize_positions(self.pos_embed, self.grid, height // self.patch_size, width // self.patch_size)
+        return resize_positions(
+            self.pos_embed, self.grid, height // self.patch_size, width // self.patch_size
+        )
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Run the blocks and the final LN over any set of embedded tokens, (B, K, C) -> (B, K, C)."""
@@ -87,7 +91,9 @@ class VisionTransformer(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens)
 
-    def forward_features(self, images: Tensor, *, window: int = 0, global_blocks: Sequence[int] = ()) -> Tensor:
+    def forward_features(
+        self, images: Tensor, *, window: int = 0, global_blocks: Sequence[int] = ()
+    ) -> Tensor:
         """Encode whole images.
 
         Args:

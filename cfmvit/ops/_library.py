@@ -60,7 +60,9 @@ def why_not_native(op: str, device_type: str) -> str:
         return f"no native kernel for {device_type} tensors"
     if op in _native[device_type]:
         return ""
-    return (cuda_missing if device_type == "cuda" else "") or f"no native kernel for {device_type} tensors yet"
+    return (
+        cuda_missing if device_type == "cuda" else ""
+    ) or f"no native kernel for {device_type} tensors yet"
 
 
 def implementation(

@@ -44,4 +44,6 @@ class PretrainConfig:
     reconstruction_weight: float = 2.0
     device: str = "auto"
     optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500_000, precision="bf16", save_every=5000))
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=500_000, precision="bf16", save_every=5000)
+    )

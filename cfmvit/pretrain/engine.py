@@ -31,14 +31,20 @@ def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> C
         NonFiniteLossError: the loss became NaN or infinite.
     """
     if not config.data:
-        raise ValueError("pretrain: data must be given, as coco:DIR, lvis:DIR, shards:GLOB or captions.json@image_folder")
+        raise ValueError(
+            "pretrain: data must be given, as coco:DIR, lvis:DIR, shards:GLOB or captions.json@image_folder"
+        )
     print(format_config(config))
     device = choose_device(config.device)
     torch.manual_seed(config.loop.seed)
     options: dict[str, Any] = dict(config.model_options)
     image_size = options.get("image_size") or _image_size(config)
     dataset = open_captions(
-        config.data, split="train", image_size=image_size, augment=config.augment, crop_scale=config.crop_scale
+        config.data,
+        split="train",
+        image_size=image_size,
+        augment=config.augment,
+        crop_scale=config.crop_scale,
     )
     tokenizer = _tokenizer(config, output, dataset, resume)
     model = create_model(config.model, tokenizer=tokenizer, **options).to(device)

@@ -97,7 +97,9 @@ def gather_positions(index: Tensor, pos_embed: Tensor, keep_pos: Tensor) -> Tens
     return pos_embed[index.long()] * keep_pos[:, None, None].to(pos_embed.dtype)
 
 
-def _reconstruction(model: CFMViT, images: Tensor, masking: Masking, visible: Tensor, target: Tensor) -> Tensor:
+def _reconstruction(
+    model: CFMViT, images: Tensor, masking: Masking, visible: Tensor, target: Tensor
+) -> Tensor:
     """Return the mean reconstruction loss over masked tokens; target: (B, M, C), no gradient."""
     decoder, config = model.decoder, model.config
     height, columns = (side // config.patch_size for side in images.shape[-2:])

@@ -42,7 +42,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly anything on a damaged file
-        raise ValueError(f"resume: {path} is not a readable checkpoint ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"resume: {path} is not a readable checkpoint ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= state.keys():
         raise ValueError(f"resume: {path} is not a training checkpoint")
     return state

@@ -15,7 +15,9 @@ from cfmvit._io import atomic_write
 Config = TypeVar("Config")
 
 
-def load_config(cls: type[Config], file: str | Path | None = None, overrides: list[str] | None = None) -> Config:
+def load_config(
+    cls: type[Config], file: str | Path | None = None, overrides: list[str] | None = None
+) -> Config:
     """Build a ``cls`` from its defaults, then a file, then overrides; the last one wins.
 
     Args:
@@ -106,7 +108,9 @@ def _build(cls: type[Config], values: Any, prefix: str) -> Config:
     arguments = {}
     for key, value in values.items():
         if key not in names:
-            raise ValueError(f"config: unknown key {prefix}{key}; valid keys: {', '.join(prefix + n for n in names)}")
+            raise ValueError(
+                f"config: unknown key {prefix}{key}; valid keys: {', '.join(prefix + n for n in names)}"
+            )
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             arguments[key] = _build(hint, value, f"{prefix}{key}.")  # type: ignore[arg-type]
@@ -123,7 +127,12 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             return None
         if option is bool and isinstance(value, bool):
             return value
-        if option is int and isinstance(value, (int, float)) and not isinstance(value, bool) and int(value) == value:
+        if (
+            option is int
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and int(value) == value
+        ):
             return int(value)
         if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)

@@ -97,7 +97,9 @@ def fit(
             values = _accumulate(losses, batches, step, config, device, output)
             norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
             if not torch.isfinite(norm):
-                raise NonFiniteLossError(f"the gradient is not finite at step {step}: {norm.item()}; {_kept(output)}")
+                raise NonFiniteLossError(
+                    f"the gradient is not finite at step {step}: {norm.item()}; {_kept(output)}"
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             bar.update(config.accumulate * loader.batch_size)

@@ -38,7 +38,12 @@ def param_groups(
         scale = lr_scale(name)
         group = groups.setdefault(
             (scale, decayed),
-            {"params": [], "lr": lr * scale, "initial_lr": lr * scale, "weight_decay": weight_decay * decayed},
+            {
+                "params": [],
+                "lr": lr * scale,
+                "initial_lr": lr * scale,
+                "weight_decay": weight_decay * decayed,
+            },
         )
         group["params"].append(parameter)
     return list(groups.values())
@@ -52,7 +57,8 @@ def warmup_linear(warmup: int, total: int) -> Schedule:
 def warmup_cosine(warmup: int, total: int) -> Schedule:
     """Rise linearly over ``warmup`` steps, then fall to zero at ``total`` along half a cosine."""
     return _after_warmup(
-        warmup, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))
+        warmup,
+        lambda step: 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))),
     )
 
 

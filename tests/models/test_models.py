@@ -23,7 +23,9 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> CFMViT:
     torch.manual_seed(0)
-    return create_model("cfm_vit_tiny", tokenizer=tokenizer, width=32, heads=2, depth=3, text_width=32, text_heads=2).eval()
+    return create_model(
+        "cfm_vit_tiny", tokenizer=tokenizer, width=32, heads=2, depth=3, text_width=32, text_heads=2
+    ).eval()
 
 
 def images(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
@@ -42,7 +44,10 @@ def test_vit_b_has_the_known_number_of_weights() -> None:
     with torch.device("meta"):
         model = create_model("cfm_vit_b16", pos_embed="learned")
     blocks = 12 * (4 * 768**2 + 8 * 768**2 + (3 + 1 + 4 + 1) * 768 + 4 * 768)
-    assert sum(p.numel() for p in model.visual.parameters()) == blocks + 768 * (3 * 256 + 1) + 196 * 768 + 2 * 768
+    assert (
+        sum(p.numel() for p in model.visual.parameters())
+        == blocks + 768 * (3 * 256 + 1) + 196 * 768 + 2 * 768
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,11 @@ def test_vit_b_has_the_known_number_of_weights() -> None:
         ("cfm_vit_b61", {}, r"name must be one of .*, got 'cfm_vit_b61'; did you mean cfm_vit_b16\?"),
         ("cfm_vit_tiny", {"widht": 3}, r"unknown option 'widht'; valid options: name, image_size"),
         ("cfm_vit_tiny", {"image_size": 65}, r"image_size must be a multiple of patch_size 8, got 65"),
-        ("cfm_vit_tiny", {"reconstruction": "pixels"}, r"reconstruction must be one of feature, pixel, none, got 'pixels'"),
+        (
+            "cfm_vit_tiny",
+            {"reconstruction": "pixels"},
+            r"reconstruction must be one of feature, pixel, none, got 'pixels'",
+        ),
         ("cfm_vit_tiny", {"heads": 5}, r"width must be a multiple of heads 5, got 192"),
         ("cfm_vit_tiny", {"mask_ratio": 1.0}, r"mask_ratio must lie between 0 and 1"),
         ("cfm_vit_tiny", {"depth": 0}, r"depth must be at least 1, got 0"),
@@ -96,8 +105,12 @@ def test_patch_embedding_is_the_strided_convolution(model: CFMViT) -> None:
 
 def test_one_window_over_the_whole_grid_is_global_attention(model: CFMViT) -> None:
     expected = model.visual.forward_features(images())
-    torch.testing.assert_close(model.visual.forward_features(images(), window=8), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model.visual.forward_features(images(), window=10), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.visual.forward_features(images(), window=8), expected, atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        model.visual.forward_features(images(), window=10), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("height", [64, 72])
@@ -107,15 +120,18 @@ def test_windows_do_not_see_each_other(model: CFMViT, height: int) -> None:
     after = before.clone()
     after[..., :8, :8] = 0
     changed = [
-        (model.visual.forward_features(x, window=4) - model.visual.forward_features(y, window=4)).abs().amax(-1) > 1e-6
+        (model.visual.forward_features(x, window=4) - model.visual.forward_features(y, window=4))
+        .abs()
+        .amax(-1)
+        > 1e-6
         for x, y in [(before, after)]
     ][0].reshape(height // 8, 8)
     expected = torch.zeros_like(changed)
     expected[:4, :4] = True
     assert torch.equal(changed, expected)
-    spread = model.visual.forward_features(before, window=4, global_blocks=[2]) - model.visual.forward_features(
-        after, window=4, global_blocks=[2]
-    )
+    spread = model.visual.forward_features(
+        before, window=4, global_blocks=[2]
+    ) - model.visual.forward_features(after, window=4, global_blocks=[2])
     assert (spread.abs().amax(-1) > 1e-7).all()
 
 
@@ -179,7 +195,11 @@ def test_a_model_without_tokenizer_takes_ids(model: CFMViT) -> None:
 
 def test_save_and_load_give_the_same_embeddings(model: CFMViT, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "m")
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     again = CFMViT.from_pretrained(tmp_path / "m").eval()
     assert torch.equal(again.encode_image(images()), model.encode_image(images()))
     assert torch.equal(again.encode_text(CAPTIONS), model.encode_text(CAPTIONS))
@@ -187,7 +207,9 @@ def test_save_and_load_give_the_same_embeddings(model: CFMViT, tmp_path: Path) -
 
 
 def test_corrupt_checkpoints_are_named(model: CFMViT, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere must be a folder with model\.safetensors and config\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere must be a folder with model\.safetensors and config\.json"
+    ):
         CFMViT.from_pretrained(tmp_path / "nowhere")
     folder = tmp_path / "m"
     model.save_pretrained(folder)
@@ -219,4 +241,6 @@ def test_xformers_gives_the_same_numbers(model: CFMViT, tmp_path: Path) -> None:
     pytest.importorskip("xformers.ops", reason="xformers is not installed")
     model.save_pretrained(tmp_path / "m")
     other = CFMViT.from_pretrained(tmp_path / "m", attention="xformers").eval()
-    torch.testing.assert_close(other.encode_image(images()), model.encode_image(images()), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        other.encode_image(images()), model.encode_image(images()), atol=1e-5, rtol=1e-4
+    )

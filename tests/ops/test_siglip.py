@@ -75,7 +75,9 @@ def test_equals_open_clip() -> None:
         torch.testing.assert_close(a, e, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own access
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # opcheck's own access
 def test_gradcheck_and_opcheck() -> None:
     tensors = [x.requires_grad_() for x in inputs(5, width=4)]
     assert torch.autograd.gradcheck(siglip_loss, tensors)

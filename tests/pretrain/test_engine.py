@@ -15,7 +15,15 @@ from cfmvit.models import CFMViT
 from cfmvit.pretrain import OptimConfig, PretrainConfig, pretrain
 from cfmvit.training import LoopConfig, NonFiniteLossError
 
-TINY = {"width": 32, "heads": 2, "depth": 1, "text_width": 32, "text_heads": 2, "text_depth": 1, "decoder_width": 32}
+TINY = {
+    "width": 32,
+    "heads": 2,
+    "depth": 1,
+    "text_width": 32,
+    "text_heads": 2,
+    "text_depth": 1,
+    "decoder_width": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +87,18 @@ def test_the_losses_fall(scenes: str, tmp_path: Path) -> None:
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["reconstruction"] < 0.5 * records[0]["reconstruction"]
     assert sum(r["contrastive"] for r in records[-5:]) < sum(r["contrastive"] for r in records[:5])
-    assert {p.name for p in tmp_path.iterdir()} >= {"config.json", "tokenizer.json", "checkpoint.pt", "model", "tensorboard"}
+    assert {p.name for p in tmp_path.iterdir()} >= {
+        "config.json",
+        "tokenizer.json",
+        "checkpoint.pt",
+        "model",
+        "tensorboard",
+    }
 
 
-def test_a_poisoned_weight_stops_the_run_and_keeps_the_last_good_checkpoint(scenes: str, tmp_path: Path) -> None:
+def test_a_poisoned_weight_stops_the_run_and_keeps_the_last_good_checkpoint(
+    scenes: str, tmp_path: Path
+) -> None:
     pretrain(config(scenes, steps=3), tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     state["model"]["visual.norm.weight"][0] = torch.nan
@@ -95,7 +111,13 @@ def test_a_poisoned_weight_stops_the_run_and_keeps_the_last_good_checkpoint(scen
 
 def test_the_command_pretrains_on_real_captions(shared_data: Path, tmp_path: Path) -> None:
     options = [f"model_options.{key}={value}" for key, value in TINY.items()]
-    command = ["pretrain", f"data=coco:{shared_data / 'coco-tiny'}", "model=cfm_vit_tiny", *options, "batch_size=4"]
+    command = [
+        "pretrain",
+        f"data=coco:{shared_data / 'coco-tiny'}",
+        "model=cfm_vit_tiny",
+        *options,
+        "batch_size=4",
+    ]
     command += ["loop.steps=2", "optim.warmup=1", "device=cpu", "--output", str(tmp_path)]
     assert main(command) == 0
     assert CFMViT.from_pretrained(tmp_path / "model").encode_text(["a dog"]).shape == (1, 32)

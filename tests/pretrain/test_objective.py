@@ -23,7 +23,9 @@ def make(**options: Any) -> CFMViT:
 
 def batch(size: int = 3) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(size, 3, 64, 64, generator=generator), torch.randint(1, 300, (size, 6), generator=generator)
+    return torch.rand(size, 3, 64, 64, generator=generator), torch.randint(
+        1, 300, (size, 6), generator=generator
+    )
 
 
 def seeded() -> torch.Generator:
@@ -67,7 +69,9 @@ def test_the_loss_and_its_gradient_are_the_papers() -> None:
     list(itertools.product(["feature", "pixel", "none"], ["complementary", "full"])),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-def test_every_option_trains_every_weight_it_uses(reconstruction: str, contrastive_input: str, dtype: torch.dtype) -> None:
+def test_every_option_trains_every_weight_it_uses(
+    reconstruction: str, contrastive_input: str, dtype: torch.dtype
+) -> None:
     model = make(reconstruction=reconstruction, contrastive_input=contrastive_input, pos_embed="learned")
     images, ids = batch()
     images = images if dtype == torch.float32 else (images * 255).to(torch.uint8)

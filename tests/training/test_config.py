@@ -32,7 +32,9 @@ class Outer:
 def test_overrides_beat_the_file_which_beats_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('steps = 7\nname = "file"\n[inner]\nlr = 2\n')
-    config = load_config(Outer, file, ["name=1e5 words", "inner.kind=b", "options.depth=3", "limit=null", "scale=[0.2, 1]"])
+    config = load_config(
+        Outer, file, ["name=1e5 words", "inner.kind=b", "options.depth=3", "limit=null", "scale=[0.2, 1]"]
+    )
     assert config == Outer(7, "1e5 words", (0.2, 1.0), None, {"depth": 3}, Inner(2.0, "b"))
     assert isinstance(config.inner.lr, float)
 
@@ -41,7 +43,9 @@ def test_a_saved_config_comes_back_equal(tmp_path: Path) -> None:
     config = load_config(Outer, None, ["steps=9", "options.a=true"])
     save_config(config, tmp_path / "config.json")
     assert load_config(Outer, tmp_path / "config.json") == config
-    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(config)))
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(
+        json.dumps(dataclasses.asdict(config))
+    )
 
 
 def test_the_printed_config_can_be_given_back() -> None:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from cfmvit._io import atomic_dir, atomic_write
-from cfmvit.training import LoopConfig, NonFiniteLossError, fit, param_groups, warmup_cosine, warmup_linear, warmup_steps
+from cfmvit.training import (
+    LoopConfig,
+    NonFiniteLossError,
+    fit,
+    param_groups,
+    warmup_cosine,
+    warmup_linear,
+    warmup_steps,
+)
 
 
 class Batches:
@@ -75,7 +83,9 @@ def test_a_non_finite_loss_names_step_and_batch_and_keeps_the_checkpoint(tmp_pat
     run(tmp_path, steps=2)
     kept = (tmp_path / "checkpoint.pt").read_bytes()
     model = nn.Linear(3, 1)
-    with pytest.raises(NonFiniteLossError, match=r"step 2: .*nan.*sample-2.*last good checkpoint is .*checkpoint\.pt"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 2: .*nan.*sample-2.*last good checkpoint is .*checkpoint\.pt"
+    ):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
         fit(

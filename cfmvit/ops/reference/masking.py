@@ -34,10 +34,17 @@ def restore_tokens(visible: Tensor, mask_token: Tensor, restore: Tensor, pos_emb
 
 
 def gather_patches(
-    images: Tensor, index: Tensor | None, patch_size: int, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype
+    images: Tensor,
+    index: Tensor | None,
+    patch_size: int,
+    mean: Tensor | None,
+    std: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Normalise, unfold, gather."""
-    pixels = images.to(torch.promote_types(dtype, torch.float32) if not images.is_floating_point() else images.dtype)
+    pixels = images.to(
+        torch.promote_types(dtype, torch.float32) if not images.is_floating_point() else images.dtype
+    )
     if images.dtype == torch.uint8:
         pixels = pixels / 255
     if mean is not None:

@@ -31,7 +31,9 @@ def linear_masked_cosine_loss(
     return masked_cosine_loss(F.linear(hidden, weight, bias), target, eps)
 
 
-def masked_pixel_loss(pred: Tensor, images: Tensor, index: Tensor, patch_size: int, normalize: bool) -> Tensor:
+def masked_pixel_loss(
+    pred: Tensor, images: Tensor, index: Tensor, patch_size: int, normalize: bool
+) -> Tensor:
     """Return MAE's loss of each masked token, (B, M): the mean square over its pixels (He et al. 2022)."""
     dtype = torch.promote_types(pred.dtype, torch.float32)
     rows = index.long().unsqueeze(-1)
