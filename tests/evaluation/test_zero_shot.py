@@ -18,8 +18,10 @@ COLOURS = torch.eye(3)
 
 class _Visual(nn.Module):
     patch_size = 8
+    grid = 12
+    depth = 1
 
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+    def forward_features(self, images: torch.Tensor, **_: object) -> torch.Tensor:
         assert not torch.is_grad_enabled()
         return nn.functional.avg_pool2d(images.float(), self.patch_size).flatten(2).transpose(1, 2)
 
