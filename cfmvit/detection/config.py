@@ -151,7 +151,8 @@ def tiny_config(**overrides: object) -> DetectorConfig:
             mask_convs=1,
             mask_channels=32,
         ),
-        "scores": ScoreConfig(max_detections=100),
+        # Short pretraining ends with a temperature near 0.05; the paper's 0.01 would harden its unsure scores.
+        "scores": ScoreConfig(vlm_temperature=0.05, max_detections=100),
         **overrides,
     }
     return DetectorConfig(**settings)  # type: ignore[arg-type]

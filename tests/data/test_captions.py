@@ -177,7 +177,7 @@ def test_exif_orientation_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_is_corrupt() -> None:
-    with pytest.raises(CorruptSample, match="x.jpg is corrupt") as caught:
+    with pytest.raises(CorruptSample, match=r"x\.jpg is corrupt") as caught:
         decode_rgb(b"", "x.jpg")
     assert caught.value.path == "x.jpg"
 

@@ -50,7 +50,7 @@ def test_every_sample_comes_once_an_epoch_in_another_order() -> None:
 def test_samples_draw_anew_every_epoch() -> None:
     batches = take(make(Numbers(8)), 4)
     draws = [
-        dict(zip(sum((b["index"] for b in part), []), sum((b["draw"] for b in part), [])))
+        {index: draw for b in part for index, draw in zip(b["index"], b["draw"])}
         for part in (batches[:2], batches[2:])
     ]
     assert draws[0].keys() == draws[1].keys()
