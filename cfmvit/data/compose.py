@@ -149,7 +149,7 @@ def _annotate(
         {"id": c.id, "name": c.name, "synonyms": [c.name], "frequency": frequency[c.id]} for c in categories
     ]
     folder = root / "annotations"
-    for number, name in enumerate(_SPLITS):
+    for name in _SPLITS:
         size = getattr(config, name).size
         write_captions(folder / f"captions_{name}.json", name, pictures[name], size)
         write_lvis(
@@ -159,7 +159,6 @@ def _annotate(
             size,
             entries,
             unannotated={c.id for c in categories if c.novel} if name == "train" else set(),
-            rng=np.random.default_rng((config.seed, 3, number)),
         )
 
 

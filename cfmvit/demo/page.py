@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 import cfmvit
+from cfmvit._machine import device_name
 from cfmvit.data import open_detection
 from cfmvit.report import Card, Report, bars, curves, overlay, similarity_map
 from cfmvit.training import format_config
@@ -37,7 +37,7 @@ def write_page(outcome: Outcome) -> Path:
         [
             f"cfmvit {cfmvit.__version__}",
             f"torch {torch.__version__}",
-            _machine(outcome),
+            device_name(outcome.model.device),
             f"{minutes:.1f} min in all",
         ],
     )
@@ -76,7 +76,8 @@ def write_page(outcome: Outcome) -> Path:
         "Three quarters of the tokens are hidden; the decoder predicts their features in the joint space of images and "
         "texts. The cosine of a predicted feature with a text shows where the model believes that thing to be.",
     )
-    report.grid(_maps(outcome), cell=240)
+    for row in _maps(outcome):
+        report.grid(row, cell=280)
     report.section("With and without pretraining")
     report.svg(
         _comparison(outcome),
@@ -109,12 +110,6 @@ def write_page(outcome: Outcome) -> Path:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
-
-
-def _machine(outcome: Outcome) -> str:
-    if outcome.model.device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _dataset(outcome: Outcome) -> Any:
@@ -152,11 +147,11 @@ def best_of_each_place(found: Detections) -> Detections:
     return found[keep[scores[keep] >= 0.25 * scores.max()]] if len(keep) else found
 
 
-def _maps(outcome: Outcome) -> list[tuple[Any, str]]:
-    """Draw images and where the decoder's output resembles each of their objects."""
+def _maps(outcome: Outcome) -> list[list[tuple[Any, str]]]:
+    """Draw three images, each with where the decoder's output resembles two of its objects."""
     model, dataset = outcome.model, _dataset(outcome)
     names = [category.name for category in dataset.categories]
-    items: list[tuple[Any, str]] = []
+    rows: list[list[tuple[Any, str]]] = []
     for number in range(len(dataset)):
         sample = dataset.load(number, np.random.default_rng(0))
         labels = sample["labels"].unique().tolist()
@@ -167,12 +162,13 @@ def _maps(outcome: Outcome) -> list[tuple[Any, str]]:
         tokens = imagine(model, image.to(model.device), seed=number).cpu()
         with torch.no_grad():
             texts = model.encode_text([f"a photo of a {names[label]}" for label in labels[:2]]).cpu()
-        items.append((image, "the image"))
-        for label, text in zip(labels[:2], texts):
-            items.append((similarity_map(image, tokens, text, grid), names[label]))
-        if len(items) >= 9:
+        maps = [
+            (similarity_map(image, tokens, text, grid), names[label]) for label, text in zip(labels, texts)
+        ]
+        rows.append([(image, "the image"), *maps])
+        if len(rows) == 3:
             break
-    return items
+    return rows
 
 
 def imagine(model: CFMViT, image: Tensor, *, seed: int) -> Tensor:

@@ -14,6 +14,7 @@ from cfmvit.training import LoopConfig
 class Preset:
     """Data, pretraining and finetuning of one demo."""
 
+    name: str
     scenes: ScenesConfig
     pretrain: PretrainConfig
     finetune: FinetuneConfig
@@ -54,12 +55,14 @@ def _finetune(steps: int, *, batch_size: int = 8) -> FinetuneConfig:
     )
 
 
-PRESETS = {
-    "quick": Preset(_scenes(2000, 200, 40), _pretrain(220), _finetune(80)),
-    "default": Preset(_scenes(8000, 600, 100), _pretrain(700), _finetune(200)),
-    "full": Preset(
+_ALL = (
+    Preset("quick", _scenes(2000, 200, 40), _pretrain(220), _finetune(80)),
+    Preset("default", _scenes(8000, 600, 100), _pretrain(700), _finetune(200)),
+    Preset(
+        "full",
         _scenes(40_000, 3000, 300, shapes=8),
         _pretrain(8000, batch_size=128, width=192, heads=3, depth=6),
         _finetune(3000, batch_size=16),
     ),
-}
+)
+PRESETS = {preset.name: preset for preset in _ALL}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from cfmvit._io import atomic_write
+from cfmvit._machine import device_name
 from cfmvit.data import open_detection
 from cfmvit.data.scenes import make_scenes
 from cfmvit.demo.page import write_page
@@ -31,6 +33,7 @@ class Outcome:
     Attributes:
         metrics: AP by model, then metric: ``"pretrained"``, ``"from scratch"``.
         regions: zero-shot region accuracy by model, before any box was seen.
+        categories: how many there are, ``"all"`` and ``"novel"``.
         seconds: wall time by stage.
     """
 
@@ -41,6 +44,7 @@ class Outcome:
     model: CFMViT
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     regions: dict[str, dict[str, float]] = field(default_factory=dict)
+    categories: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -71,6 +75,7 @@ def demo(preset: str = "default", output: Path = Path("runs/demo")) -> Path:
         _evaluate(outcome, detectors, {"pretrained": model, "from scratch": scratch})
     with _timed("report", seconds):
         page = write_page(outcome)
+    _write_summary(outcome)
     print(format_table(outcome.metrics))
     print(f"report: {page}")
     return page
@@ -107,15 +112,32 @@ def _evaluate(outcome: Outcome, detectors: dict[str, Detector], models: dict[str
         classes = class_embeddings(models[name], names, preset.finetune.detector.templates)
         outcome.regions[name] = classify_regions(models[name], dataset, classes)
     outcome.metrics["shuffled names"] = evaluate_results(chance, dataset.annotations_path)["bbox"]
+    outcome.categories = {
+        "all": len(names),
+        "novel": sum(category.novel for category in dataset.categories),
+    }
+
+
+def _write_summary(outcome: Outcome) -> None:
     summary: dict[str, Any] = {
-        "metrics": outcome.metrics,
-        "zero_shot_regions": outcome.regions,
-        "categories": len(names),
-        "novel_categories": sum(category.novel for category in dataset.categories),
+        "preset": outcome.preset.name,
+        "device": device_name(outcome.model.device),
+        "torch": torch.__version__,
+        "metrics": _without_nan(outcome.metrics),
+        "zero_shot_regions": _without_nan(outcome.regions),
+        "categories": outcome.categories,
         "seconds": outcome.seconds,
     }
     with atomic_write(outcome.folder / "summary.json", "w") as file:
-        json.dump(summary, file, indent=2)
+        json.dump(summary, file, indent=2, allow_nan=False)
+
+
+def _without_nan(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """JSON has no NaN: groups without a box are null."""
+    return {
+        name: {key: value if math.isfinite(value) else None for key, value in row.items()}
+        for name, row in table.items()
+    }
 
 
 def _exchange_names(results: Path, ids: list[int]) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def _annotate(
     rare = _rare(config)
     frequency = frequencies(categories, pictures["train"], (rare, 10 * rare))
     entries = [_entry(category, frequency[category.id]) for category in categories]
-    for number, name in enumerate(_SPLITS[1:]):
+    for name in _SPLITS[1:]:
         write_lvis(
             folder / f"lvis_v1_{name}.json",
             name,
@@ -103,7 +103,6 @@ def _annotate(
             getattr(config, name).size,
             entries,
             unannotated={c.id for c in categories if c.novel} if name == "train" else set(),
-            rng=np.random.default_rng((config.seed, 3, number)),
         )
 
 
