@@ -6,16 +6,16 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, *, extra: str) -> ModuleType:
-    """Import ``module`` or say which extra of this package installs it.
+def require(module: str, *, extra: str = "", package: str = "") -> ModuleType:
+    """Import ``module`` or say which extra of this package, or which other package, installs it.
 
     Raises:
-        ImportError: the module is absent (or broken); the message names the extra.
+        ImportError: the module is absent (or broken); the message says what to install.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
+        name, wanted = module.partition(".")[0], package or f"cfmvit[{extra}]"
         raise ImportError(
-            f'cfmvit: this function needs {package} ({error}); install it with: pip install "cfmvit[{extra}]"'
+            f'cfmvit: this function needs {name} ({error}); install it with: pip install "{wanted}"'
         ) from error

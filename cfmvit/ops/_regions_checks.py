@@ -33,7 +33,7 @@ def floating(op: str, name: str, tensor: Tensor, dim: int) -> None:
         raise ValueError(f"{op}: {name} must have a non-empty map, got shape {tuple(tensor.shape)}")
 
 
-def levels(op: str, features: list[Tensor], strides: Sequence[float]) -> None:
+def levels(op: str, features: list[Tensor]) -> None:
     if not features:
         raise ValueError(f"{op}: features must have at least one level, got none")
     for level in features:
@@ -48,6 +48,9 @@ def levels(op: str, features: list[Tensor], strides: Sequence[float]) -> None:
                 f"{op}: features must have equal dtype and device on every level, "
                 f"got {features[0].dtype} on {features[0].device} and {level.dtype} on {level.device}"
             )
+
+
+def strides(op: str, features: list[Tensor], strides: Sequence[float]) -> None:
     if len(strides) != len(features):
         raise ValueError(
             f"{op}: strides must have one number for each of {len(features)} levels, got {len(strides)}"

@@ -115,7 +115,8 @@ def multilevel_roi_align(
     """
     op = "multilevel_roi_align"
     features = list(features)
-    checks.levels(op, features, strides)
+    checks.levels(op, features)
+    checks.strides(op, features, strides)
     bins = checks.sampling(op, output_size, sampling_ratio)
     canonical_scale = checks.scale(op, "canonical_scale", canonical_scale)
     rois = _rois(op, boxes, features[0], features[0].shape[0])

@@ -1,0 +1,14 @@
+"""Drop-ins: the names of other libraries, on the ops of this one.
+
+Same names, arguments, defaults, state dicts and errors as the originals; a module is imported with or without its peer. Results
+agree to rounding; losses come in float32 where the original rounds them to the features' dtype, and sums are float32 whatever
+the input. Patches (`install`) make unmodified code use the drop-ins, and undo themselves: call `.remove()`, or use them in
+a `with` statement.
+
+| theirs | ours | unmodified code |
+|---|---|---|
+| `open_clip.loss.ClipLoss`, `SigLipLoss` | `open_clip.ClipLoss`, `SigLipLoss` | `open_clip.install()`, `python -m cfmvit.integrations.open_clip ...` |
+| `torchvision.ops.roi_align`, `RoIAlign`, `MultiScaleRoIAlign` | same names in `torchvision` | `torchvision.install()` |
+
+What an op can't compute goes the original's way, and is said once in a warning.
+"""
