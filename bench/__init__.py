@@ -1,1 +1,1 @@
-"""Kernel microbenchmarks; installed as ``cfmvit.bench``, run by ``cfmvit bench``."""
+"""Kernel microbenchmarks; installed as ``cfmvit.bench``, run by ``cfmvit bench`` or ``python -m bench``."""

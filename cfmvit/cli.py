@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cfmvit import __version__
+from cfmvit.bench.options import add_options
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("runs/demo"))
     demo.set_defaults(run=_demo)
 
-    bench = commands.add_parser("bench", help="kernel microbenchmarks", add_help=False)
-    bench.add_argument("rest", nargs=argparse.REMAINDER)
+    bench = commands.add_parser("bench", help="measure the ops beside what they replace")
+    add_options(bench)
     bench.set_defaults(run=_bench)
 
     info = commands.add_parser(
@@ -165,9 +166,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from cfmvit.bench.run import main as bench
+    from cfmvit.bench.run import run
 
-    bench(arguments.rest)
+    run(arguments)
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,91 @@
+"""Contrastive losses: open_clip's, which hold the logits.
+
+Letters: B pairs, D width, ``item`` bytes of an element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cfmvit import ops
+from cfmvit.bench.draw import Draw
+from cfmvit.bench.registry import Case, Cost, Peer, Skip, benchmark, peer
+
+SIZES = {
+    "tiny": {"B": 7, "D": 16},
+    "small": {"B": 4096, "D": 512},
+    "large": {"B": 32768, "D": 768},
+    "huge": {"B": 65536, "D": 512},
+}
+GATE = {"large": "small", "huge": "small"}
+MOST_LOGITS = {"cpu": 2**29, "cuda": 2**31}  # of a peer that holds several matrices of them
+
+
+def _pairs(draw: Draw, B: int, D: int) -> dict[str, Tensor]:
+    """Draw features of unit length whose pairs lie near each other, as after training."""
+    image = draw.normal(B, D, dtype=torch.float32)
+    text = F.normalize(image + 1.5 * draw.normal(B, D, dtype=torch.float32), dim=1)
+    return {
+        "image": F.normalize(image, dim=1).to(draw.dtype),
+        "text": text.to(draw.dtype),
+        "logit_scale": torch.tensor(30.0, device=draw.device),
+    }
+
+
+def _open_clip(draw: Draw, B: int, loss: str) -> Peer | Skip:
+    if MOST_LOGITS[draw.device.type] < B * B:
+        return Skip(
+            f"its logits alone would take {B * B * draw.dtype.itemsize / 2**30:.0f} GiB, several times"
+        )
+    return peer("open_clip.loss", lambda library: _positional(getattr(library, loss)()))
+
+
+def _positional(loss: torch.nn.Module) -> Callable[..., Tensor]:
+    """Call a loss whose arguments have other names in ours' order: image, text, scale, bias."""
+    return lambda **inputs: loss(*inputs.values())
+
+
+def _eager(draw: Draw, B: int, run: Callable[..., Any]) -> dict[str, Peer]:
+    return {} if MOST_LOGITS[draw.device.type] < B * B else {"eager": Peer(run)}
+
+
+@benchmark("contrastive", gate_size=GATE, **SIZES)
+def info_nce(draw: Draw, B: int, D: int) -> Case:
+    """The loss of CLIP."""
+    item = draw.dtype.itemsize
+
+    def eager(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+        logits = logit_scale * image.float() @ text.float().T
+        pairs = torch.arange(B, device=image.device)
+        return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+
+    return Case(
+        inputs=_pairs(draw, B, D),
+        run=ops.info_nce,
+        truth=lambda **inputs: ops.info_nce(**inputs, impl="reference"),
+        forward=Cost(2 * B * D * item, 2 * B * B * D),
+        backward=Cost(4 * B * D * item, 6 * B * B * D),
+        gradients=("image", "text", "logit_scale"),
+        peers={"open_clip": _open_clip(draw, B, "ClipLoss"), **_eager(draw, B, eager)},
+    )
+
+
+@benchmark("contrastive", gate_size=GATE, **SIZES)
+def siglip_loss(draw: Draw, B: int, D: int) -> Case:
+    """The loss of SigLIP."""
+    item = draw.dtype.itemsize
+    inputs = _pairs(draw, B, D)
+    return Case(
+        inputs={**inputs, "logit_bias": torch.tensor(-10.0, device=draw.device)},
+        run=ops.siglip_loss,
+        truth=lambda **inputs: ops.siglip_loss(**inputs, impl="reference"),
+        forward=Cost(2 * B * D * item, 2 * B * B * D),
+        backward=Cost(4 * B * D * item, 4 * B * B * D),
+        gradients=("image", "text", "logit_scale", "logit_bias"),
+        peers={"open_clip": _open_clip(draw, B, "SigLipLoss")},
+    )

@@ -1,0 +1,36 @@
+"""Records: one JSON file a run, with the machine on top."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+_KEYS = ("schema", "machine", "ceilings", "results")
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a record, or raise ValueError for what is none."""
+    try:
+        record = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} must be a record of cfmvit bench, got text that is not JSON: {error}"
+        ) from None
+    if not isinstance(record, dict) or any(key not in record for key in _KEYS):
+        raise ValueError(f"{path} must be a record of cfmvit bench, got JSON without {', '.join(_KEYS)}")
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"{path} must be of schema {SCHEMA}, got {record['schema']}")
+    return record
+
+
+def key(result: dict[str, Any]) -> tuple[str, ...]:
+    """Return what tells a result from the others of a record."""
+    return tuple(str(result[name]) for name in ("op", "size", "dtype", "device", "pass"))

@@ -1,0 +1,105 @@
+"""What ``cfmvit bench`` does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cfmvit.bench import machine, record, tables
+from cfmvit.bench.measure import measure
+from cfmvit.bench.registry import DTYPES, FAMILIES, PASSES, Entry, load
+from cfmvit.progress import progress
+
+DEFAULT_SIZES = {"cpu": ("small", "any"), "cuda": ("large", "any")}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the options ask for: benchmarks, or a table or a comparison of records."""
+    if arguments.into is not None and arguments.table is None:
+        raise ValueError("--into must come with --table")
+    if arguments.compare:
+        print(tables.compare(*(record.read(path) for path in arguments.compare)), end="")
+    elif arguments.table is not None:
+        _table(arguments.table, arguments.into)
+    elif arguments.list:
+        for entry in load().values():
+            print(f"{entry.family:15} {entry.name:30} {', '.join(entry.sizes)}")
+    else:
+        _measure(arguments)
+
+
+def _table(path: Path, into: Path | None) -> None:
+    text = tables.table(record.read(path))
+    if into is None:
+        print(text, end="")
+    else:
+        tables.put_between_marks(into, text)
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device must be cpu here, got cuda: PyTorch sees no GPU")
+    _known("--dtype", arguments.dtype, DTYPES)
+    _known("--passes", arguments.passes or (), PASSES)
+    entries = _selected(arguments.ops)
+    sizes = arguments.size or DEFAULT_SIZES[device]
+    _known("--size", arguments.size or (), {size for entry in entries for size in entry.sizes})
+    jobs = [
+        (entry, size, dtype)
+        for entry in entries
+        for size in entry.sizes
+        if size in sizes
+        for dtype in arguments.dtype
+        if dtype in entry.dtypes
+    ]
+    if not jobs:
+        raise ValueError(
+            f"no op of {', '.join(arguments.ops)} has size {' or '.join(sizes)} in that dtype; see --list"
+        )
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    ceilings = machine.ceilings(device, [DTYPES[name] for name in arguments.dtype], arguments.seconds)
+    results: list[dict[str, Any]] = []
+    done = {
+        "schema": record.SCHEMA,
+        "machine": machine.header(device),
+        "ceilings": ceilings,
+        "results": results,
+    }
+    with progress(len(jobs), desc="bench", unit="case") as bar:
+        for entry, size, dtype in jobs:
+            bar.set_postfix_str(f"{entry.name} {size} {dtype}", refresh=sys.stderr.isatty())
+            results += measure(
+                entry,
+                size,
+                dtype,
+                device,
+                ceilings,
+                passes=arguments.passes,
+                seconds=arguments.seconds,
+                compiled=arguments.compile,
+            )
+            bar.update()
+    print(tables.table(done), end="")
+    if arguments.output is not None:
+        from cfmvit.bench.roofline import roofline
+
+        record.write(arguments.output, done)
+        arguments.output.with_suffix(".svg").write_text(roofline(done))
+
+
+def _selected(names: list[str]) -> list[Entry]:
+    entries = load()
+    _known("OP", names, {*entries, *FAMILIES})
+    return [entry for entry in entries.values() if not names or {entry.name, entry.family} & set(names)]
+
+
+def _known(option: str, names: Any, known: Any) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{option} must be of {', '.join(sorted(known))}, got {name!r}")
