@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cfmvit.triton_kernels import contrastive
 from torch import Tensor
 from torch.nn import functional as F
 
 from cfmvit.ops.reference import contrastive as reference
+from cfmvit.triton_kernels import contrastive
 
 # The interpreter is numpy, which warns of log2(0) for rows without negatives.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")

@@ -31,9 +31,9 @@ TEXTURES = (
 )
 SHAPES = (
     "circle",
-    "star",
-    "cross",
     "ring",
+    "cross",
+    "star",
     "square",
     "triangle",
     "heart",
