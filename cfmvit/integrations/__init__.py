@@ -9,6 +9,12 @@ a `with` statement.
 |---|---|---|
 | `open_clip.loss.ClipLoss`, `SigLipLoss` | `open_clip.ClipLoss`, `SigLipLoss` | `open_clip.install()`, `python -m cfmvit.integrations.open_clip ...` |
 | `torchvision.ops.roi_align`, `RoIAlign`, `MultiScaleRoIAlign` | same names in `torchvision` | `torchvision.install()` |
+| MAE's `random_masking`, the decoder's unshuffle, `forward_loss` | `mae.random_masking`, `unshuffle`, `forward_loss` | `mae.install(model)` |
+| `timm.layers.PatchDropout`, `PatchDropoutWithIndices`, `patch_dropout_forward` | same names in `timm` | `timm.install()` |
+| `detectron2.layers.ROIAlign` | `detectron2.ROIAlign` | `torchvision.install("detectron2")` |
+| `mmcv.ops.roi_align`, `RoIAlign` | same names in `mmcv` | |
+| `transformers`' `clip_loss`, `CLIPModel`'s loss | `huggingface.clip_loss`, of embeddings | `huggingface.install()` |
+| `ViTMAEEmbeddings.random_masking`, `ViTMAEForPreTraining.forward_loss` | `huggingface.random_masking`, `forward_loss` | `huggingface.install()` |
 
 What an op can't compute goes the original's way, and is said once in a warning.
 """

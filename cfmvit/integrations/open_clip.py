@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -107,10 +108,7 @@ class ClipLoss(nn.Module):
             reason = "ranks are gathered by Horovod"
         if reason:
             _fallback.say("ClipLoss", reason)
-            biased = {} if logit_bias is None else {"logit_bias": logit_bias}
-            logits = self.get_logits(image_features, text_features, logit_scale, **biased)
-            labels = self.get_ground_truth(image_features.device, logits[0].shape[0])
-            loss = sum(F.cross_entropy(x, labels) for x in logits) / 2
+            loss = _from_logits(self, image_features, text_features, logit_scale, logit_bias)
         elif self.world_size > 1:
             loss = _gathering.clip_loss(
                 image_features,
@@ -122,7 +120,14 @@ class ClipLoss(nn.Module):
                 self.world_size,
             )
         else:
-            loss = info_nce(image_features, text_features, scale, logit_bias=bias)
+            loss = _fallback.twice(
+                "ClipLoss",
+                lambda image, text, scale, *bias: info_nce(
+                    image, text, scale, logit_bias=bias[0] if bias else None
+                ),
+                partial(_from_logits, self),
+                *(x for x in (image_features, text_features, scale, bias) if x is not None),
+            )
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -187,13 +192,18 @@ class SigLipLoss(nn.Module):
         scale, bias = (_scalar(x, image_features) for x in (logit_scale, logit_bias))
         group = _gathering.whole_world(self.world_size) if self.world_size > 1 else None
         reason = _why_not("sigmoid_loss", image_features, scale, bias)
-        if reason and group is None:
-            _fallback.say("SigLipLoss", reason)
-            signs = self.get_ground_truth(image_features.device, image_features.dtype, len(image_features))
-            logits = self.get_logits(image_features, text_features, logit_scale, logit_bias)
-            loss = -F.logsigmoid(signs * logits).sum() / len(image_features)
-        else:
+        if group is not None:
             loss = siglip_loss(image_features, text_features, scale, bias, process_group=group)
+        elif reason:
+            _fallback.say("SigLipLoss", reason)
+            loss = _from_signs(self, image_features, text_features, logit_scale, logit_bias)
+        else:
+            loss = _fallback.twice(
+                "SigLipLoss",
+                siglip_loss,
+                partial(_from_signs, self),
+                *(x for x in (image_features, text_features, scale, bias) if x is not None),
+            )
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -226,6 +236,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = require("open_clip_train.main", package="open_clip_torch[training]")
     with install():
         training.main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _from_logits(loss: ClipLoss, image: Tensor, text: Tensor, *scalars: Tensor | float | None) -> Tensor:
+    """The original's way: two cross-entropies of logits. `scalars`: the scale and, if there is one, the bias."""
+    logits = loss.get_logits(image, text, *(x for x in scalars if x is not None))
+    labels = loss.get_ground_truth(image.device, logits[0].shape[0])
+    return sum(F.cross_entropy(x, labels) for x in logits) / 2
+
+
+def _from_signs(loss: SigLipLoss, image: Tensor, text: Tensor, *scalars: Tensor | float | None) -> Tensor:
+    """The original's way: a sigmoid of every logit. `scalars`: the scale and, if there is one, the bias."""
+    signs = loss.get_ground_truth(image.device, image.dtype, len(image))
+    return -F.logsigmoid(signs * loss.get_logits(image, text, *scalars)).sum() / len(image)
 
 
 def _scalar(value: Tensor | float | None, like: Tensor) -> Tensor | None:

@@ -51,7 +51,7 @@ def roi_align(
         ValueError, TypeError: another argument breaks the rules of `cfmvit.ops.roi_align`.
     """
     _check_boxes(boxes)
-    size = _pair(output_size)
+    size = pair(output_size)
     reason = _why_not("roi_align", input)
     if reason:
         _fallback.say("roi_align", reason)
@@ -64,6 +64,8 @@ def roi_align(
 
 class RoIAlign(nn.Module):
     """`torchvision.ops.RoIAlign`: see `roi_align`."""
+
+    shown = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
 
     def __init__(
         self,
@@ -83,8 +85,7 @@ class RoIAlign(nn.Module):
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
     def __repr__(self) -> str:
-        names = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)}' for name in self.shown)})"
 
 
 class LevelMapper:
@@ -138,7 +139,7 @@ class MultiScaleRoIAlign(nn.Module):
         super().__init__()
         self.featmap_names = featmap_names
         self.sampling_ratio = sampling_ratio
-        self.output_size = _pair(output_size)
+        self.output_size = pair(output_size)
         self.scales: list[float] | None = None
         self.map_levels: LevelMapper | None = None
         self.canonical_scale = canonical_scale
@@ -261,11 +262,20 @@ def _check_boxes(boxes: Tensor | Sequence[Tensor]) -> None:
         raise AssertionError(
             f"roi_align: boxes must be a tensor (R, 5) or a list of tensors (R_i, 4), got {type(boxes).__name__}"
         )
-    columns = 4 if several else 5
-    for some in boxes if several else [boxes]:
-        if some.dim() != 2 or some.shape[1] != columns:
-            wanted = "(R_i, 4) for each image" if several else "(R, 5)"
-            raise AssertionError(f"roi_align: boxes must have shape {wanted}, got {tuple(some.shape)}")
+    if not several:
+        check_rois("roi_align", boxes, "boxes")
+        return
+    for some in boxes:
+        if some.dim() != 2 or some.shape[1] != 4:
+            raise AssertionError(
+                f"roi_align: boxes must have shape (R_i, 4) for each image, got {tuple(some.shape)}"
+            )
+
+
+def check_rois(op: str, rois: Tensor, name: str = "rois") -> None:
+    """Raise unless `rois` is (R, 5)."""
+    if rois.dim() != 2 or rois.shape[1] != 5:
+        raise AssertionError(f"{op}: {name} must have shape (R, 5), got {tuple(rois.shape)}")
 
 
 def _for_each_image(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor | Sequence[Tensor]:
@@ -275,7 +285,8 @@ def _for_each_image(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor |
     return [*boxes, *[boxes[0][:0]] * (input.shape[0] - len(boxes))]
 
 
-def _pair(output_size: int | Sequence[int]) -> tuple[int, ...]:
+def pair(output_size: int | Sequence[int]) -> tuple[int, ...]:
+    """Return (P, Q) of `output_size`, which may be one number for both."""
     if hasattr(output_size, "__iter__"):
         return tuple(output_size)
     return (output_size, output_size)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfmvit.integrations import _fallback
 from cfmvit.integrations import open_clip as ours
 
 from .parity import assert_same, run
@@ -25,11 +24,6 @@ GENERATOR = torch.Generator().manual_seed(0)
 def features(rows: int = 33, width: int = 24, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     pair = torch.randn(2, rows, width, generator=GENERATOR, dtype=torch.float64)
     return [x.to(dtype) for x in F.normalize(pair + 0.3 * pair.flip(0), dim=-1)]
-
-
-@pytest.fixture(autouse=True)
-def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fallback, "_said", set())
 
 
 @pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
@@ -219,3 +213,28 @@ def test_command_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
         ImportError, match=r'needs open_clip_train .* pip install "open_clip_torch\[training\]"'
     ):
         ours.main([])
+
+
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+@pytest.mark.parametrize("bias", [None, -2.0])
+def test_second_derivatives_are_the_originals(name: str, bias: float | None) -> None:
+    inputs = [*features(dtype=torch.float64), torch.tensor(12.0, dtype=torch.float64)]
+    leaves = [x.requires_grad_() for x in inputs]
+    bias = None if bias is None else torch.tensor(bias, dtype=torch.float64)
+
+    def penalty(loss: Any) -> list[Tensor]:
+        grads = torch.autograd.grad(loss(*leaves, bias), leaves, create_graph=True)
+        return [*grads, *torch.autograd.grad(sum(x.square().sum() for x in grads), leaves)]
+
+    expected = penalty(getattr(theirs, name)())
+    with pytest.warns(UserWarning, match=f"{name}: a second derivative; computed as the original does"):
+        found = penalty(getattr(ours, name)())
+    assert_same(found, expected, torch.float64)
+
+
+def test_function_transforms_go_the_original_way() -> None:
+    image, text = features()
+    loss = lambda image: ours.ClipLoss()(image, text, torch.tensor(9.0))
+    with pytest.warns(UserWarning, match="ClipLoss: a function transform; computed as the original does"):
+        found = torch.func.grad(loss)(image)
+    torch.testing.assert_close(found / 2, run(loss, image)[1])  # half: its upstream gradient

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfmvit.integrations import _fallback
 from cfmvit.integrations import torchvision as ours
 
 from .parity import assert_same, run
@@ -19,11 +18,6 @@ torchvision = pytest.importorskip("torchvision")
 theirs = torchvision.ops
 GENERATOR = torch.Generator().manual_seed(0)
 SIZES = (80, 112)
-
-
-@pytest.fixture(autouse=True)
-def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fallback, "_said", set())
 
 
 def boxes_of(count: int, dtype: torch.dtype = torch.float32) -> Tensor:

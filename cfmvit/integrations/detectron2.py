@@ -1,0 +1,34 @@
+"""detectron2's RoIAlign layer, without detectron2: `ROIAlign`.
+
+detectron2's own layer calls torchvision's function: `cfmvit.integrations.torchvision.install("detectron2")` serves it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from cfmvit.integrations import torchvision
+
+
+class ROIAlign(torchvision.RoIAlign):
+    """`detectron2.layers.ROIAlign`, on `cfmvit.ops.roi_align`. Boxes keep their dtype, so they lose no digits to half maps."""
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool = True,
+    ) -> None:
+        super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Pool rois (R, 5), the number of their image first, of input (B, C, H, W): (R, C, P, Q).
+
+        Raises:
+            AssertionError: rois don't have that shape.
+        """
+        torchvision.check_rois("ROIAlign", rois)
+        return super().forward(input, rois)
