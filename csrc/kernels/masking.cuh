@@ -24,7 +24,7 @@ struct Rows {
   int64_t sample, token;
 
   template <int V>
-  CFMVIT_HD auto& pack(int64_t b, int64_t n, int64_t p) const {
+  __device__ auto& pack(int64_t b, int64_t n, int64_t p) const {
     using P = std::conditional_t<std::is_const_v<S>, const Pack<std::remove_const_t<S>, V>, Pack<S, V>>;
     return reinterpret_cast<P*>(data + b * sample + n * token)[p];
   }
@@ -40,7 +40,7 @@ struct GatherTokens {
   Rows<S> out;           // (B, K, D)
   int64_t places, entries, packs;
 
-  CFMVIT_HD void operator()(int64_t i) const {
+  __device__ void operator()(int64_t i) const {
     const int64_t p = i % packs, j = i / packs % entries, b = i / packs / entries, n = index(b, j);
     Pack<S, V> row;
     if (n < 0 || n >= places) {
@@ -66,7 +66,7 @@ struct GatherTokensBackward {
   Rows<S> out;         // (B, N, D)
   int64_t places, entries, packs;
 
-  CFMVIT_HD void operator()(int64_t i) const {
+  __device__ void operator()(int64_t i) const {
     const int64_t p = i % packs, n = i / packs % places, b = i / packs / places;
     Sum<S> sum[V] = {};
     for (int64_t j = 0; j < entries; ++j) {
@@ -88,7 +88,7 @@ struct PositionParts {
   Sum<S>* part;          // (parts, N * D)
   int64_t batch, row;    // row = N * D
 
-  CFMVIT_HD void operator()(int64_t i) const {
+  __device__ void operator()(int64_t i) const {
     const int64_t s = i / row, c = i % row, first = s * kSamplesPerPart;
     const int64_t end = first + kSamplesPerPart < batch ? first + kSamplesPerPart : batch;
     Sum<S> sum = 0;
@@ -106,7 +106,7 @@ struct PositionSum {
   S* grad_pos;         // (N * D)
   int64_t parts, row;
 
-  CFMVIT_HD void operator()(int64_t c) const {
+  __device__ void operator()(int64_t c) const {
     Sum<S> sum = 0;
     for (int64_t s = 0; s < parts; ++s) sum += part[s * row + c];
     narrow(sum, grad_pos[c]);
@@ -125,9 +125,9 @@ void with_packs(int64_t width, const void* a, const void* b, int64_t strides, co
   }
 }
 
-template <typename S, typename Stream>
+template <typename S>
 void gather_tokens(Rows<const S> tokens, Index index, const S* pos, const bool* coins, S* out, int64_t batch,
-                   int64_t places, int64_t entries, int64_t width, Stream stream) {
+                   int64_t places, int64_t entries, int64_t width, cudaStream_t stream) {
   const auto addresses = reinterpret_cast<uintptr_t>(out) | reinterpret_cast<uintptr_t>(pos);
   with_packs<S>(width, tokens.data, reinterpret_cast<const void*>(addresses), tokens.sample | tokens.token,
                 [&](auto v) {
@@ -138,9 +138,9 @@ void gather_tokens(Rows<const S> tokens, Index index, const S* pos, const bool* 
                 });
 }
 
-template <typename S, typename Stream>
+template <typename S>
 void gather_tokens_backward(Rows<const S> grad, Index index, S* out, int64_t batch, int64_t places,
-                            int64_t entries, int64_t width, Stream stream) {
+                            int64_t entries, int64_t width, cudaStream_t stream) {
   with_packs<S>(width, grad.data, out, grad.sample | grad.token, [&](auto v) {
     constexpr int V = decltype(v)::value;
     const GatherTokensBackward<S, V> body{grad,   index,   {out, places * width, width},
@@ -152,9 +152,9 @@ void gather_tokens_backward(Rows<const S> grad, Index index, S* out, int64_t bat
 inline int64_t position_parts(int64_t batch) { return (batch + kSamplesPerPart - 1) / kSamplesPerPart; }
 
 // part: scratch of position_parts(batch) * row sums
-template <typename S, typename Stream>
+template <typename S>
 void sum_positions(const S* grad_tokens, const bool* coins, Sum<S>* part, S* grad_pos, int64_t batch,
-                   int64_t row, Stream stream) {
+                   int64_t row, cudaStream_t stream) {
   const int64_t parts = position_parts(batch);
   for_each(parts * row, PositionParts<S>{grad_tokens, coins, part, batch, row}, stream);
   for_each(row, PositionSum<S>{part, grad_pos, parts, row}, stream);
