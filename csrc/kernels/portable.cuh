@@ -70,7 +70,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 #else
 template <typename T>
 T* dynamic_shared() {
-  return static_cast<T*>(emulation::dynamic_shared());
+  return static_cast<T*>(emulation::shared_memory());
 }
 
 template <typename... Params, typename... Args>

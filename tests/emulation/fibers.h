@@ -300,7 +300,7 @@ class Block {
   unsigned count_;
 };
 
-inline void* dynamic_shared() { return device.shared.get(); }
+inline void* shared_memory() { return device.shared.get(); }
 
 // 0xff bytes: a NaN of every float type, and -1. The static __shared__ arrays are the program's thread-local
 // storage.
