@@ -7,7 +7,7 @@
 namespace cfmvit {
 
 inline void check_contrastive(const char* op, const Tensor& image, const Tensor& text,
-                              const Tensor& logit_scale, int64_t label_offset) {
+                              const Tensor& logit_scale, std::optional<int64_t> label_offset) {
   CFMVIT_CHECK(image.dim() == 2 && text.dim() == 2 && image.size(1) == text.size(1), op,
                ": image and text must be matrices of equal width, got ", image.dim(), "-d and ", text.dim(),
                "-d of width ", image.size(image.dim() - 1), " and ", text.size(text.dim() - 1));
@@ -16,15 +16,30 @@ inline void check_contrastive(const char* op, const Tensor& image, const Tensor&
                                               type == ScalarType::Half || type == ScalarType::BFloat16),
                op, ": image and text must have one floating dtype, got ", type, " and ", text.scalar_type());
   CFMVIT_CHECK(logit_scale.dim() == 0, op, ": logit_scale must be 0-d, got ", logit_scale.dim(), "-d");
-  CFMVIT_CHECK(image.size(0) > 0 && label_offset >= 0 && text.size(0) >= image.size(0) + label_offset, op,
+  CFMVIT_CHECK(image.size(0) > 0 && text.size(0) > 0, op, ": image and text must not be empty, got ",
+               image.size(0), " and ", text.size(0), " rows");
+  if (!label_offset) return;
+  CFMVIT_CHECK(*label_offset >= 0 && text.size(0) >= image.size(0) + *label_offset, op,
                ": text must have at least image rows + label_offset rows, got ", text.size(0), " rows for ",
-               image.size(0), " + ", label_offset);
+               image.size(0), " + ", *label_offset);
 }
 
-inline void check_groups(const char* op, const Tensor& text, const std::optional<Tensor>& group_ids) {
-  if (!group_ids) return;
-  CFMVIT_CHECK(group_ids->dim() == 1 && group_ids->size(0) == text.size(0), op,
-               ": group_ids must have one id per text, got ", group_ids->numel(), " for ", text.size(0));
+inline void check_groups(const char* op, const Tensor& image, const Tensor& text,
+                         const std::optional<Tensor>& image_groups,
+                         const std::optional<Tensor>& text_groups) {
+  CFMVIT_CHECK(image_groups.has_value() == text_groups.has_value(), op,
+               ": image_groups and text_groups must both be given or neither");
+  if (!image_groups) return;
+  for (const auto& [groups, rows, name] :
+       {std::tuple{&*image_groups, image.size(0), "image"}, {&*text_groups, text.size(0), "text"}}) {
+    CFMVIT_CHECK(groups->dim() == 1 && groups->size(0) == rows, op, ": ", name,
+                 "_groups must have one id per row, got ", groups->numel(), " for ", rows);
+  }
+}
+
+// Where the pair of image 0 stands among the texts; beyond all of them if there are no pairs.
+inline int64_t first_pair(std::optional<int64_t> label_offset, const Tensor& text) {
+  return label_offset.value_or(text.size(0));
 }
 
 }  // namespace cfmvit

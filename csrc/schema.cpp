@@ -109,23 +109,23 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "bool renormalize) -> Tensor");
 
   // contrastive: log-sum-exp over the negatives of each row and column of image @ text.T * logit_scale.
-  // image (B, D), text (T, D), logit_scale (), group_ids (T,)
+  // image (B, D), text (T, D), logit_scale (), label_offset: none where no text belongs to an image,
+  // image_groups (B,), text_groups (T,)
   // -> positive (B,), image_lse (B,), text_lse (T,), image_max (B,), text_max (T,)
   m.def(
-      "contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, SymInt label_offset, Tensor? "
-      "group_ids) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, SymInt? label_offset, Tensor? "
+      "image_groups, Tensor? text_groups) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "contrastive_lse_backward(Tensor image, Tensor text, Tensor logit_scale, SymInt label_offset, Tensor "
+      "contrastive_lse_backward(Tensor image, Tensor text, Tensor logit_scale, SymInt? label_offset, Tensor "
       "image_lse, "
       "Tensor text_lse, Tensor grad_positive, Tensor grad_image_lse, Tensor grad_text_lse, bool needs_image, "
-      "bool needs_text) -> (Tensor, Tensor, Tensor)");
+      "bool needs_text, bool full_precision) -> (Tensor, Tensor, Tensor)");
 
   // contrastive: sum of softplus(-+logit) over all pairs of image (B, D) and text (T, D), with its gradients
   // by image, text (of no elements where not needed), scale and bias in float32 or float64; and those times
   // the gradient of the loss.
   m.def(
-      "sigmoid_loss(Tensor image, Tensor text, Tensor logit_scale, Tensor logit_bias, SymInt label_offset, "
+      "sigmoid_loss(Tensor image, Tensor text, Tensor logit_scale, Tensor logit_bias, SymInt? label_offset, "
       "bool needs_image, bool needs_text) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "sigmoid_loss_backward(Tensor grad, Tensor image, Tensor text, Tensor logit_scale, Tensor logit_bias, "

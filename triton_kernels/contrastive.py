@@ -41,7 +41,12 @@ def config_for(dtype: torch.dtype, width: int, capability: int, pass_: str) -> C
 
 
 def contrastive_lse(
-    image: Tensor, text: Tensor, logit_scale: Tensor, label_offset: int, group_ids: Tensor | None = None
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    label_offset: int | None,
+    image_groups: Tensor | None = None,
+    text_groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute `cfmvit::contrastive_lse` (see cfmvit.ops.reference.contrastive) of bf16, fp16 or fp32 features."""
     image, text = image.contiguous(), text.contiguous()
@@ -49,8 +54,10 @@ def contrastive_lse(
     config = _config(image, "forward")
     vector = lambda *shape: image.new_empty(shape, dtype=torch.float32)
     positive = _pairs(image, text, logit_scale, label_offset)
+    first_pair = _first_pair(label_offset, text)
     image_lse, text_lse = vector(images), vector(texts)
-    with_max = group_ids is not None
+    with_max = text_groups is not None
+    groups = (image_groups, text_groups) if with_max else (image, image)
     image_max, text_max = vector(images if with_max else 0), vector(texts if with_max else 0)
 
     strips = _cdiv(images, FORWARD_STRIP)
@@ -63,8 +70,8 @@ def contrastive_lse(
         row_max_part = torch.empty_like(row_part) if with_max else row_part
         col_max_part = torch.empty_like(col_part) if with_max else col_part
         tiles.lse_fwd_kernel[(tiles_m * tiles_n,)](
-            image, text, logit_scale, group_ids if with_max else image, row_part, col_part, row_max_part, col_max_part,
-            first, end, strip, texts, width, label_offset, WITH_MAX=with_max, **_options(config, image),
+            image, text, logit_scale, *groups, row_part, col_part, row_max_part, col_max_part,
+            first, end, strip, texts, width, first_pair, WITH_MAX=with_max, **_options(config, image),
         )  # fmt: skip
         _merge(row_part, image_lse[first:end], to_natural=True)
         _merge(col_part, text_lse if strips == 1 else col_lse[i], to_natural=strips == 1)
@@ -82,7 +89,7 @@ def contrastive_lse_backward(
     image: Tensor,
     text: Tensor,
     logit_scale: Tensor,
-    label_offset: int,
+    label_offset: int | None,
     image_lse: Tensor,
     text_lse: Tensor,
     grad_positive: Tensor,
@@ -90,6 +97,7 @@ def contrastive_lse_backward(
     grad_text_lse: Tensor,
     needs_image: bool,
     needs_text: bool,
+    full_precision: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `cfmvit::contrastive_lse_backward`."""
     image, text = image.contiguous(), text.contiguous()
@@ -103,13 +111,14 @@ def contrastive_lse_backward(
     def launch(tiles_of_strip: int, i: int, first: int, end: int, grad_logit: Tensor) -> None:
         tiles.lse_bwd_kernel[(tiles_of_strip,)](
             image, text, logit_scale, image_lse, text_lse, row_grad, col_grad, store_scale, grad_logit, grad_scale[i],
-            first, end, text.shape[0], image.shape[1], label_offset,
+            first, end, text.shape[0], image.shape[1], sweep.first_pair,
             WITH_GRAD=needs_image or needs_text, **sweep.options,
         )  # fmt: skip
 
     grad_image, grad_text = sweep.run(
-        launch, grad_positive, logit_scale, store_scale, needs_image, needs_text, image.dtype
-    )
+        launch, grad_positive, logit_scale, store_scale, needs_image, needs_text,
+        torch.float32 if full_precision else image.dtype,
+    )  # fmt: skip
     pairs = _pairs(image, text, torch.ones_like(logit_scale), label_offset)
     total = grad_scale.sum(dtype=torch.float64) + (pairs.double() * grad_positive).sum()
     return grad_image, grad_text, total.to(logit_scale.dtype)
@@ -120,7 +129,7 @@ def sigmoid_loss(
     text: Tensor,
     logit_scale: Tensor,
     logit_bias: Tensor,
-    label_offset: int,
+    label_offset: int | None,
     needs_image: bool,
     needs_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -134,7 +143,7 @@ def sigmoid_loss(
     def launch(tiles_of_strip: int, i: int, first: int, end: int, grad_logit: Tensor) -> None:
         tiles.sigmoid_kernel[(tiles_of_strip,)](
             image, text, logit_scale, logit_bias, store_scale, grad_logit, losses[i], grad_scale[i], grad_bias[i],
-            first, end, text.shape[0], image.shape[1], label_offset,
+            first, end, text.shape[0], image.shape[1], sweep.first_pair,
             WITH_GRAD=needs_image or needs_text, **sweep.options,
         )  # fmt: skip
 
@@ -157,8 +166,8 @@ def sigmoid_loss(
 class _Sweep:
     """A walk over the logits in strips of rows: tiles of gradients by logits, then two matrix products per strip."""
 
-    def __init__(self, image: Tensor, text: Tensor, label_offset: int, pass_: str):
-        self.image, self.text, self.label_offset = image, text, label_offset
+    def __init__(self, image: Tensor, text: Tensor, label_offset: int | None, pass_: str):
+        self.image, self.text, self.first_pair = image, text, _first_pair(label_offset, text)
         config = _config(image, pass_)
         self.options = _options(config, image)
         self.block_m, self.tiles_n = config.block_m, _cdiv(text.shape[0], config.block_n)
@@ -182,7 +191,7 @@ class _Sweep:
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
         """Give the gradients of image and text as `dtype`, of no elements where not needed."""
-        image, text, shift = self.image, self.text, self.label_offset
+        image, text, shift = self.image, self.text, self.first_pair
         like = lambda x, needed: x.new_empty(x.shape if needed else (0, 0), dtype=dtype)
         grad_image, grad_text = like(image, needs_image), like(text, needs_text)
         text_product = torch.zeros_like(grad_text, dtype=torch.float32)
@@ -218,9 +227,15 @@ def _options(config: Config, features: Tensor) -> dict:
     )  # fmt: skip
 
 
-def _pairs(image: Tensor, text: Tensor, scale: Tensor, label_offset: int) -> Tensor:
+def _first_pair(label_offset: int | None, text: Tensor) -> int:
+    return text.shape[0] if label_offset is None else label_offset
+
+
+def _pairs(image: Tensor, text: Tensor, scale: Tensor, label_offset: int | None) -> Tensor:
     images, width = image.shape
-    out = image.new_empty(images, dtype=torch.float32)
+    out = image.new_empty(0 if label_offset is None else images, dtype=torch.float32)
+    if label_offset is None:
+        return out
     tiles.pair_kernel[(_cdiv(images, 16),)](
         image, text, scale, out, images, width, label_offset, BLOCK=16, BLOCK_D=128
     )

@@ -1,7 +1,8 @@
 """Tile kernels of the contrastive losses: similarities of a block of images and texts, and what is made of them.
 
 Letters: B images, T texts, D width. Prefixes: i_ index, o_ offsets, m_ mask, p_ pointer, b_ block value. A row is an image, a
-column a text; the pair of row i is column i + label_offset. Logits are kept in units of log 2. Nothing here is atomic.
+column a text; the pair of row i is column i + label_offset, beyond the last where there are no pairs. Logits are kept in units
+of log 2. Nothing here is atomic.
 """
 
 import triton
@@ -60,7 +61,7 @@ def _log_sum(b_logit, AXIS: tl.constexpr):
 @triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
 def lse_fwd_kernel(
     image, text, logit_scale,  # (B, D), (T, D), ()
-    group_ids,  # (T,) int64; only with WITH_MAX
+    image_groups, text_groups,  # (B,), (T,) int64; only with WITH_MAX
     row_part, col_part,  # (tiles_n, strip), (tiles_m, T): log2-sum-exps of the negatives of a tile's rows and columns
     row_max_part, col_max_part,  # the same shapes: largest logit among other groups
     first_row, end_row, strip, texts, width, label_offset,
@@ -84,8 +85,8 @@ def lse_fwd_kernel(
     p_row = i_n.to(tl.int64) * strip + i_row - first_row
     p_col = i_m.to(tl.int64) * texts + i_col
     if WITH_MAX:
-        b_row_group = tl.load(group_ids + i_row + label_offset, mask=m_row, other=0)
-        b_col_group = tl.load(group_ids + i_col, mask=m_col, other=0)
+        b_row_group = tl.load(image_groups + i_row, mask=m_row, other=0)
+        b_col_group = tl.load(text_groups + i_col, mask=m_col, other=0)
         b_other = tl.where(m_in & (b_row_group[:, None] != b_col_group[None, :]), b_logit, NEG_INF)
         tl.store(row_max_part + p_row, tl.max(b_other, 1), mask=m_row)
         tl.store(col_max_part + p_col, tl.max(b_other, 0), mask=m_col)

@@ -40,6 +40,7 @@ def whole_world(world_size: int) -> dist.ProcessGroup:
 def gather(features: Tensor, local_loss: bool, with_grad: bool, world_size: int) -> Tensor:
     """Concatenate features (B, D) of all ranks, (W * B, D), with the gradients that the two flags ask for."""
     group = whole_world(world_size)
+    _collective.check_alike("gather", group, features=tuple(features.shape))
     if with_grad:
         return _collective.gather_rows(features, group)
     parts = [torch.empty_like(features, requires_grad=False) for _ in range(world_size)]

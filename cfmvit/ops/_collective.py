@@ -1,4 +1,4 @@
-"""Collectives with gradients, for losses over a batch that is spread over ranks.
+"""Collectives for losses over a batch that is spread over ranks, most of them with gradients.
 
 Convention: the loss of the whole batch is the mean of the ranks' losses, and every gradient given back is the one of their
 *sum*, so that the mean over ranks that DistributedDataParallel takes of parameter gradients is the true gradient.
@@ -6,9 +6,13 @@ Convention: the loss of the whole batch is the mean of the ranks' losses, and ev
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+_host_groups: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def check_group(op: str, group: object) -> None:
@@ -21,15 +25,24 @@ def check_group(op: str, group: object) -> None:
         raise ValueError(f"{op}: process_group must be a group that holds this rank, got {group!r}")
 
 
-def check_shards(op: str, name: str, tensor: Tensor, group: dist.ProcessGroup) -> None:
-    """Raise, on every rank alike, unless all ranks hold a matrix of the same shape."""
-    mine = torch.tensor(tensor.shape, device=tensor.device)
-    shapes = _gather(mine, group).view(-1, tensor.dim()).tolist()
-    if any(shape != shapes[0] for shape in shapes):
-        shapes = [tuple(shape) for shape in shapes]
-        raise ValueError(
-            f"{op}: {name} must have the same shape on every rank of process_group, got {shapes}"
-        )
+def check_alike(op: str, group: dist.ProcessGroup, **facts: int | tuple[int, ...]) -> None:
+    """Raise, on every rank alike, unless all ranks come with the same facts; call it before collectives that depend on them.
+
+    Ranks talk through the CPU: a look at a GPU's memory would stop the host until the GPU is idle, and can't be captured in a
+    graph. A rank that never comes makes the others raise after the group's timeout.
+    """
+    if torch.compiler.is_compiling():
+        return
+    flat = [n for fact in facts.values() for n in (fact if isinstance(fact, tuple) else (fact,))]
+    ranks = _gather(torch.tensor(flat), _host_group(group)).view(-1, len(flat)).tolist()
+    at = 0
+    for name, fact in facts.items():
+        end = at + len(fact) if isinstance(fact, tuple) else at + 1
+        seen = [tuple(rank[at:end]) for rank in ranks]
+        if any(value != seen[0] for value in seen):
+            values = seen if isinstance(fact, tuple) else [value[0] for value in seen]
+            raise ValueError(f"{op}: {name} must be the same on every rank of process_group, got {values}")
+        at = end
 
 
 def gather_rows(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -37,22 +50,32 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _GatherRows.apply(rows, group)
 
 
-def merge_lse(lse: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Log-sum-exp over ranks of (T,), the same on all. The ranks' gradients of one entry are summed. Differentiable."""
-    return _MergeLse.apply(lse, group)
+def mean(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Mean over ranks of x, the same on all; x itself without a group. Differentiable."""
+    return x if group is None else _Mean.apply(x, group)
 
 
-def all_max(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Elementwise maximum over ranks, without gradient."""
-    x = x.detach().clone()
-    dist.all_reduce(x, dist.ReduceOp.MAX, group)
-    return x
+def exchange(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Send row r of (W, ...) to rank r; row r of the result is what rank r sent. Without gradient."""
+    out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(out, rows.contiguous(), group=group)
+    return out
 
 
 def _gather(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
     out = rows.new_empty(dist.get_world_size(group) * rows.shape[0], *rows.shape[1:])
     dist.all_gather_into_tensor(out, rows.contiguous(), group)
     return out
+
+
+def _host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Give a group of the same ranks that moves tensors of the CPU; made at most once for each group."""
+    if "cpu:" in dist.get_backend_config(group):
+        return group
+    if group not in _host_groups:
+        ranks = dist.get_process_group_ranks(group)
+        _host_groups[group] = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    return _host_groups[group]
 
 
 class _GatherRows(torch.autograd.Function):
@@ -70,22 +93,19 @@ class _GatherRows(torch.autograd.Function):
         return out.to(grad.dtype), None
 
 
-class _MergeLse(torch.autograd.Function):
+class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, lse: Tensor, group: dist.ProcessGroup) -> Tensor:
-        largest = all_max(lse, group)
-        shift = torch.where(largest == float("-inf"), 0, largest)
-        total = (lse - shift).exp()
-        dist.all_reduce(total, dist.ReduceOp.SUM, group)
-        merged = shift + total.log()
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        ctx.save_for_backward(lse, torch.where(largest == float("-inf"), 0, merged))
-        return merged
+        return _all_mean(x, group)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        lse, merged = ctx.saved_tensors
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad, dist.ReduceOp.SUM, ctx.group)
-        return grad * (lse - merged).exp(), None
+        return _all_mean(grad, ctx.group), None
+
+
+def _all_mean(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    x = x.detach().contiguous().clone()
+    dist.all_reduce(x, dist.ReduceOp.SUM, group)
+    return x / dist.get_world_size(group)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops._collective import check_group
+from cfmvit.ops._contrastive_blocks import EXCHANGES
 
 DIRECTIONS = ("both", "image_to_text", "text_to_image")
 REDUCTIONS = ("mean", "sum", "none")
@@ -88,3 +89,9 @@ def check_options(label_smoothing: float, reduction: str) -> None:
         raise ValueError(f"info_nce: label_smoothing must be in [0, 1), got {label_smoothing!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"info_nce: reduction must be one of {REDUCTIONS}, got {reduction!r}")
+
+
+def check_exchange(op: str, exchange: str | None, process_group: object) -> None:
+    if exchange is not None and (exchange not in EXCHANGES or process_group is None):
+        rule = f"one of {tuple(EXCHANGES)}, and come with a process_group"
+        raise ValueError(f"{op}: exchange must be {rule}, got {exchange!r} and {process_group!r}")

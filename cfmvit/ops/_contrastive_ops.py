@@ -1,7 +1,8 @@
 """The two ops of the contrastive family: their shapes, gradients and Triton kernels.
 
-`contrastive_lse(image (B, D), text (T, D), logit_scale (), label_offset, group_ids (T,) or None)` gives positive (B,),
-image_lse (B,), text_lse (T,) and, with group_ids, image_max (B,), text_max (T,). `sigmoid_loss(image, text, logit_scale,
+`contrastive_lse(image (B, D), text (T, D), logit_scale (), label_offset, image_groups (B,), text_groups (T,) or None)` gives
+positive (B,), image_lse (B,), text_lse (T,) and, with groups, image_max (B,), text_max (T,). With label_offset None no text
+belongs to an image: positive has no elements. `sigmoid_loss(image, text, logit_scale,
 logit_bias, label_offset, needs_image, needs_text)` gives the loss and, since a sigmoid allows it, the gradients of image, text,
 logit_scale and logit_bias in one go. See reference/contrastive.py. Autocast does not touch them: the kernels accumulate in
 float32 whatever the features' dtype, and a rounded logit_scale would cost accuracy.
@@ -19,7 +20,7 @@ from cfmvit.ops import _library
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def _check(op: str, image: Tensor, text: Tensor, logit_scale: Tensor, label_offset: int) -> None:
+def _check(op: str, image: Tensor, text: Tensor, logit_scale: Tensor, label_offset: int | None) -> None:
     """Repeat the rules of csrc/contrastive_checks.h for tensors without data."""
     torch._check(
         image.dim() == 2 and text.dim() == 2 and image.shape[1] == text.shape[1],
@@ -33,6 +34,8 @@ def _check(op: str, image: Tensor, text: Tensor, logit_scale: Tensor, label_offs
         lambda: f"{op}: image and text must have one floating dtype, got {image.dtype} and {text.dtype}",
     )
     torch._check(logit_scale.dim() == 0, lambda: f"{op}: logit_scale must be 0-d, got {logit_scale.dim()}-d")
+    if label_offset is None:
+        return
     torch._check(
         label_offset >= 0 and text.shape[0] >= image.shape[0] + label_offset,
         lambda: (
@@ -47,17 +50,33 @@ def compute_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
-def _lse_fake(image: Tensor, text: Tensor, logit_scale: Tensor, label_offset: int, group_ids: Tensor | None):
-    _check("contrastive_lse", image, text, logit_scale, label_offset)
-    if group_ids is not None:
+def _check_groups(op: str, image: Tensor, text: Tensor, *groups: Tensor | None) -> None:
+    torch._check(
+        (groups[0] is None) == (groups[1] is None),
+        lambda: f"{op}: image_groups and text_groups must both be given or neither",
+    )
+    if groups[0] is None:
+        return
+    for name, ids, rows in zip(("image", "text"), groups, (image.shape[0], text.shape[0]), strict=True):
         torch._check(
-            group_ids.shape == text.shape[:1],
-            lambda: (
-                f"contrastive_lse: group_ids must have one id per text, got {group_ids.numel()} for {text.shape[0]}"
-            ),
+            ids.dim() == 1 and ids.shape[0] == rows,
+            lambda: f"{op}: {name}_groups must have one id per row, got {ids.numel()} for {rows}",  # noqa: B023
         )
-    images, texts, has_max = image.shape[0], text.shape[0], group_ids is not None
-    sizes = (images, images, texts, images if has_max else 0, texts if has_max else 0)
+
+
+def _lse_fake(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    label_offset: int | None,
+    image_groups: Tensor | None,
+    text_groups: Tensor | None,
+):
+    _check("contrastive_lse", image, text, logit_scale, label_offset)
+    _check_groups("contrastive_lse", image, text, image_groups, text_groups)
+    images, texts, has_max = image.shape[0], text.shape[0], text_groups is not None
+    pairs = 0 if label_offset is None else images
+    sizes = (pairs, images, texts, images if has_max else 0, texts if has_max else 0)
     return tuple(image.new_empty(size, dtype=compute_dtype(image)) for size in sizes)
 
 
@@ -67,17 +86,18 @@ def _grad_like(x: Tensor, needed: bool, dtype: torch.dtype) -> Tensor:
 
 def _lse_backward_fake(
     image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image, grad_text, needs_image,
-    needs_text,
+    needs_text, full_precision,
 ):  # fmt: skip
+    dtype = compute_dtype(image) if full_precision else image.dtype
     return (
-        _grad_like(image, needs_image, image.dtype),
-        _grad_like(text, needs_text, text.dtype),
+        _grad_like(image, needs_image, dtype),
+        _grad_like(text, needs_text, dtype),
         torch.empty_like(logit_scale),
     )
 
 
 def _lse_context(ctx, inputs, output) -> None:
-    image, text, logit_scale, ctx.label_offset, _ = inputs
+    image, text, logit_scale, ctx.label_offset, *_ = inputs
     _, image_lse, text_lse, image_max, text_max = output
     ctx.mark_non_differentiable(image_max, text_max)
     ctx.save_for_backward(image, text, logit_scale, image_lse, text_lse)
@@ -88,9 +108,9 @@ def _lse_backward(ctx, grad_positive, grad_image_lse, grad_text_lse, *_):
     needed = ctx.needs_input_grad[:3]
     grads = torch.ops.cfmvit.contrastive_lse_backward.default(
         image, text, logit_scale, ctx.label_offset, image_lse, text_lse,
-        grad_positive, grad_image_lse, grad_text_lse, needed[0], needed[1],
+        grad_positive, grad_image_lse, grad_text_lse, needed[0], needed[1], False,
     )  # fmt: skip
-    return *(grad if needs else None for grad, needs in zip(grads, needed, strict=True)), None, None
+    return *(grad if needs else None for grad, needs in zip(grads, needed, strict=True)), None, None, None
 
 
 def _sigmoid_fake(image, text, logit_scale, logit_bias, label_offset, needs_image, needs_text):
@@ -127,7 +147,8 @@ def _scale_grads(grad: Tensor, *inputs_and_grads: Tensor) -> tuple[Tensor, ...]:
     return tuple((grad * g).to(x.dtype) for x, g in zip(inputs, grads, strict=True))
 
 
-def _double_backward(ctx, *grads):
+def refuse_double_backward(ctx, *grads: Tensor) -> None:
+    """Raise: gradients are made by kernels that have no derivative."""
     raise RuntimeError("contrastive losses: double backward is not supported; impl='reference' has it")
 
 
@@ -162,7 +183,7 @@ def _register() -> None:
     define.register_autograd("cfmvit::contrastive_lse", _lse_backward, setup_context=_lse_context)
     define.register_autograd("cfmvit::sigmoid_loss", _sigmoid_backward, setup_context=_sigmoid_context)
     for op in ("contrastive_lse_backward", "sigmoid_loss_backward"):
-        define.register_autograd(f"cfmvit::{op}", _double_backward)
+        define.register_autograd(f"cfmvit::{op}", refuse_double_backward)
     if _HAS_TRITON:
         for op in ("contrastive_lse", "contrastive_lse_backward", "sigmoid_loss"):
             define.impl(f"cfmvit::{op}", "cuda", _in_triton(op))

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from cfmvit.ops import _collective, _contrastive_ops, _library
-from cfmvit.ops._contrastive_checks import check_options, check_pairs, check_tensors
+from cfmvit.ops import _collective, _contrastive_blocks, _contrastive_distributed, _contrastive_ops, _library
+from cfmvit.ops._contrastive_checks import check_exchange, check_options, check_pairs, check_tensors
 from cfmvit.ops._contrastive_ops import compute_dtype
 from cfmvit.ops.reference import contrastive as reference
 
@@ -47,6 +47,7 @@ def info_nce(
     reduction: str = "mean",
     return_stats: bool = False,
     process_group: ProcessGroup | None = None,
+    exchange: str | None = None,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """Compute the softmax contrastive loss (InfoNCE, the loss of CLIP) of matching image and text features.
@@ -79,6 +80,9 @@ def info_nce(
             Each rank holds its own B pairs, the same number everywhere; candidates are the pairs of all ranks (group_ids
             are compared across ranks too). The loss is the one of the rank's own pairs; gradients are those of the sum of
             the ranks' losses, so that DistributedDataParallel's mean makes them exact.
+        exchange: "gather" | "ring", optional
+            How the ranks' texts meet: "gather" holds the texts of all ranks, "ring" those of two. By default a ring across
+            nodes (more ranks than LOCAL_WORLD_SIZE) and where the gathered texts would take over 2 GiB.
         impl: "reference" | "native" | "triton", optional
             Forces an implementation: plain PyTorch, C++ (CPU tensors) or Triton (CUDA tensors).
 
@@ -91,31 +95,31 @@ def info_nce(
     check_tensors(image, text, logit_scale, logit_bias, group_ids)
     check_pairs(image, text, direction, label_offset, process_group)
     check_options(label_smoothing, reduction)
+    check_exchange("info_nce", exchange, process_group)
     image, text = _autocast(image, text)
     logit_scale = logit_scale.to(compute_dtype(image))
-    linear = group_ids is not None or label_smoothing > 0
-    images = image
-    if process_group is not None:
-        image, text, label_offset = _gathered(image, text, process_group, "info_nce")
-        images = _collective.gather_rows(image, process_group) if linear else image
-        if group_ids is not None:
-            group_ids = _collective.gather_rows(group_ids, process_group)
-    own = slice(label_offset, label_offset + image.shape[0])
-
-    max_groups = _stats_groups(text, group_ids) if return_stats else None
     chosen = _library.implementation("contrastive_lse", image, impl, _contrastive_ops.why_not_triton)
-    lse = reference.contrastive_lse if chosen == "reference" else torch.ops.cfmvit.contrastive_lse.default
-    positive, image_lse, text_lse, image_max, text_max = lse(
-        image, text, logit_scale, label_offset, max_groups
-    )
-    if process_group is not None:
-        text_lse = _collective.merge_lse(text_lse, process_group)
-        text_max = _collective.all_max(text_max, process_group) if return_stats else text_max
-    text_lse = text_lse[own]
+    own = slice(label_offset, label_offset + image.shape[0])
+    if process_group is None:
+        max_groups = _stats_groups(text, group_ids, 0) if return_stats else None
+        groups = (None, None) if max_groups is None else (max_groups[own], max_groups)
+        lse = reference.contrastive_lse if chosen == "reference" else torch.ops.cfmvit.contrastive_lse.default
+        found = lse(image, text, logit_scale, label_offset, *groups)
+    else:
+        place = _place(
+            "info_nce", image, text, process_group, exchange, chosen, return_stats, group_ids is not None
+        )
+        image, text = _unrounded(image, text)
+        first = dist.get_rank(process_group) * image.shape[0]
+        max_groups = _stats_groups(text, group_ids, first) if return_stats else None
+        found = _contrastive_distributed.contrastive_lse(image, text, logit_scale, max_groups, place)
+    positive, image_lse, text_lse, image_max, text_max = found
+    if process_group is None:
+        text_lse, text_max = text_lse[own], text_max[own]
 
     loss_image, loss_text = -F.logsigmoid(positive - image_lse), -F.logsigmoid(positive - text_lse)
-    if linear:
-        excess_image, excess_text = _excess(images, text, own, group_ids, label_smoothing)
+    if group_ids is not None or label_smoothing > 0:
+        excess_image, excess_text = _excess(image, text, own, group_ids, label_smoothing, process_group)
         loss_image, loss_text = loss_image + logit_scale * excess_image, loss_text + logit_scale * excess_text
     loss = {"image_to_text": loss_image, "text_to_image": loss_text}.get(direction)
     loss = (loss_image + loss_text) / 2 if loss is None else loss
@@ -132,7 +136,7 @@ def info_nce(
             torch.logaddexp(text_lse, positive) + bias,
             positive + bias,
             (positive > image_max).to(positive.dtype).mean(),
-            (positive > text_max[own]).to(positive.dtype).mean(),
+            (positive > text_max).to(positive.dtype).mean(),
         )
     return loss, stats
 
@@ -145,6 +149,7 @@ def siglip_loss(
     *,
     reduction: str = "mean",
     process_group: ProcessGroup | None = None,
+    exchange: str | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """Compute the sigmoid contrastive loss (SigLIP) of matching image and text features.
@@ -164,8 +169,8 @@ def siglip_loss(
             Added to every logit; zero if left out.
         reduction: "mean" | "sum"
             Over the images (a mean divides by B, as SigLIP does, not by B^2).
-        process_group, impl
-            As in `info_nce`.
+        process_group, exchange, impl
+            As in `info_nce`. In a ring the logits are made twice, once for the loss and once for the gradients.
 
     Returns:
         The loss in float32 (float64 for float64 features).
@@ -179,36 +184,48 @@ def siglip_loss(
         raise ValueError(f"siglip_loss: text must have image's {image.shape[0]} rows, got {text.shape[0]}")
     if process_group is not None:
         _collective.check_group(op, process_group)
+    check_exchange(op, exchange, process_group)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"siglip_loss: reduction must be 'mean' or 'sum', got {reduction!r}")
     image, text = _autocast(image, text)
     logit_scale = logit_scale.to(compute_dtype(image))
     logit_bias = torch.zeros_like(logit_scale) if logit_bias is None else logit_bias.to(logit_scale.dtype)
-    label_offset = 0
-    if process_group is not None:
-        image, text, label_offset = _gathered(image, text, process_group, op)
     chosen = _library.implementation("sigmoid_loss", image, impl, _contrastive_ops.why_not_triton)
-    if chosen == "reference":
-        loss = reference.sigmoid_loss(image, text, logit_scale, logit_bias, label_offset)
+    if process_group is not None:
+        place = _place(op, image, text, process_group, exchange, chosen)
+        loss = _contrastive_distributed.sigmoid_loss(*_unrounded(image, text), logit_scale, logit_bias, place)
+    elif chosen == "reference":
+        loss = reference.sigmoid_loss(image, text, logit_scale, logit_bias, 0)
     else:
         needs_image, needs_text = (torch.is_grad_enabled() and x.requires_grad for x in (image, text))
         loss, *_ = torch.ops.cfmvit.sigmoid_loss.default(
-            image, text, logit_scale, logit_bias, label_offset, needs_image, needs_text
+            image, text, logit_scale, logit_bias, 0, needs_image, needs_text
         )
     return loss / image.shape[0] if reduction == "mean" else loss
 
 
-def _gathered(
-    image: Tensor, text: Tensor, process_group: ProcessGroup, op: str
-) -> tuple[Tensor, Tensor, int]:
-    """Own images, the texts of all ranks, and the place of the own texts among them."""
-    _collective.check_shards(op, "image", image, process_group)
-    label_offset = dist.get_rank(process_group) * image.shape[0]
-    if (
-        not image.is_cuda
-    ):  # the CPU computes in float32 anyway: gradients then stay unrounded until they are summed
-        image, text = image.to(compute_dtype(image)), text.to(compute_dtype(text))
-    return image, _collective.gather_rows(text, process_group), label_offset
+def _place(
+    op: str, image: Tensor, text: Tensor, group: ProcessGroup, exchange: str | None, impl: str, *options: bool
+) -> _contrastive_distributed.Place:
+    """Agree with the other ranks on what is to be exchanged."""
+    exchange = _contrastive_blocks.choose(exchange, text, group)
+    _collective.check_alike(
+        op,
+        group,
+        image=tuple(image.shape),
+        dtype=image.element_size() + 8 * (image.dtype == torch.bfloat16),
+        requires_grad=tuple(int(torch.is_grad_enabled() and x.requires_grad) for x in (image, text)),
+        exchange=list(_contrastive_blocks.EXCHANGES).index(exchange),
+        options=tuple(map(int, options)),
+    )
+    return _contrastive_distributed.Place(group, exchange, impl)
+
+
+def _unrounded(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """The CPU computes in float32 anyway: gradients then stay unrounded until they are summed over ranks."""
+    if image.is_cuda:
+        return image, text
+    return image.to(compute_dtype(image)), text.to(compute_dtype(text))
 
 
 def _autocast(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,22 +236,34 @@ def _autocast(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     return image.to(dtype), text.to(dtype)
 
 
-def _stats_groups(text: Tensor, group_ids: Tensor | None) -> Tensor:
+def _stats_groups(text: Tensor, group_ids: Tensor | None, first: int) -> Tensor:
     if group_ids is None:
-        return torch.arange(text.shape[0], device=text.device)
+        return torch.arange(first, first + text.shape[0], device=text.device)
     return group_ids.to(torch.int64)
 
 
 def _excess(
-    images: Tensor, texts: Tensor, own: slice, group_ids: Tensor | None, smoothing: float
+    image: Tensor,
+    text: Tensor,
+    own: slice,
+    group_ids: Tensor | None,
+    smoothing: float,
+    process_group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
     """Similarity of each own pair over its mean under the target: (B,) for the images, (B,) for the texts.
 
     Exactly zero, with exactly zero gradients, for a pair without other positives and without smoothing.
     """
-    dtype = compute_dtype(images)
-    images, texts = images.to(dtype), texts.to(dtype)
-    pairs = own if len(images) == len(texts) else slice(0, len(images))
+    dtype = compute_dtype(image)
+    images, texts = image.to(dtype), text.to(dtype)
+    pairs = slice(0, len(images))
+    mean_image, mean_text = (_collective.mean(x.mean(0), process_group) for x in (images, texts))
+    if process_group is not None and group_ids is not None:
+        images, texts, group_ids = (
+            _collective.gather_rows(x, process_group) for x in (images, texts, group_ids)
+        )
+        first = dist.get_rank(process_group) * len(image)
+        pairs = own = slice(first, first + len(image))
     image, text = images[pairs], texts[own]
     target_text, target_image = text, image
     if group_ids is not None:
@@ -242,8 +271,8 @@ def _excess(
         image_ids = group_ids if len(images) == len(texts) else group_ids[own]
         target_image = _GroupMean.apply(images, image_ids)[pairs]
     if smoothing:
-        target_text = torch.lerp(target_text, texts.mean(0), smoothing)
-        target_image = torch.lerp(target_image, images.mean(0), smoothing)
+        target_text = torch.lerp(target_text, mean_text, smoothing)
+        target_image = torch.lerp(target_image, mean_image, smoothing)
     return (image * (text - target_text)).sum(1), (text * (image - target_image)).sum(1)
 
 

@@ -38,8 +38,8 @@ template <typename T>
 struct Forward {
   Matrix<const T> image, text;  // (B, D), (T, D)
   T scale;
-  int64_t label_offset;
-  const int64_t* group;  // (T,), or null where the maxima are not wanted
+  int64_t label_offset;                     // T: no pairs
+  const int64_t *image_group, *text_group;  // (B,), (T,), or null where the maxima are not wanted
   T *positive, *image_lse, *text_lse, *image_max, *text_max;
 
   struct Columns {  // what one strip of images knows of each text
@@ -51,7 +51,7 @@ struct Forward {
     std::vector<Columns> strips(ceil_div(image.rows, step));
     for_blocks(strips.size(), [&](int64_t i) {
       strips[i] = {std::vector<T>(texts, kLowest<T>), std::vector<T>(texts),
-                   std::vector<T>(group ? texts : 0, kLowest<T>)};
+                   std::vector<T>(text_group ? texts : 0, kLowest<T>)};
       add_strip(block(i, step, image.rows), strips[i]);
     });
     for (int64_t j = 0; j < texts; ++j) merge_column(j, strips);
@@ -64,20 +64,21 @@ struct Forward {
       const Range band{top, std::min(top + height, rows.end)};
       std::vector<T> max(band.size(), kLowest<T>);
       std::vector<double> sum(band.size());
-      if (group) std::fill(image_max + band.begin, image_max + band.end, kLowest<T>);
+      if (text_group) std::fill(image_max + band.begin, image_max + band.end, kLowest<T>);
       for (int64_t j = 0; j < text.rows; j += kCols) {
         const Range cols{j, std::min(j + kCols, text.rows)};
         multiply(Matrix<T>{tile.data(), band.size(), cols.size(), kCols}, image.window(band),
                  text.window(cols).t());
         add_tile<T>(tile.data(), band.size(), cols.size(), kCols, band.begin + label_offset - j, scale,
                     {max.data(), sum.data(), &columns.max[j], &columns.sum[j]}, scratch.data());
-        if (group) {
-          max_of_others<T>(tile.data(), band.size(), cols.size(), kCols, group + band.begin + label_offset,
-                           group + j, image_max + band.begin, &columns.others[j]);
+        if (text_group) {
+          max_of_others<T>(tile.data(), band.size(), cols.size(), kCols, image_group + band.begin,
+                           text_group + j, image_max + band.begin, &columns.others[j]);
         }
       }
       for (int64_t r = band.begin; r < band.end; ++r) {
         image_lse[r] = max[r - band.begin] + std::log(sum[r - band.begin]);
+        if (label_offset == text.rows) continue;
         positive[r] =
             scale * dot(image.data + r * image.row, text.data + (r + label_offset) * text.row, image.cols);
       }
@@ -88,36 +89,40 @@ struct Forward {
     T max = kLowest<T>, others = kLowest<T>;
     for (const Columns& strip : strips) {
       max = std::max(max, strip.max[j]);
-      if (group) others = std::max(others, strip.others[j]);
+      if (text_group) others = std::max(others, strip.others[j]);
     }
     double sum = 0;
     for (const Columns& strip : strips) {  // a strip without negatives has -inf and 0
       if (strip.sum[j] != 0) sum += strip.sum[j] * std::exp(double(strip.max[j]) - double(max));
     }
     text_lse[j] = max + std::log(sum);
-    if (group) text_max[j] = others;
+    if (text_group) text_max[j] = others;
   }
 };
 
 using Lse = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, int64_t label_offset,
-                        std::optional<Tensor> group_ids) {
+Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, std::optional<int64_t> label_offset,
+                        std::optional<Tensor> image_groups, std::optional<Tensor> text_groups) {
   check_contrastive("contrastive_lse", image, text, logit_scale, label_offset);
-  check_groups("contrastive_lse", text, group_ids);
+  check_groups("contrastive_lse", image, text, image_groups, text_groups);
   const ScalarType type = compute_type(image);
   const Tensor rows = prepared(image, type), cols = prepared(text, type);
   const int64_t images = image.size(0), texts = text.size(0);
-  std::optional<Tensor> group;
-  if (group_ids) group = prepared(*group_ids, ScalarType::Long);
-  Lse out{like(rows, {images}), like(rows, {images}), like(rows, {texts}), like(rows, {group ? images : 0}),
-          like(rows, {group ? texts : 0})};
+  const bool with_max = text_groups.has_value();
+  if (with_max) {
+    image_groups = prepared(*image_groups, ScalarType::Long);
+    text_groups = prepared(*text_groups, ScalarType::Long);
+  }
+  Lse out{like(rows, {label_offset ? images : 0}), like(rows, {images}), like(rows, {texts}),
+          like(rows, {with_max ? images : 0}), like(rows, {with_max ? texts : 0})};
   const auto run = [&]<typename T>(T scale) {
     Forward<T>{matrix_of<const T>(rows),
                matrix_of<const T>(cols),
                scale,
-               label_offset,
-               group ? data<int64_t>(*group) : nullptr,
+               first_pair(label_offset, text),
+               with_max ? data<int64_t>(*image_groups) : nullptr,
+               with_max ? data<int64_t>(*text_groups) : nullptr,
                data<T>(std::get<0>(out)),
                data<T>(std::get<1>(out)),
                data<T>(std::get<2>(out)),
@@ -131,14 +136,15 @@ Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, int64_t l
 }
 
 std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(Tensor image, Tensor text, Tensor logit_scale,
-                                                                int64_t label_offset, Tensor image_lse,
-                                                                Tensor text_lse, Tensor grad_positive,
-                                                                Tensor grad_image_lse, Tensor grad_text_lse,
-                                                                bool needs_image, bool needs_text) {
+                                                                std::optional<int64_t> label_offset,
+                                                                Tensor image_lse, Tensor text_lse,
+                                                                Tensor grad_positive, Tensor grad_image_lse,
+                                                                Tensor grad_text_lse, bool needs_image,
+                                                                bool needs_text, bool full_precision) {
   check_contrastive("contrastive_lse_backward", image, text, logit_scale, label_offset);
   for (const auto& [rows, count] : {std::pair{&image_lse, image.size(0)},
                                     {&grad_image_lse, image.size(0)},
-                                    {&grad_positive, image.size(0)},
+                                    {&grad_positive, label_offset ? image.size(0) : 0},
                                     {&text_lse, text.size(0)},
                                     {&grad_text_lse, text.size(0)}}) {
     CFMVIT_CHECK(rows->dim() == 1 && rows->size(0) == count,
@@ -152,13 +158,14 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(Tensor image, Te
                                       prepared(grad_positive, type)};
   const Tensor grad_image = grad_of(rows, needs_image), grad_text = grad_of(cols, needs_text);
   const Tensor grad_scale = like(logit_scale, {}, ScalarType::Double);
+  const int64_t first = first_pair(label_offset, text);
   const auto run = [&]<typename T>(T scale) {
     const Pull<T> pull{data<T>(vectors[0]), data<T>(vectors[1]), data<T>(vectors[2]), data<T>(vectors[3]),
-                       data<T>(vectors[4])};
+                       data<T>(vectors[label_offset ? 4 : 2])};  // never read where there are no pairs
     const auto totals =
         sweep<1>(Towers<T>(rows, cols, grad_image, grad_text), [&](Matrix<T> tile, Range r, Range c) {
-          return std::array{pull_tile<T>(tile.data, tile.rows, tile.cols, tile.row,
-                                         r.begin + label_offset - c.begin, scale,
+          return std::array{pull_tile<T>(tile.data, tile.rows, tile.cols, tile.row, r.begin + first - c.begin,
+                                         scale,
                                          {pull.row_lse + r.begin, pull.col_lse + c.begin, pull.row + r.begin,
                                           pull.col + c.begin, pull.own + r.begin})};
         });
@@ -166,8 +173,8 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(Tensor image, Te
   };
   const double scale = value_of(logit_scale);
   type == ScalarType::Double ? run(scale) : run(float(scale));
-  return {cast(grad_image, image.scalar_type()), cast(grad_text, text.scalar_type()),
-          cast(grad_scale, logit_scale.scalar_type())};
+  const ScalarType grads = full_precision ? type : image.scalar_type();
+  return {cast(grad_image, grads), cast(grad_text, grads), cast(grad_scale, logit_scale.scalar_type())};
 }
 
 }  // namespace

@@ -14,18 +14,19 @@ using namespace contrastive;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss_cpu(Tensor image, Tensor text,
                                                                     Tensor logit_scale, Tensor logit_bias,
-                                                                    int64_t label_offset, bool needs_image,
-                                                                    bool needs_text) {
+                                                                    std::optional<int64_t> label_offset,
+                                                                    bool needs_image, bool needs_text) {
   check_contrastive("sigmoid_loss", image, text, logit_scale, label_offset);
   CFMVIT_CHECK(logit_bias.dim() == 0, "sigmoid_loss: logit_bias must be 0-d, got ", logit_bias.dim(), "-d");
   const ScalarType type = compute_type(image);
   const Tensor rows = prepared(image, type), cols = prepared(text, type);
   const Tensor grad_image = grad_of(rows, needs_image), grad_text = grad_of(cols, needs_text);
+  const int64_t first = first_pair(label_offset, text);
   std::array<double, 3> totals;
   const auto run = [&]<typename T>(T scale, T bias) {
     totals = sweep<3>(Towers<T>(rows, cols, grad_image, grad_text), [&](Matrix<T> tile, Range r, Range c) {
-      return sigmoid_tile<T>(tile.data, tile.rows, tile.cols, tile.row, r.begin + label_offset - c.begin,
-                             scale, bias);
+      return sigmoid_tile<T>(tile.data, tile.rows, tile.cols, tile.row, r.begin + first - c.begin, scale,
+                             bias);
     });
   };
   const double scale = value_of(logit_scale), bias = value_of(logit_bias);

@@ -1,4 +1,4 @@
-"""Two ranks: the losses' values and gradients on each rank are open_clip's, for every way to gather."""
+"""Two and four ranks: the losses' values and gradients on each rank are open_clip's, for every way to gather."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cfmvit.integrations import open_clip as ours
 
 pytest.importorskip("open_clip")
-WORLD, ROWS = 2, 9
+ROWS = 9
 
 
 def values(loss: nn.Module, rank: int, **options: Tensor) -> list[Tensor]:
@@ -33,10 +33,10 @@ def assert_same(rank: int, mine: nn.Module, other: nn.Module, **options: Tensor)
         torch.testing.assert_close(found, expected)
 
 
-def compare(rank: int) -> None:
+def compare(rank: int, world: int) -> None:
     from open_clip import loss as theirs
 
-    place = {"rank": rank, "world_size": WORLD}
+    place = {"rank": rank, "world_size": world}
     for local, with_grad in product((False, True), repeat=2):
         options = dict(place, local_loss=local, gather_with_grad=with_grad)
         mine, other = ours.ClipLoss(**options), theirs.ClipLoss(**options)
@@ -48,16 +48,26 @@ def compare(rank: int) -> None:
         options = dict(place, dist_impl=implementation)
         bias = torch.tensor(-4.0, dtype=torch.float64)
         assert_same(rank, ours.SigLipLoss(**options), theirs.SigLipLoss(**options), logit_bias=bias)
-    with pytest.raises(ValueError, match=r"number of ranks of torch\.distributed, got 3 with 2 ranks"):
+    with pytest.raises(ValueError, match=rf"number of ranks of torch\.distributed, got 3 with {world} ranks"):
         values(ours.ClipLoss(world_size=3), rank)
 
 
-def _rank_main(rank: int, store: str) -> None:
+def uneven(rank: int, world: int) -> None:
+    features, scale = torch.ones(3 + (rank == 1), 4), torch.tensor(9.0)
+    for local, with_grad in product((False, True), repeat=2):
+        loss = ours.ClipLoss(local_loss=local, gather_with_grad=with_grad, rank=rank, world_size=world)
+        with pytest.raises(ValueError, match="must be the same on every rank"):
+            loss(features, features, scale)
+
+
+def _rank_main(rank: int, world: int, store: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
-    compare(rank)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    compare(rank, world)
+    uneven(rank, world)
     dist.destroy_process_group()
 
 
-def test_two_ranks(tmp_path: Path) -> None:
-    multiprocessing.spawn(_rank_main, (str(tmp_path / "store"),), nprocs=WORLD)
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks(world: int, tmp_path: Path) -> None:
+    multiprocessing.spawn(_rank_main, (world, str(tmp_path / "store")), nprocs=world)

@@ -141,7 +141,7 @@ def test_equals_open_clip() -> None:
 def test_gradcheck() -> None:
     image, text = features(5, 4).requires_grad_(), features(8, 4, seed=1).requires_grad_()
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *x: OP(*x, 2, None)[:3], (image, text, scale))
+    assert torch.autograd.gradcheck(lambda *x: OP(*x, 2, None, None)[:3], (image, text, scale))
 
 
 @pytest.mark.filterwarnings(
@@ -153,12 +153,13 @@ def test_opcheck(dtype: torch.dtype) -> None:
     scale = torch.tensor(
         3.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32, requires_grad=True
     )
-    torch.library.opcheck(OP, (image, text, scale, 2, None))
-    torch.library.opcheck(OP, (image.detach(), text, scale, 2, torch.arange(8) % 3))
-    lse = OP(image, text, scale, 2, None)
+    torch.library.opcheck(OP, (image, text, scale, 2, None, None))
+    torch.library.opcheck(OP, (image, text, scale, None, None, None))
+    torch.library.opcheck(OP, (image.detach(), text, scale, 2, torch.arange(5) % 2, torch.arange(8) % 3))
+    lse = OP(image, text, scale, 2, None, None)
     grads = [torch.ones_like(x) for x in lse[:3]]
     backward = torch.ops.cfmvit.contrastive_lse_backward.default
-    args = (image, text, scale, 2, lse[1], lse[2], *grads, True, False)
+    args = (image, text, scale, 2, lse[1], lse[2], *grads, True, False, False)
     args = [x.detach() if isinstance(x, Tensor) else x for x in args]
     torch.library.opcheck(backward, tuple(args))
 
@@ -171,7 +172,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
         ({1: (4, 5)}, "image and text must be matrices of equal width, got 2-d and 2-d of width 3 and 5"),
         ({2: (1,)}, "logit_scale must be 0-d, got 1-d"),
         ({1: (3, 3)}, r"text must have at least image rows \+ label_offset rows, got 3 rows for 4 \+ 0"),
-        ({4: (5,)}, "group_ids must have one id per text, got 5 for 4"),
+        ({4: (5,)}, "text_groups must have one id per row, got 5 for 4"),
     ],
     ids=["1-d", "width", "scale", "rows", "groups"],
 )
@@ -179,7 +180,7 @@ def test_the_op_refuses_with_and_without_data(change: dict, message: str, device
     shapes = {0: (4, 3), 1: (4, 3), 2: (), 4: (4,)} | change
     image, text, scale, groups = (torch.ones(shape, device=device) for shape in shapes.values())
     with pytest.raises(RuntimeError, match=f"contrastive_lse: {message}"):
-        OP(image, text, scale, 0, groups.long())
+        OP(image, text, scale, 0, image.new_ones(4).long(), groups.long())
 
 
 def test_double_backward_says_so() -> None:

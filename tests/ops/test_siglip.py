@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing
-from torch import distributed as dist
+from torch import Tensor
 from torch.nn import functional as F
 
 from cfmvit.ops import siglip_loss
@@ -161,24 +159,3 @@ def test_refusals(change: dict, message: str) -> None:
     good = dict(image=torch.ones(4, 3), text=torch.ones(4, 3), logit_scale=torch.tensor(1.0))
     with pytest.raises(ValueError, match=f"siglip_loss: {message}"):
         siglip_loss(**{**good, **change})
-
-
-def _rank_main(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    own = slice(rank * 20, (rank + 1) * 20)
-    image, text, scale, bias = inputs(40)
-    whole = [x.detach().clone().requires_grad_() for x in (image, text, scale, bias)]
-    (2 * dense(*whole)).backward()  # the sum of the ranks' losses
-    local = [x.detach().clone().requires_grad_() for x in (image[own], text[own], scale, bias)]
-    siglip_loss(*local, process_group=dist.group.WORLD).backward()
-    for x in local[2:]:
-        dist.all_reduce(x.grad)
-    expected = (whole[0].grad[own], whole[1].grad[own], whole[2].grad, whole[3].grad)
-    for x, e in zip(local, expected, strict=True):
-        torch.testing.assert_close(x.grad, e)
-    dist.destroy_process_group()
-
-
-def test_two_ranks(tmp_path: Path) -> None:
-    multiprocessing.spawn(_rank_main, (str(tmp_path / "store"),), nprocs=2)

@@ -35,13 +35,13 @@ def features(rows: int, width: int, dtype: torch.dtype, seed: int) -> Tensor:
     return guarded[1:-1]
 
 
-def check(image: Tensor, text: Tensor, scale: float, label_offset: int, tolerance: float) -> None:
+def check(image: Tensor, text: Tensor, scale: float, label_offset: int | None, tolerance: float) -> None:
     rows, texts = len(image), len(text)
     logit_scale = torch.tensor(scale)
-    groups = torch.arange(texts) % 5
+    groups = torch.arange(rows) % 3, torch.arange(texts) % 5
     leaves = [x.double().requires_grad_() for x in (image, text, logit_scale)]
-    expected = reference.contrastive_lse(*leaves, label_offset, groups)
-    actual = contrastive.contrastive_lse(image, text, logit_scale, label_offset, groups)
+    expected = reference.contrastive_lse(*leaves, label_offset, *groups)
+    actual = contrastive.contrastive_lse(image, text, logit_scale, label_offset, *groups)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.double(), e.detach(), rtol=1e-5, atol=2e-5 * max(1.0, scale / 20))
     plain = contrastive.contrastive_lse(image, text, logit_scale, label_offset)
@@ -49,7 +49,7 @@ def check(image: Tensor, text: Tensor, scale: float, label_offset: int, toleranc
     assert plain[3].shape == plain[4].shape == (0,)
 
     generator = torch.Generator().manual_seed(2)
-    grads = [torch.randn(n, generator=generator) / 8 for n in (rows, rows, texts)]
+    grads = [torch.randn(n, generator=generator) / 8 for n in (len(expected[0]), rows, texts)]
     total = sum(
         torch.where(e.isfinite(), g.double() * e, 0).sum() for g, e in zip(grads, expected[:3], strict=True)
     )
@@ -60,15 +60,31 @@ def check(image: Tensor, text: Tensor, scale: float, label_offset: int, toleranc
     for a, e, x in zip(actual_grads, expected_grads, (image, text, logit_scale), strict=True):
         assert a.dtype == x.dtype
         assert (a.double() - e).norm() <= tolerance * e.norm()
+    unrounded = contrastive.contrastive_lse_backward(
+        image, text, logit_scale, label_offset, actual[1], actual[2], *grads, True, True, True
+    )
+    for a, e in zip(unrounded[:2], actual_grads, strict=False):
+        assert a.dtype == torch.float32
+        assert torch.equal(a.to(e.dtype), e)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @pytest.mark.parametrize(
     ("rows", "texts", "label_offset", "width"),
-    [(1, 1, 0, 8), (1, 3, 1, 8), (31, 31, 0, 64), (33, 33, 0, 100), (130, 170, 30, 24), (300, 300, 0, 40)],
+    [
+        (1, 1, 0, 8),
+        (1, 3, 1, 8),
+        (31, 31, 0, 64),
+        (33, 33, 0, 100),
+        (130, 170, 30, 24),
+        (300, 300, 0, 40),
+        (130, 90, None, 24),
+    ],
     ids=lambda n: str(n),
 )
-def test_against_reference(rows: int, texts: int, label_offset: int, width: int, dtype: torch.dtype) -> None:
+def test_against_reference(
+    rows: int, texts: int, label_offset: int | None, width: int, dtype: torch.dtype
+) -> None:
     image, text = features(rows, width, dtype, 0), features(texts, width, dtype, 1)
     check(image, text, 20.0, label_offset, TOLERANCES[dtype])
 
@@ -107,11 +123,11 @@ def test_frozen_towers_get_nothing() -> None:
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @pytest.mark.parametrize(
     ("rows", "texts", "label_offset", "width"),
-    [(1, 3, 1, 8), (33, 33, 0, 100), (300, 330, 20, 40)],
+    [(1, 3, 1, 8), (33, 33, 0, 100), (300, 330, 20, 40), (130, 90, None, 24)],
     ids=lambda n: str(n),
 )
 def test_sigmoid_loss(
-    rows: int, texts: int, label_offset: int, width: int, dtype: torch.dtype, bias: float
+    rows: int, texts: int, label_offset: int | None, width: int, dtype: torch.dtype, bias: float
 ) -> None:
     tensors = [
         features(rows, width, dtype, 0), features(texts, width, dtype, 1), torch.tensor(10.0), torch.tensor(bias)

@@ -21,26 +21,61 @@ def contrastive_lse(
     image: Tensor,
     text: Tensor,
     logit_scale: Tensor,
-    label_offset: int,
-    group_ids: Tensor | None = None,
+    label_offset: int | None,
+    image_groups: Tensor | None = None,
+    text_groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Log-sum-exp of the negatives of every image and of every text, and the logit of each pair.
 
-    image (B, D), text (T, D); the positive of image i is text i + label_offset. Returns positive (B,), image_lse (B,),
-    text_lse (T,), and with group_ids (T,) the largest logit of each image_max (B,), text_max (T,) outside its own group,
-    else two empty tensors.
+    image (B, D), text (T, D); the positive of image i is text i + label_offset (None: it has none here). Returns positive (B,)
+    or, without pairs, (0,), image_lse (B,), text_lse (T,), and with image_groups (B,), text_groups (T,) the largest logit of
+    each image_max (B,), text_max (T,) outside its own group, else two empty tensors.
     """
     logits = logits_of(image, text, logit_scale)
-    rows = torch.arange(len(image), device=image.device)
-    own = F.one_hot(rows + label_offset, len(text)).bool()
-    positive = logits[rows, rows + label_offset]
+    own = _own(image, text, label_offset)
+    positive = logits.diagonal(label_offset) if label_offset is not None else logits.new_empty(0)
     negatives = logits.masked_fill(own, float("-inf"))
     image_max = text_max = positive.new_empty(0)
-    if group_ids is not None:
-        same = group_ids[rows + label_offset, None] == group_ids
+    if text_groups is not None:
+        same = image_groups[:, None] == text_groups
         others = logits.detach().masked_fill(same, float("-inf"))
         image_max, text_max = others.amax(1), others.amax(0)
     return positive, negatives.logsumexp(1), negatives.logsumexp(0), image_max, text_max
+
+
+def contrastive_lse_backward(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    label_offset: int | None,
+    image_lse: Tensor,
+    text_lse: Tensor,
+    grad_positive: Tensor,
+    grad_image_lse: Tensor,
+    grad_text_lse: Tensor,
+    needs_image: bool = True,
+    needs_text: bool = True,
+    full_precision: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of image, text and logit_scale. The log-sum-exps may be those of more texts or images than given here."""
+    logits = logits_of(image, text, logit_scale)
+    share = lambda lse: torch.where(lse == float("-inf"), 0, (logits - lse).exp())
+    grad = grad_image_lse[:, None] * share(image_lse[:, None]) + grad_text_lse * share(text_lse)
+    grad = grad.masked_fill(_own(image, text, label_offset), 0)
+    if label_offset is not None:
+        grad.diagonal(label_offset)[: len(image)] += grad_positive
+    rows, columns = image.to(grad.dtype), text.to(grad.dtype)
+    grads = [logit_scale * (grad @ columns), logit_scale * (grad.T @ rows)]
+    for i, (x, needed) in enumerate(((image, needs_image), (text, needs_text))):
+        grads[i] = grads[i].to(grad.dtype if full_precision else x.dtype) if needed else grads[i][:0, :0]
+    return *grads, (grad * (rows @ columns.T)).sum().to(logit_scale.dtype)
+
+
+def _own(image: Tensor, text: Tensor, label_offset: int | None) -> Tensor:
+    """Which entries (B, T) belong to pairs."""
+    if label_offset is None:
+        return torch.zeros(len(image), len(text), dtype=torch.bool, device=image.device)
+    return F.one_hot(torch.arange(len(image), device=image.device) + label_offset, len(text)).bool()
 
 
 def info_nce(
@@ -78,10 +113,28 @@ def info_nce(
 
 
 def sigmoid_loss(
-    image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, label_offset: int
+    image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, label_offset: int | None
 ) -> Tensor:
     """Sum over all images i and texts j of softplus(-l[i, j]) where j = i + label_offset, softplus(l[i, j]) elsewhere."""
     logits = logits_of(image, text, logit_scale) + logit_bias
-    rows = torch.arange(len(image), device=image.device)
-    own = F.one_hot(rows + label_offset, len(text)).bool()
+    own = _own(image, text, label_offset)
     return -F.logsigmoid(torch.where(own, logits, -logits)).sum()
+
+
+def sigmoid_loss_with_gradients(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    label_offset: int | None,
+    needs_image: bool,
+    needs_text: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`sigmoid_loss` with its gradients by image, text (of no elements where not needed), logit_scale and logit_bias."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (image, text, logit_scale, logit_bias)]
+        loss = sigmoid_loss(*leaves, label_offset)
+        grads = [grad.to(loss.dtype) for grad in torch.autograd.grad(loss, leaves)]
+    for i, needed in enumerate((needs_image, needs_text)):
+        grads[i] = grads[i] if needed else grads[i][:0, :0]
+    return loss.detach(), *grads
