@@ -51,6 +51,8 @@ add_library(_cuda MODULE ${CUDA_SOURCES})
 set_target_properties(_cuda PROPERTIES PREFIX "" CUDA_STANDARD 20 CUDA_RUNTIME_LIBRARY Shared)
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_definitions(_cuda PRIVATE USE_CUDA)  # opens torch's CUDA functions in its C headers
+# Registers in memory are slow: a warning, and an error with CMAKE_COMPILE_WARNING_AS_ERROR.
+target_compile_options(_cuda PRIVATE -Xptxas=--warn-on-spills -Xcompiler=-Wall,-Wextra)
 target_link_libraries(_cuda PRIVATE torch_stable torch_cuda)
 install(TARGETS _cuda DESTINATION cfmvit)
 set(CFMVIT_CUDA_BUILD "built with nvcc ${CMAKE_CUDA_COMPILER_VERSION}")

@@ -30,7 +30,7 @@
 // It does not see: races that no schedule of whole steps between two barriers or exchanges shows (there is no
 // memory model, and atomics are trivially atomic); blocks that wait for one another (they run one after
 // another, a spin would hang); pointers that run past a static __shared__ array without its name; registers
-// and the block size of __launch_bounds__ (tests/build holds those). nvcc contracts a * b + c, g++ is told
+// (tests/build holds those) and the block size of __launch_bounds__. nvcc contracts a * b + c, g++ is told
 // not to: the last bits differ from a GPU's.
 #pragma once
 

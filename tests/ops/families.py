@@ -24,7 +24,7 @@ def values_and_grads(function: Function, inputs: Sequence[Tensor], seed: int = 3
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
     # clone() of a strided view keeps its values, not its strides: rebuild them.
     leaves = [
-        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
+        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
         .copy_(x.detach())
         .requires_grad_(leaf.requires_grad)
         for x, leaf in zip(inputs, leaves)
@@ -33,20 +33,50 @@ def values_and_grads(function: Function, inputs: Sequence[Tensor], seed: int = 3
     outs = [x for x in (out if isinstance(out, tuple) else (out,)) if x.is_floating_point()]
     generator = torch.Generator().manual_seed(seed)
     total = sum(
-        (x.double() * torch.rand(x.shape, generator=generator, dtype=torch.float64)).sum() for x in outs
+        (x.double() * torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device)).sum()
+        for x in outs
     )
     total.backward()
     return [x.detach() for x in outs] + [leaf.grad for leaf in leaves if leaf.requires_grad]
 
 
-def assert_parity(make: Callable[[str], Function], inputs: Sequence[Tensor], dtype: torch.dtype) -> None:
+def cast(inputs: Sequence[Tensor], dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """Return the inputs on a device, strides kept, the floating ones in ``dtype``."""
+    return [
+        torch.empty_strided(
+            x.shape, x.stride(), dtype=dtype if x.is_floating_point() else x.dtype, device=device
+        ).copy_(x)
+        for x in inputs
+    ]
+
+
+def moved(arguments: Any, device: str) -> Any:
+    """Return arguments with every tensor in them on a device, leaves of the graph still leaves."""
+    if isinstance(arguments, Tensor):
+        return arguments.detach().to(device).requires_grad_(arguments.requires_grad)
+    return (
+        type(arguments)(moved(x, device) for x in arguments)
+        if isinstance(arguments, (list, tuple))
+        else arguments
+    )
+
+
+def assert_parity(
+    make: Callable[[str], Function], inputs: Sequence[Tensor], dtype: torch.dtype, device: str = "cpu"
+) -> None:
     """Compare the native op in ``dtype`` with the reference in float64 on the same (rounded) numbers."""
-    rounded = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
-    exact = [x.double() if x.is_floating_point() else x for x in rounded]
+    rounded = cast(inputs, dtype, device)
+    exact = cast(rounded, torch.float64, device)
     native = values_and_grads(make("native"), rounded)
     truth = values_and_grads(make("reference"), exact)
     for ours, expected in zip(native, truth, strict=True):
         torch.testing.assert_close(ours.double(), expected, **TOLERANCES[dtype])
+
+
+def assert_gradcheck(function: Function, inputs: Sequence[Tensor], device: str = "cpu") -> None:
+    """Compare the gradients of the floating inputs with numerical ones."""
+    leaves = [x.clone().requires_grad_(x.is_floating_point()) for x in cast(inputs, torch.float64, device)]
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
 
 
 def assert_same_bits(function: Function, inputs: Sequence[Tensor]) -> None:

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from cfmvit import ops
 
-from .families import TOLERANCES, assert_parity, assert_same_bits, strided, values_and_grads
+from .families import (
+    TOLERANCES,
+    assert_gradcheck,
+    assert_parity,
+    assert_same_bits,
+    cast,
+    moved,
+    strided,
+    values_and_grads,
+)
 
 DTYPES = list(TOLERANCES)
 B, N, D, H = 3, 12, 37, 10
@@ -26,32 +35,38 @@ TARGET, IMAGES = rand(B, N, D, seed=9), rand(B, 3, 12, 16, seed=8)
 
 OPS: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
     "cosine": (
-        lambda impl: lambda p: ops.masked_cosine_loss(p, TARGET.to(p.dtype), reduction="none", impl=impl),
+        lambda impl: lambda p: ops.masked_cosine_loss(p, TARGET.to(p), reduction="none", impl=impl),
         (rand(B, N, D),),
     ),
     "cosine_index": (
-        lambda impl: lambda p: ops.masked_cosine_loss(p, TARGET.to(p.dtype), INDEX, impl=impl),
+        lambda impl: lambda p: ops.masked_cosine_loss(p, TARGET.to(p), INDEX.to(p.device), impl=impl),
         (rand(B, N, D),),
     ),
     "linear": (
         lambda impl: (
-            lambda h, w, b: ops.linear_masked_cosine_loss(h, w, b, TARGET.to(h.dtype), INDEX, impl=impl)
+            lambda h, w, b: ops.linear_masked_cosine_loss(
+                h, w, b, TARGET.to(h), INDEX.to(h.device), impl=impl
+            )
         ),
         (rand(B, N, H), rand(D, H, seed=1), rand(D, seed=2)),
     ),
     "linear_bare": (
         lambda impl: (
-            lambda h, w: ops.linear_masked_cosine_loss(h, w, None, TARGET, reduction="sum", impl=impl)
+            lambda h, w: ops.linear_masked_cosine_loss(h, w, None, TARGET.to(h), reduction="sum", impl=impl)
         ),
         (rand(B, N, H), rand(D, H, seed=1)),
     ),
     "pixel_all": (
-        lambda impl: lambda p: ops.masked_pixel_loss(p, IMAGES, INDEX, 4, impl=impl),
+        lambda impl: (
+            lambda p: ops.masked_pixel_loss(p, IMAGES.to(p.device), INDEX.to(p.device), 4, impl=impl)
+        ),
         (rand(B, 12, 48),),
     ),
     "pixel_masked": (
         lambda impl: (
-            lambda p: ops.masked_pixel_loss(p, IMAGES, INDEX, 4, normalize=False, reduction="none", impl=impl)
+            lambda p: ops.masked_pixel_loss(
+                p, IMAGES.to(p.device), INDEX.to(p.device), 4, normalize=False, reduction="none", impl=impl
+            )
         ),
         (rand(B, INDEX.shape[1], 48),),
     ),
@@ -61,44 +76,43 @@ CASES = pytest.mark.parametrize("case", OPS)
 
 @CASES
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_parity(case: str, dtype: torch.dtype) -> None:
+def test_parity(case: str, dtype: torch.dtype, device: str) -> None:
     make, inputs = OPS[case]
-    assert_parity(make, inputs, dtype)
+    assert_parity(make, inputs, dtype, device)
 
 
 @CASES
-def test_gradcheck(case: str) -> None:
+def test_gradcheck(case: str, device: str) -> None:
     make, inputs = OPS[case]
-    assert torch.autograd.gradcheck(
-        make("native"), [x.clone().requires_grad_() for x in inputs], fast_mode=True
-    )
+    assert_gradcheck(make("native"), inputs, device)
 
 
 @CASES
-def test_same_bits_for_any_number_of_threads(case: str) -> None:
+def test_same_bits_for_any_number_of_threads(case: str, device: str) -> None:
     make, inputs = OPS[case]
-    assert_same_bits(make("native"), [x.float() for x in inputs])
+    assert_same_bits(make("native"), cast(inputs, torch.float32, device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_losses_have_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
+def test_large_losses_have_the_same_bits_for_any_number_of_threads(dtype: torch.dtype, device: str) -> None:
     """More losses than torch sums on one thread, several chunks of the projection, more than one block of its width."""
-    pred, target = torch.randn(300, 130, 4, dtype=dtype), torch.randn(300, 130, 4, dtype=dtype)
+    kind = {"dtype": dtype, "device": device}
+    pred, target = torch.randn(300, 130, 4, **kind), torch.randn(300, 130, 4, **kind)
     assert_same_bits(lambda p: ops.masked_cosine_loss(p, target), [pred])
-    hidden, weight = torch.randn(2, 700, 12, dtype=dtype), torch.randn(1601, 12, dtype=dtype)
-    target = torch.randn(2, 700, 1601, dtype=dtype)
+    hidden, weight = torch.randn(2, 700, 12, **kind), torch.randn(1601, 12, **kind)
+    target = torch.randn(2, 700, 1601, **kind)
     assert_same_bits(lambda h, w: ops.linear_masked_cosine_loss(h, w, None, target), [hidden, weight])
 
 
-def test_many_chunks_of_the_projection_agree_with_one() -> None:
+def test_many_chunks_of_the_projection_agree_with_one(device: str) -> None:
     hidden, weight, bias = rand(1, 1500, 6), rand(1100, 6, seed=1), rand(1100, seed=2)
     target = rand(1, 1500, 1100, seed=3)
     ours, expected = (
         values_and_grads(
-            lambda h, w, b, impl=impl: ops.linear_masked_cosine_loss(h, w, b, target.to(h.dtype), impl=impl),
-            [x.to(dtype) for x in (hidden, weight, bias)],
+            lambda h, w, b, impl=impl: ops.linear_masked_cosine_loss(h, w, b, target.to(h), impl=impl),
+            [x.to(device) for x in (hidden, weight, bias)],
         )
-        for impl, dtype in (("native", torch.float64), ("reference", torch.float64))
+        for impl in ("native", "reference")
     )
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, **TOLERANCES[torch.float64])
@@ -106,12 +120,14 @@ def test_many_chunks_of_the_projection_agree_with_one() -> None:
 
 @pytest.mark.parametrize("pred_dtype", DTYPES)
 @pytest.mark.parametrize("target_dtype", DTYPES)
-def test_pred_and_target_of_different_dtypes(pred_dtype: torch.dtype, target_dtype: torch.dtype) -> None:
-    pred, target = rand(B, N, D).to(pred_dtype), TARGET.to(target_dtype)
-    weight = rand(D, D, seed=4).to(pred_dtype)
+def test_pred_and_target_of_different_dtypes(
+    pred_dtype: torch.dtype, target_dtype: torch.dtype, device: str
+) -> None:
+    pred, target = rand(B, N, D).to(device, pred_dtype), TARGET.to(device, target_dtype)
+    weight, index = rand(D, D, seed=4).to(device, pred_dtype), INDEX.to(device)
     low = pred_dtype if torch.finfo(pred_dtype).eps > torch.finfo(target_dtype).eps else target_dtype
     for make in (
-        lambda p, t, w, impl: ops.masked_cosine_loss(p, t, INDEX, impl=impl),
+        lambda p, t, w, impl: ops.masked_cosine_loss(p, t, index, impl=impl),
         lambda p, t, w, impl: ops.linear_masked_cosine_loss(p, w, None, t, impl=impl),
     ):
         found = make(pred, target, weight, "native")
@@ -139,56 +155,59 @@ def test_pixel_loss_is_maes() -> None:
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
-def test_zero_vectors_have_loss_one_and_no_gradient(impl: str) -> None:
-    pred, target = rand(1, 3, 8), rand(1, 3, 8, seed=1)
+def test_zero_vectors_have_loss_one_and_no_gradient(impl: str, device: str) -> None:
+    pred, target = rand(1, 3, 8).to(device), rand(1, 3, 8, seed=1).to(device)
     pred[0, 0], target[0, 1] = 0, 0
     pred.requires_grad_()
     losses = ops.masked_cosine_loss(pred, target, reduction="none", impl=impl)
     losses.sum().backward()
     assert losses[0, :2].tolist() == [1.0, 1.0]
-    assert torch.equal(pred.grad[0, :2], torch.zeros(2, 8, dtype=torch.float64))
+    assert not pred.grad[0, :2].any()
     assert pred.grad[0, 2].abs().sum() > 0
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
-def test_the_target_gets_no_gradient_and_unmasked_tokens_get_zero(impl: str) -> None:
-    pred, target = rand(B, N, D).requires_grad_(), TARGET.clone().requires_grad_()
-    ops.masked_cosine_loss(pred, target, INDEX, impl=impl).backward()
+def test_the_target_gets_no_gradient_and_unmasked_tokens_get_zero(impl: str, device: str) -> None:
+    pred, target = (x.clone().to(device).requires_grad_() for x in (rand(B, N, D), TARGET))
+    ops.masked_cosine_loss(pred, target, INDEX.to(device), impl=impl).backward()
     assert target.grad is None
-    masked = torch.zeros(B, N, dtype=torch.bool).scatter_(1, INDEX, True)
+    masked = torch.zeros(B, N, dtype=torch.bool).scatter_(1, INDEX, True).to(device)
     assert (pred.grad[~masked] == 0).all()
     assert (pred.grad[masked].abs().sum(-1) > 0).all()
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
-def test_reductions_and_weights(impl: str) -> None:
-    pred = rand(B, N, D)
-    losses = ops.masked_cosine_loss(pred, TARGET, reduction="none", impl=impl)
-    weight = torch.rand(B, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(ops.masked_cosine_loss(pred, TARGET, reduction="sum", impl=impl), losses.sum())
-    torch.testing.assert_close(ops.masked_cosine_loss(pred, TARGET, impl=impl), losses.mean())
-    weighted = ops.masked_cosine_loss(pred, TARGET, weight=weight, impl=impl)
+def test_reductions_and_weights(impl: str, device: str) -> None:
+    pred, target = rand(B, N, D).to(device), TARGET.to(device)
+    losses = ops.masked_cosine_loss(pred, target, reduction="none", impl=impl)
+    weight = torch.rand(B, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    torch.testing.assert_close(ops.masked_cosine_loss(pred, target, reduction="sum", impl=impl), losses.sum())
+    torch.testing.assert_close(ops.masked_cosine_loss(pred, target, impl=impl), losses.mean())
+    weighted = ops.masked_cosine_loss(pred, target, weight=weight, impl=impl)
     torch.testing.assert_close(weighted, (losses * weight).sum() / weight.sum())
-    assert ops.masked_cosine_loss(pred, TARGET, weight=torch.zeros(B, N), impl=impl) == 0
+    assert ops.masked_cosine_loss(pred, target, weight=torch.zeros_like(weight), impl=impl) == 0
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
-def test_nothing_masked_is_zero(impl: str) -> None:
-    none = torch.zeros(B, 0, dtype=torch.int64)
-    pred = rand(B, N, D).requires_grad_()
-    loss = ops.masked_cosine_loss(pred, TARGET, none, impl=impl)
+def test_nothing_masked_is_zero(impl: str, device: str) -> None:
+    none = torch.zeros(B, 0, dtype=torch.int64, device=device)
+    pred, target, images = (x.to(device) for x in (rand(B, N, D), TARGET, IMAGES))
+    pred.requires_grad_()
+    loss = ops.masked_cosine_loss(pred, target, none, impl=impl)
     loss.backward()
     assert loss == 0
     assert (pred.grad == 0).all()
-    assert ops.masked_pixel_loss(rand(B, 12, 48), IMAGES, none, 4, impl=impl) == 0
-    assert ops.linear_masked_cosine_loss(rand(0, 4, H), rand(D, H), None, rand(0, 4, D), impl=impl) == 0
+    assert ops.masked_pixel_loss(rand(B, 12, 48).to(device), images, none, 4, impl=impl) == 0
+    hidden, weight, target = (x.to(device) for x in (rand(0, 4, H), rand(D, H), rand(0, 4, D)))
+    assert ops.linear_masked_cosine_loss(hidden, weight, None, target, impl=impl) == 0
 
 
-def test_strided_rows_are_read_where_they_lie() -> None:
+def test_strided_rows_are_read_where_they_lie(device: str) -> None:
     make, (pred,) = OPS["cosine_index"]
-    assert_parity(make, (strided(pred),), torch.float64)
-    expected = ops.masked_cosine_loss(pred, TARGET, impl="native")
-    assert torch.equal(ops.masked_cosine_loss(pred, strided(TARGET), impl="native"), expected)
+    assert_parity(make, (strided(pred),), torch.float64, device)
+    pred, target, gapped = cast((pred, TARGET, strided(TARGET)), torch.float64, device)
+    expected = ops.masked_cosine_loss(pred, target, impl="native")
+    assert torch.equal(ops.masked_cosine_loss(pred, gapped, impl="native"), expected)
 
 
 def test_the_projection_is_never_held_whole() -> None:
@@ -233,17 +252,18 @@ def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> 
         call()
 
 
-def test_nan_shows_in_the_loss() -> None:
-    pred = rand(B, N, D)
+def test_nan_shows_in_the_loss(device: str) -> None:
+    pred = rand(B, N, D).to(device)
     pred[1, 2, 3] = torch.nan
-    losses = ops.masked_cosine_loss(pred, TARGET, reduction="none", impl="native")
+    losses = ops.masked_cosine_loss(pred, TARGET.to(device), reduction="none", impl="native")
     assert losses[1, 2].isnan()
     assert losses.isnan().sum() == 1
 
 
 @CASES
-def test_compiles_in_one_graph(case: str) -> None:
+def test_compiles_in_one_graph(case: str, device: str) -> None:
     make, inputs = OPS[case]
+    inputs = cast(inputs, torch.float32, device)
     compiled = torch.compile(make(None), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*inputs), make(None)(*inputs))
 
@@ -261,5 +281,5 @@ def leaf(*shape: int) -> Tensor:
     ],
 )
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_opcheck(name: str, arguments: tuple[Any, ...]) -> None:
-    torch.library.opcheck(getattr(torch.ops.cfmvit, name).default, arguments)
+def test_opcheck(name: str, arguments: tuple[Any, ...], device: str) -> None:
+    torch.library.opcheck(getattr(torch.ops.cfmvit, name).default, moved(arguments, device))

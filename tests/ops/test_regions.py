@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from cfmvit.ops import multilevel_roi_align, roi_align
 
-from .families import TOLERANCES, assert_parity, assert_same_bits
+from .families import TOLERANCES, assert_parity, assert_same_bits, moved
 
 B, H, W = 2, 13, 17
 LAYOUTS = ("contiguous", "channels_last", "tokens", "expanded", "every_other")
@@ -21,9 +21,9 @@ SAMPLING = list(itertools.product((-1, 1, 2, 3), (False, True)))
 NAN, INF = float("nan"), float("inf")
 
 
-def feature_map(channels: int, dtype: torch.dtype = torch.float64) -> Tensor:
+def feature_map(channels: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(B, channels, H, W, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.randn(B, channels, H, W, generator=generator, dtype=torch.float64).to(device, dtype)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -40,21 +40,21 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return x
 
 
-def random_rois(count: int, dtype: torch.dtype, inverted: bool = False) -> Tensor:
+def random_rois(count: int, dtype: torch.dtype, device: str = "cpu", inverted: bool = False) -> Tensor:
     """Boxes in, across and beyond a map twice as large as H x W, tiny to larger than it; (R, 5)."""
     generator = torch.Generator().manual_seed(2)
     corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 40 - 6
     size = torch.rand(count, 2, generator=generator, dtype=torch.float64) ** 3 * 50
     other = corner - size if inverted else corner + size
     image = torch.randint(0, B, (count, 1), generator=generator)
-    return torch.cat([image, corner, other], 1).to(dtype)
+    return torch.cat([image, corner, other], 1).to(device, dtype)
 
 
 def both_passes(function, x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     leaf = x.detach().requires_grad_()
     out = function(leaf, *arguments)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    (grad,) = torch.autograd.grad(out, leaf, upstream.to(out.dtype))
+    (grad,) = torch.autograd.grad(out, leaf, upstream.to(out))
     return out.detach(), grad
 
 
@@ -63,11 +63,11 @@ def both_passes(function, x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sampling_ratio, aligned", SAMPLING)
 def test_equals_torchvision(
-    sampling_ratio: int, aligned: bool, dtype: torch.dtype, layout: str, impl: str
+    sampling_ratio: int, aligned: bool, dtype: torch.dtype, layout: str, impl: str, device: str
 ) -> None:
     tolerance = {torch.float32: 2e-6, torch.float64: 1e-14}[dtype]
     for channels, count in ((1, 2), (5, 40), (80, 40)):  # a partial block of channels; a full one and a rest
-        x, rois = laid_out(feature_map(channels, dtype), layout), random_rois(count, dtype)
+        x, rois = laid_out(feature_map(channels, dtype, device), layout), random_rois(count, dtype, device)
         arguments = (rois, (5, 3), 0.5, sampling_ratio, aligned)
         expected = both_passes(torchvision.ops.roi_align, x, *arguments)
         actual = both_passes(lambda *a: roi_align(*a, impl=impl), x, *arguments)
@@ -76,9 +76,9 @@ def test_equals_torchvision(
 
 
 @pytest.mark.parametrize("sampling_ratio, aligned", SAMPLING)
-def test_float16_is_no_worse_than_torchvisions(sampling_ratio: int, aligned: bool) -> None:
+def test_float16_is_no_worse_than_torchvisions(sampling_ratio: int, aligned: bool, device: str) -> None:
     """torchvision computes coordinates and sums in half; judge both by float64 on the same numbers."""
-    x, rois = feature_map(20, torch.float16), random_rois(40, torch.float16)
+    x, rois = feature_map(20, torch.float16, device), random_rois(40, torch.float16, device)
     truth = torchvision.ops.roi_align(x.double(), rois.double(), 4, 0.5, sampling_ratio, aligned)
     theirs = torchvision.ops.roi_align(x, rois, 4, 0.5, sampling_ratio, aligned).double() - truth
     ours = roi_align(x, rois, 4, 0.5, sampling_ratio, aligned).double() - truth
@@ -88,8 +88,10 @@ def test_float16_is_no_worse_than_torchvisions(sampling_ratio: int, aligned: boo
 
 @pytest.mark.parametrize("sampling_ratio, aligned", SAMPLING)
 @pytest.mark.parametrize("inverted", [False, True], ids=["empty", "inverted"])
-def test_boxes_without_area_as_torchvision(inverted: bool, sampling_ratio: int, aligned: bool) -> None:
-    x, rois = feature_map(5), random_rois(30, torch.float64, inverted)
+def test_boxes_without_area_as_torchvision(
+    inverted: bool, sampling_ratio: int, aligned: bool, device: str
+) -> None:
+    x, rois = feature_map(5, device=device), random_rois(30, torch.float64, device, inverted)
     if not inverted:
         rois[:, 3:] = rois[:, 1:3]
     arguments = (rois, 4, 0.5, sampling_ratio, aligned)
@@ -101,19 +103,19 @@ def test_boxes_without_area_as_torchvision(inverted: bool, sampling_ratio: int, 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("channels", [1, 16, 31, 33, 64, 97])
-def test_parity_with_float64(channels: int, layout: str, dtype: torch.dtype) -> None:
-    rois = random_rois(50, torch.float32)
+def test_parity_with_float64(channels: int, layout: str, dtype: torch.dtype, device: str) -> None:
+    rois = random_rois(50, torch.float32, device)
 
     def make(impl: str):
         return lambda x: roi_align(laid_out(x, layout), rois, (3, 4), 0.5, 2, True, impl=impl)
 
-    assert_parity(make, [feature_map(channels)], dtype)
+    assert_parity(make, [feature_map(channels)], dtype, device)
 
 
-def test_result_keeps_the_layout_of_channels() -> None:
-    rois = random_rois(4, torch.float32)
+def test_result_keeps_the_layout_of_channels(device: str) -> None:
+    rois = random_rois(4, torch.float32, device)
     for layout, channels_last in (("contiguous", False), ("channels_last", True), ("tokens", True)):
-        x = laid_out(feature_map(8, torch.float32), layout).requires_grad_()
+        x = laid_out(feature_map(8, torch.float32, device), layout).requires_grad_()
         out = roi_align(x, rois, 3)
         (grad,) = torch.autograd.grad(out.sum(), x)  # an expanded upstream gradient
         for result in (out, grad):
@@ -121,8 +123,8 @@ def test_result_keeps_the_layout_of_channels() -> None:
             assert result.is_contiguous() is not channels_last
 
 
-def test_lists_of_boxes_and_float_types_of_boxes() -> None:
-    x, rois = feature_map(5, torch.float32), random_rois(12, torch.float32).round()
+def test_lists_of_boxes_and_float_types_of_boxes(device: str) -> None:
+    x, rois = feature_map(5, torch.float32, device), random_rois(12, torch.float32, device).round()
     rois = rois[rois[:, 0].argsort(stable=True)]
     split = [rois[rois[:, 0] == image, 1:] for image in range(B)]
     expected = roi_align(x, rois, 2)
@@ -130,7 +132,7 @@ def test_lists_of_boxes_and_float_types_of_boxes() -> None:
         torch.testing.assert_close(roi_align(x, [boxes.to(dtype) for boxes in split], 2), expected)
         torch.testing.assert_close(roi_align(x, rois.to(dtype), 2), expected)
     # 300.3 in bfloat16 is 300: boxes are not rounded to the features' dtype.
-    fine = torch.tensor([[0, 4.3, 4.3, 9.7, 9.7]])
+    fine = torch.tensor([[0, 4.3, 4.3, 9.7, 9.7]], device=device)
     ours = roi_align(x.bfloat16(), fine, 2, aligned=True).float()
     torch.testing.assert_close(
         ours, roi_align(x.bfloat16().float(), fine, 2, aligned=True), atol=1e-2, rtol=1e-2
@@ -138,11 +140,11 @@ def test_lists_of_boxes_and_float_types_of_boxes() -> None:
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
-def test_hostile_boxes(impl: str) -> None:
-    x = feature_map(5, torch.float32)
+def test_hostile_boxes(impl: str, device: str) -> None:
+    x = feature_map(5, torch.float32, device)
     values = (NAN, INF, -INF, 3e38, -3e38, 1e30, -1e9, 1e5, 0.0, 7.5)
-    boxes = torch.tensor(list(itertools.product(values, repeat=4)))
-    rois = torch.cat([torch.zeros(len(boxes), 1), boxes], 1)
+    boxes = torch.tensor(list(itertools.product(values, repeat=4)), device=device)
+    rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1)
     finite = boxes.isfinite().all(1)
     for sampling_ratio, aligned in ((2, True), (2, False), (-1, True)):
         some = rois[:: 1 if sampling_ratio > 0 else 37]
@@ -160,22 +162,23 @@ def test_hostile_boxes(impl: str) -> None:
         assert not out[~finite[:: 1 if sampling_ratio > 0 else 37]].any()
 
 
-def test_values_that_are_not_read_do_not_matter() -> None:
-    x = feature_map(5, torch.float32)
-    expected = roi_align(x, torch.tensor([[0, 4.0, 4, 8, 8]]), 2, aligned=True)
+def test_values_that_are_not_read_do_not_matter(device: str) -> None:
+    x, rois = feature_map(5, torch.float32, device), torch.tensor([[0, 4.0, 4, 8, 8]], device=device)
+    expected = roi_align(x, rois, 2, aligned=True)
     x[:, :, :3] = NAN
     x[1] = INF
-    torch.testing.assert_close(roi_align(x, torch.tensor([[0, 4.0, 4, 8, 8]]), 2, aligned=True), expected)
+    torch.testing.assert_close(roi_align(x, rois, 2, aligned=True), expected)
 
 
-def test_nothing() -> None:
-    for x, boxes in (
+def test_nothing(device: str) -> None:
+    for case in (
         (feature_map(5), torch.zeros(0, 5)),
         (feature_map(5), [torch.zeros(0, 4)] * B),
         (torch.zeros(0, 5, H, W), []),
         (torch.zeros(0, 5, H, W), torch.zeros(0, 5)),
         (torch.zeros(B, 0, H, W), [torch.ones(3, 4)] * B),
     ):
+        x, boxes = moved(case, device)
         for impl in ("native", "reference"):
             leaf = x.detach().requires_grad_()
             out = roi_align(leaf, boxes, (2, 3), impl=impl)
@@ -201,16 +204,17 @@ def test_offsets_beyond_32_bits() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, layout: str) -> None:
-    rois = random_rois(70, torch.float32)
+def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, layout: str, device: str) -> None:
+    rois = random_rois(70, torch.float32, device)
     assert_same_bits(
-        lambda x: roi_align(laid_out(x, layout), rois, 7, 0.5, -1, True), [feature_map(200, dtype)]
+        lambda x: roi_align(laid_out(x, layout), rois, 7, 0.5, -1, True), [feature_map(200, dtype, device)]
     )
 
 
 @pytest.mark.parametrize("sampling_ratio, aligned", [(2, True), (-1, False)])
-def test_gradcheck(sampling_ratio: int, aligned: bool) -> None:
-    x, rois = feature_map(2)[:, :, :6, :7].contiguous().requires_grad_(), random_rois(5, torch.float64)
+def test_gradcheck(sampling_ratio: int, aligned: bool, device: str) -> None:
+    x = feature_map(2, device=device)[:, :, :6, :7].contiguous().requires_grad_()
+    rois = random_rois(5, torch.float64, device)
     assert torch.autograd.gradcheck(lambda x: roi_align(x, rois, 2, 0.2, sampling_ratio, aligned), x)
 
 
@@ -314,9 +318,9 @@ def pyramid_boxes() -> list[Tensor]:
     return [boxes[:18], boxes[18:]]
 
 
-def test_pyramid_equals_torchvision() -> None:
+def test_pyramid_equals_torchvision(device: str) -> None:
     """torchvision's MultiScaleRoIAlign with aligned=False, its only way."""
-    maps, boxes = pyramid(), pyramid_boxes()
+    maps, boxes = moved((pyramid(), pyramid_boxes()), device)
     theirs = torchvision.ops.MultiScaleRoIAlign(
         ["0", "1", "2", "3"], 5, 2, canonical_scale=56, canonical_level=4
     )
@@ -329,19 +333,22 @@ def test_pyramid_equals_torchvision() -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_pyramid_parity_with_float64(dtype: torch.dtype) -> None:
+def test_pyramid_parity_with_float64(dtype: torch.dtype, device: str) -> None:
+    boxes = moved(pyramid_boxes(), device)
+
     def make(impl: str):
-        return lambda *maps: multilevel_roi_align(maps, pyramid_boxes(), 3, canonical_scale=40, impl=impl)
+        return lambda *maps: multilevel_roi_align(maps, boxes, 3, canonical_scale=40, impl=impl)
 
-    assert_parity(make, pyramid(), dtype)
+    assert_parity(make, pyramid(), dtype, device)
     if dtype == torch.float32:
-        assert_same_bits(make("native"), pyramid(dtype))
+        assert_same_bits(make("native"), moved(pyramid(dtype), device))
 
 
-def test_pyramid_of_odd_boxes() -> None:
+def test_pyramid_of_odd_boxes(device: str) -> None:
     """Boxes without area or finite corners belong to some level; unused levels have zero gradients."""
-    maps = [m.requires_grad_() for m in pyramid()]
-    boxes = [torch.tensor([[0.0, 0, 0, 0], [9, 9, 3, 3], [NAN, 0, 1, 1], [0, 0, INF, 5]]), torch.zeros(0, 4)]
+    odd = [[0.0, 0, 0, 0], [9, 9, 3, 3], [NAN, 0, 1, 1], [0, 0, INF, 5]]
+    maps, boxes = moved((pyramid(), [torch.tensor(odd), torch.zeros(0, 4)]), device)
+    maps = [m.requires_grad_() for m in maps]
     for impl in ("native", "reference"):
         out = multilevel_roi_align(maps, boxes, 2, impl=impl)
         assert out.isfinite().all()

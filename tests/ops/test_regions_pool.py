@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cfmvit.ops import pool_regions
 
-from .families import TOLERANCES, assert_parity, assert_same_bits
+from .families import TOLERANCES, assert_parity, assert_same_bits, moved
 
 B, H, W = 2, 11, 14
 NAN, INF = float("nan"), float("inf")
@@ -32,17 +32,19 @@ def random_boxes(count: int = 40, dtype: torch.dtype = torch.float32) -> list[Te
 
 
 def pool(tokens: Tensor, boxes: Tensor | list[Tensor] | None = None, **options) -> Tensor:
+    """Pool with defaults; the boxes follow the tokens to their device."""
     options = {"grid_size": (H, W), "spatial_scale": 1 / 16} | options
-    return pool_regions(tokens, random_boxes() if boxes is None else boxes, **options)
+    boxes = moved(random_boxes() if boxes is None else boxes, str(tokens.device))
+    return pool_regions(tokens, boxes, **options)
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
 @pytest.mark.parametrize("output_size, sampling_ratio", [(7, 2), (14, 1), ((3, 5), -1), (1, -1), (1, 1)])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_is_the_mean_over_torchvisions_bins(
-    output_size, sampling_ratio: int, aligned: bool, impl: str
+    output_size, sampling_ratio: int, aligned: bool, impl: str, device: str
 ) -> None:
-    tokens, boxes = random_tokens(70).requires_grad_(), random_boxes(dtype=torch.float64)
+    tokens, boxes = moved((random_tokens(70).requires_grad_(), random_boxes(dtype=torch.float64)), device)
     options = dict(output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned)
     actual = pool(tokens, boxes, impl=impl, **options)
     grid = tokens.transpose(1, 2).unflatten(2, (H, W))
@@ -57,7 +59,9 @@ def test_is_the_mean_over_torchvisions_bins(
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("layout", ["tokens", "from_map", "expanded", "sliced"])
 @pytest.mark.parametrize("channels", [1, 31, 64, 97])
-def test_parity_with_float64(channels: int, layout: str, normalize: bool, dtype: torch.dtype) -> None:
+def test_parity_with_float64(
+    channels: int, layout: str, normalize: bool, dtype: torch.dtype, device: str
+) -> None:
     prefix = 3 if layout == "sliced" else 0
 
     def lay_out(x: Tensor) -> Tensor:
@@ -75,11 +79,11 @@ def test_parity_with_float64(channels: int, layout: str, normalize: bool, dtype:
 
     tokens = random_tokens(channels, prefix)
     tokens = tokens.sign() * (tokens.abs() + 0.3)  # a gradient through a short token is large
-    assert_parity(make, [tokens], dtype)
+    assert_parity(make, [tokens], dtype, device)
 
 
-def test_boxes_without_area_or_end_give_zeros() -> None:
-    tokens = random_tokens(5).requires_grad_()
+def test_boxes_without_area_or_end_give_zeros(device: str) -> None:
+    tokens = random_tokens(5).to(device).requires_grad_()
     good = [20.0, 30, 90, 70]
     odd = [[90.0, 30, 20, 70], [20, 70, 90, 30], [20, 30, 20, 70], [20, 30, 90, 30]]
     odd += [[*good[:i], value, *good[i + 1 :]] for i, value in itertools.product(range(4), (NAN, INF, -INF))]
@@ -97,9 +101,9 @@ def test_boxes_without_area_or_end_give_zeros() -> None:
         assert not grad[1].any()
 
 
-def test_normalised_tokens() -> None:
+def test_normalised_tokens(device: str) -> None:
     """A zero token stays zero with a finite gradient; the gradient is orthogonal to every other token."""
-    tokens = random_tokens(6)
+    tokens = random_tokens(6).to(device)
     tokens[0, 40] = 0
     tokens.requires_grad_()
     for impl in ("native", "reference"):
@@ -114,8 +118,8 @@ def test_normalised_tokens() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"normalize": True}, {"output_size": 1, "sampling_ratio": -1}], ids=str
 )
-def test_gradcheck(options: dict) -> None:
-    tokens = random_tokens(3, 1)[:, :13].clone().requires_grad_()
+def test_gradcheck(options: dict, device: str) -> None:
+    tokens = random_tokens(3, 1)[:, :13].clone().to(device).requires_grad_()
     boxes = random_boxes(5, torch.float64)
     options = dict(grid_size=(3, 4), num_prefix_tokens=1, spatial_scale=1 / 60) | options
     assert torch.autograd.gradcheck(lambda x: pool(x, boxes, **options), tokens)
@@ -129,27 +133,28 @@ def test_double_backward_is_refused() -> None:
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_same_bits_for_any_number_of_threads(normalize: bool) -> None:
+def test_same_bits_for_any_number_of_threads(normalize: bool, device: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert_same_bits(lambda x: pool(x, normalize=normalize), [random_tokens(200, dtype=dtype)])
+        tokens = random_tokens(200, dtype=dtype).to(device)
+        assert_same_bits(lambda x: pool(x, normalize=normalize), [tokens])
 
 
-def test_one_box_has_the_bits_it_has_among_many() -> None:
+def test_one_box_has_the_bits_it_has_among_many(device: str) -> None:
     """Whether tokens are copied first (many boxes) or read where they lie (few) does not show."""
-    tokens = random_tokens(70, dtype=torch.bfloat16)
+    tokens = random_tokens(70, dtype=torch.bfloat16).to(device)
     boxes = random_boxes()
     alone = torch.cat([pool(tokens, [boxes[0][i : i + 1], boxes[1][:0]]) for i in range(len(boxes[0]))])
     assert torch.equal(pool(tokens)[: len(boxes[0])], alone)
 
 
-def test_nothing() -> None:
+def test_nothing(device: str) -> None:
     for tokens, boxes in (
         (random_tokens(5), [torch.zeros(0, 4)] * B),
         (random_tokens(5)[:0], []),
         (random_tokens(5)[:, :, :0], [torch.ones(2, 4)] * B),
     ):
         for impl, normalize in itertools.product(("native", "reference"), (False, True)):
-            leaf = tokens.detach().requires_grad_()
+            leaf = tokens.detach().to(device).requires_grad_()
             out = pool(leaf, boxes, normalize=normalize, impl=impl)
             assert out.shape == (sum(map(len, boxes)), tokens.shape[2])
             out.sum().backward()

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from cfmvit.ops import score_regions
 
+from .families import cast, moved
+
 R, LABELS, WIDTH = 9, 37, 24
 BASE = torch.arange(LABELS) % 3 > 0
 
@@ -40,7 +42,11 @@ def by_formula(
     p = probabilities(regions, 0.05)
     scores = p[:, 1:]
     if vlm is not None:
-        w = torch.where(base, 0.3, 0.6) if base is not None else torch.full((LABELS,), 0.6)
+        w = (
+            torch.where(base, 0.3, 0.6)
+            if base is not None
+            else text.new_full((LABELS,), 0.6, dtype=torch.float32)
+        )
         scores = p[:, 1:] ** (1 - w) * probabilities(vlm, 0.04)[:, 1:] ** w
         if renormalize:
             scores = scores / (p[:, 0] + scores.sum(1))[:, None]
@@ -54,24 +60,27 @@ def score(regions: Tensor = REGIONS, text: Tensor = TEXT, **options) -> Tensor:
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
 @pytest.mark.parametrize("renormalize", [True, False])
-def test_equals_its_formula(renormalize: bool, impl: str) -> None:
-    for vlm, base, objectness in itertools.product((None, VLM), (None, BASE), (None, OBJECTNESS)):
-        actual = score(vlm_embeds=vlm, base=base, objectness=objectness, renormalize=renormalize, impl=impl)
-        expected = by_formula(REGIONS, TEXT, vlm, base, objectness, renormalize)
+def test_equals_its_formula(renormalize: bool, impl: str, device: str) -> None:
+    regions, text, *given = moved((REGIONS, TEXT, VLM, BASE, OBJECTNESS), device)
+    for vlm, base, objectness in itertools.product(*((None, x) for x in given)):
+        options = dict(vlm_embeds=vlm, base=base, objectness=objectness, renormalize=renormalize)
+        actual = score(regions, text, impl=impl, **options)
+        expected = by_formula(regions, text, vlm, base, objectness, renormalize)
         torch.testing.assert_close(actual, expected, rtol=1e-5 if base is not None else 1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("labels", [0, 1, 14, 15, 16, 33, 1203])
-def test_native_parity_in_float32(labels: int) -> None:
+def test_native_parity_in_float32(labels: int, device: str) -> None:
     generator = torch.Generator().manual_seed(5)
-    text = torch.randn(1 + labels, WIDTH, generator=generator)
-    for vlm, renormalize, temperature in itertools.product((None, VLM.float()), (True, False), (0.01, 1.0)):
+    text = torch.randn(1 + labels, WIDTH, generator=generator).to(device)
+    regions, frozen, objectness = cast((REGIONS, VLM, OBJECTNESS), torch.float32, device)
+    for vlm, renormalize, temperature in itertools.product((None, frozen), (True, False), (0.01, 1.0)):
         options = dict(
-            vlm_embeds=vlm, objectness=OBJECTNESS.float(), renormalize=renormalize, temperature=temperature
+            vlm_embeds=vlm, objectness=objectness, renormalize=renormalize, temperature=temperature
         )
-        actual = score(REGIONS.float(), text, **options)
+        actual = score(regions, text, **options)
         options = {k: v.double() if isinstance(v, Tensor) else v for k, v in options.items()}
-        exact = score(REGIONS.float().double(), text.double(), impl="reference", **options)
+        exact = score(regions.double(), text.double(), impl="reference", **options)
         assert actual.shape == (R, labels)
         assert actual.dtype == torch.float32
         # Logits reach 100, where a float32 ulp is 8e-6.
@@ -97,23 +106,23 @@ def test_weights_at_their_ends() -> None:
     torch.testing.assert_close(mixed, torch.where(BASE, score(), frozen))
 
 
-def test_certain_towers_that_disagree_give_finite_scores() -> None:
+def test_certain_towers_that_disagree_give_finite_scores(device: str) -> None:
     """Each probability of the other's label is below the smallest float32: the product is not 0 / 0."""
-    text = torch.eye(3, 8)
+    text = torch.eye(3, 8, device=device)
     for impl in ("native", "reference"):
         out = score_regions(
             text[1:2], text, vlm_embeds=text[2:3], temperature=0.001, vlm_temperature=0.001, impl=impl
         )
         assert out.isfinite().all()
-        torch.testing.assert_close(out.sum(1), torch.ones(1))
+        torch.testing.assert_close(out.sum(1), text.new_ones(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_low_precision_and_autocast_are_scored_in_float32(dtype: torch.dtype) -> None:
-    regions, text, vlm = (x.to(dtype) for x in (REGIONS, TEXT, VLM))
+def test_low_precision_and_autocast_are_scored_in_float32(dtype: torch.dtype, device: str) -> None:
+    regions, text, vlm = cast((REGIONS, TEXT, VLM), dtype, device)
     expected = score(regions.float(), text.float(), vlm_embeds=vlm.float())
     assert torch.equal(score(regions, text, vlm_embeds=vlm), expected)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         assert torch.equal(score(regions, text, vlm_embeds=vlm), expected)
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from cfmvit import ops
 
+from .families import moved
+
 N = torch.ops.cfmvit
 GENERATOR = torch.Generator().manual_seed(0)
 ROIS = torch.tensor([[0, 1.0, 2, 9, 7], [1, 0, 0, 30, 30], [1, 4, 4, 4.5, 6], [0, 9, 9, 2, 2]])
@@ -56,9 +58,9 @@ CASES: dict[str, tuple[Any, tuple]] = {
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck's own access
 @pytest.mark.parametrize("case", CASES)
-def test_opcheck(case: str) -> None:
+def test_opcheck(case: str, device: str) -> None:
     op, arguments = CASES[case]
-    torch.library.opcheck(op.default, arguments)
+    torch.library.opcheck(op.default, moved(arguments, device))
 
 
 class Heads(nn.Module):
@@ -71,19 +73,19 @@ class Heads(nn.Module):
         )
         pooled = ops.pool_regions(tokens, rois, grid_size=(6, 8), spatial_scale=0.5, num_prefix_tokens=2)
         scores = ops.score_regions(
-            pooled, text, vlm_embeds=crops.mean((2, 3)), base=torch.arange(len(text) - 1) % 2 > 0,
+            pooled, text, vlm_embeds=crops.mean((2, 3)), base=torch.arange(len(text) - 1, device=text.device) % 2 > 0,
             temperature=0.1, objectness=levels.mean((1, 2, 3)).sigmoid(),
         )  # fmt: skip
         return crops, levels, pooled, scores
 
 
-def test_compiles_in_one_graph_of_any_number_of_boxes() -> None:
-    heads, text = Heads(), rand(7, 5)
+def test_compiles_in_one_graph_of_any_number_of_boxes(device: str) -> None:
+    heads, (text, map, tokens, boxes) = Heads(), moved((rand(7, 5), MAP, TOKENS, ROIS), device)
     compiled = torch.compile(heads, backend="aot_eager", fullgraph=True, dynamic=True)
-    for rois in (ROIS, ROIS[:2].repeat(5, 1), ROIS[:3]):
-        outs = [run(MAP, TOKENS, rois, text) for run in (heads, compiled)]
+    for rois in (boxes, boxes[:2].repeat(5, 1), boxes[:3]):
+        outs = [run(map, tokens, rois, text) for run in (heads, compiled)]
         torch.testing.assert_close(outs[1], outs[0])
-        grads = [torch.autograd.grad(sum(o.sum() for o in out), (MAP, TOKENS, text)) for out in outs]
+        grads = [torch.autograd.grad(sum(o.sum() for o in out), (map, tokens, text)) for out in outs]
         torch.testing.assert_close(grads[1], grads[0])
 
 
@@ -108,9 +110,8 @@ def test_export() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_autocast_rounds_neither_features_nor_boxes(dtype: torch.dtype) -> None:
-    map, tokens = MAP.detach().to(dtype), TOKENS.detach().to(dtype)
-    boxes = ROIS + 0.123
+def test_autocast_rounds_neither_features_nor_boxes(dtype: torch.dtype, device: str) -> None:
+    map, tokens, boxes = (x.detach().to(device) for x in (MAP.to(dtype), TOKENS.to(dtype), ROIS + 0.123))
     boxes[:, 0] = ROIS[:, 0]
 
     def run() -> tuple[Tensor, ...]:
@@ -121,7 +122,7 @@ def test_autocast_rounds_neither_features_nor_boxes(dtype: torch.dtype) -> None:
         )
 
     plain = run()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         cast = run()
     for a, b in zip(plain, cast):
         assert a.dtype == dtype

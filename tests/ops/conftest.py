@@ -1,0 +1,14 @@
+"""What the tests of all families of ops share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the test's ops run: the CPU, and the GPU where there is one."""
+    return request.param
