@@ -16,11 +16,21 @@ def tensor(op: str, name: str, value: Any, ndim: int, shape: str) -> None:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
 
 
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def float_dtype(op: str, name: str, value: Tensor) -> None:
+    """Raise unless ``value`` has a dtype that the ops compute with."""
+    if not value.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
+
+
 def floating(op: str, name: str, value: Any, ndim: int, shape: str) -> None:
     """Raise unless ``value`` is a floating-point tensor of that shape."""
     tensor(op, name, value, ndim, shape)
-    if not value.is_floating_point():
-        raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}")
+    float_dtype(op, name, value)
 
 
 def shape(op: str, name: str, value: Tensor, wanted: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cfmvit.ops._checks import float_dtype
 from cfmvit.ops._collective import check_group
 from cfmvit.ops._contrastive_blocks import EXCHANGES
 
@@ -23,8 +24,7 @@ def check_tensors(
     for name, features in (("image", image), ("text", text)):
         if not isinstance(features, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(features).__name__}")
-        if not features.is_floating_point():
-            raise TypeError(f"{op}: {name} must be floating point, got {features.dtype}")
+        float_dtype(op, name, features)
         if features.dim() != 2 or 0 in features.shape:
             raise ValueError(f"{op}: {name} must be a non-empty matrix, got shape {tuple(features.shape)}")
     if image.shape[1] != text.shape[1]:

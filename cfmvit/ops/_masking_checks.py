@@ -74,7 +74,7 @@ def patches(op: str, images: Tensor, patch_size: int) -> int:
 def images(op: str, value: Tensor, index: Tensor | None, patch_size: int) -> None:
     """Raise unless images are (B, C, H, W) uint8 or floating, and the index names patches of them."""
     check.tensor(op, "images", value, 4, "(B, C, H, W)")
-    if value.dtype != torch.uint8 and not value.is_floating_point():
+    if value.dtype != torch.uint8 and value.dtype not in check.FLOATING:
         raise TypeError(f"{op}: images must be uint8 or floating point, got {value.dtype}")
     count = patches(op, value, patch_size)
     if index is not None:

@@ -9,9 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from cfmvit.ops._checks import FLOATING
 from cfmvit.ops.reference import regions as reference
-
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def images(op: str, image: Tensor, batch: int) -> None:
@@ -112,8 +111,9 @@ def scores(
             )
     labels = text_embeds.shape[0] - 1
     if base is not None:
-        if base.dtype != torch.bool:
-            raise TypeError(f"{op}: base must be bool, got {base.dtype}")
+        if not isinstance(base, Tensor) or base.dtype != torch.bool:
+            found = base.dtype if isinstance(base, Tensor) else type(base).__name__
+            raise TypeError(f"{op}: base must be bool, got {found}")
         if base.shape != (labels,):
             raise ValueError(f"{op}: base must have shape ({labels},), got {tuple(base.shape)}")
     if objectness is not None:

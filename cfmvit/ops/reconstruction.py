@@ -53,7 +53,7 @@ def masked_cosine_loss(
     checks.cosine(op, pred, target, index)
     checks.options(op, reduction, eps)
     if weight is not None:
-        check.tensor(op, "weight", weight, 2, "(B, M)")
+        check.floating(op, "weight", weight, 2, "(B, M)")
         check.shape(op, "weight", weight, tuple((pred if index is None else index).shape[:2]))
     if _library.use_native(op, pred, impl):
         losses = _OPS.masked_cosine_loss(pred, _target_for(pred.dtype, target), index, eps)

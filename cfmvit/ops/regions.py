@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from cfmvit.ops import _library, _regions_native
 from cfmvit.ops import _regions_checks as checks
+from cfmvit.ops._checks import float_dtype
 from cfmvit.ops.reference import regions as reference
 
 if _library.core is not None:
@@ -289,8 +290,7 @@ def _rois(op: str, boxes: Tensor | Sequence[Tensor], features: Tensor, batch: in
         if some.dim() != 2 or some.shape[1] != columns:
             shape = "(R_i, 4) for each image" if several else "(R, 5)"
             raise ValueError(f"{op}: boxes must have shape {shape}, got {tuple(some.shape)}")
-        if not some.is_floating_point():
-            raise TypeError(f"{op}: boxes must be floating point, got {some.dtype}")
+        float_dtype(op, "boxes", some)
         if some.device != features.device:
             raise ValueError(
                 f"{op}: boxes must be on the features' device {features.device}, got {some.device}"

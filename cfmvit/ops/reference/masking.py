@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,7 +20,7 @@ def gather_tokens(tokens: Tensor, index: Tensor, pos_embed: Tensor | None, keep_
         return out
     added = pos_embed.to(tokens.dtype)[index]
     if keep_pos is not None:
-        added = added * keep_pos.to(tokens.dtype)[:, None, None]
+        added = torch.where(keep_pos[:, None, None], added, 0)
     return out + added
 
 
@@ -51,10 +50,7 @@ def gather_patches(
         pixels = pixels - mean.to(pixels)[:, None, None]
     if std is not None:
         pixels = pixels / std.to(pixels)[:, None, None]
-    batch, channels, height, width = pixels.shape
-    rows, columns = height // patch_size, width // patch_size
-    grid = pixels.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    patches = grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch_size**2)
+    patches = _grid(pixels, patch_size).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
     if index is not None:
         patches = patches.gather(1, index.long().unsqueeze(-1).expand(-1, -1, patches.shape[2]))
     return patches.to(dtype)
@@ -62,6 +58,10 @@ def gather_patches(
 
 def patches_channel_last(images: Tensor, patch_size: int) -> Tensor:
     """Return (B, N, P * P * C) patches in MAE's order: row, column, channel."""
-    patches = F.unfold(images, patch_size, stride=patch_size)
-    batch, _, count = patches.shape
-    return patches.reshape(batch, -1, patch_size**2, count).permute(0, 3, 2, 1).reshape(batch, count, -1)
+    return _grid(images, patch_size).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def _grid(images: Tensor, patch_size: int) -> Tensor:
+    """View (B, C, H, W) as (B, C, rows of patches, P, columns of patches, P)."""
+    batch, channels, height, width = images.shape
+    return images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)

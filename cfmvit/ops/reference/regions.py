@@ -152,9 +152,9 @@ def pool_regions(
         maps.new_zeros(len(rois), tokens.shape[2]) + maps.flatten()[:0].sum()
     )  # connected without boxes too
     with torch.no_grad():
-        rois = torch.where(is_box(rois)[:, None], rois, torch.nan)
+        rois = torch.cat([rois[:, :1], torch.where(is_box(rois)[:, None], rois[:, 1:], torch.nan)], 1)
     for image in range(tokens.shape[0]):
-        mine = (rois[:, 0] == image).nonzero()[:, 0]
+        mine = (rois[:, 0].long() == image).nonzero()[:, 0]
         for some in mine.split(max(1, CHUNK // maps.shape[1])):
             with torch.no_grad():
                 wy, wx = box_weights(rois[some], size, spatial_scale, bins, sampling_ratio, aligned)
