@@ -74,10 +74,11 @@ def write_page(outcome: Outcome) -> Path:
     report.section(
         "What the decoder imagines",
         "Three quarters of the tokens are hidden; the decoder predicts their features in the joint space of images and "
-        "texts. The cosine of a predicted feature with a text shows where the model believes that thing to be.",
+        "texts. The cosine of a predicted feature with a text shows where the model believes that thing to be. "
+        "An image is read in tiles of the size of pretraining images.",
     )
     for row in _maps(outcome):
-        report.grid(row, cell=280)
+        report.grid(row, cell=340)
     report.section("With and without pretraining")
     report.svg(
         _comparison(outcome),
@@ -118,22 +119,22 @@ def _dataset(outcome: Outcome) -> Any:
 
 
 def _overlays(outcome: Outcome) -> list[tuple[Any, str]]:
-    """Draw images with novel objects, those first in which most of their objects were found."""
+    """Draw images with novel objects, those first in which most of these were found and fewest names are wrong."""
     dataset = _dataset(outcome)
     names = [category.name for category in dataset.categories]
     novel = {category.name for category in dataset.categories if category.novel}
     vocabulary = outcome.detector.vocabulary(names)
-    drawn: list[tuple[int, Any, str]] = []
+    drawn: list[tuple[tuple[int, int], Any, str]] = []
     for number in range(len(dataset)):
         sample = dataset.load(number, np.random.default_rng(0))
         truth = [names[label] for label in sample["labels"].tolist()]
         if not novel & set(truth):
             continue
         found = best_of_each_place(outcome.detector.predict(sample["image"], vocabulary, novel=novel))
-        right = novel & set(truth) & set(found.labels)
+        order = (len(novel & set(truth) & set(found.labels)), -len(set(found.labels) - set(truth)))
         caption = "there: " + ", ".join(f"★ {name}" if name in novel else name for name in truth)
-        drawn.append((len(right), overlay(sample["image"], found, novel), caption))
-    drawn.sort(key=lambda item: -item[0])
+        drawn.append((order, overlay(sample["image"], found, novel), caption))
+    drawn.sort(key=lambda item: item[0], reverse=True)
     return [(picture, caption) for _, picture, caption in drawn[:_PICTURES]]
 
 

@@ -21,35 +21,32 @@ class Preset:
 
 
 def _scenes(pretrain: int, train: int, val: int, *, shapes: int = 3) -> ScenesConfig:
-    """8 colours x 5 textures x ``shapes``; pretraining images as large as the detector's attention windows.
-
-    One object a pretraining image: with two, the same time of training learns fewer of the words.
-    """
+    """8 colours x 5 textures x ``shapes``; pretraining images as large as the detector's attention windows."""
     return ScenesConfig(
         colours=8,
         textures=5,
         shapes=shapes,
-        pretrain=SplitConfig(images=pretrain, size=64, objects=(1, 1), scale=(26, 52)),
+        pretrain=SplitConfig(images=pretrain, size=64, objects=(1, 2), scale=(26, 52)),
         train=SplitConfig(images=train, size=128, objects=(2, 4), scale=(26, 52), tail=0.8),
         val=SplitConfig(images=val, size=128, objects=(2, 4), scale=(26, 52)),
     )
 
 
-def _pretrain(steps: int, *, batch_size: int = 64, lr: float = 2e-3, **model: object) -> PretrainConfig:
+def _pretrain(steps: int, *, batch_size: int = 64) -> PretrainConfig:
     return PretrainConfig(
         model="cfm_vit_tiny",
-        model_options={"width": 128, "heads": 2, "depth": 4, "text_width": 128, "text_heads": 2, **model},
+        model_options={"width": 128, "heads": 2, "depth": 4, "text_width": 128, "text_heads": 2},
         vocab_size=1000,
         batch_size=batch_size,
         crop_scale=(0.8, 1.0),
-        optim=OptimConfig(lr=lr, warmup=min(50, steps // 10), decay="linear"),
+        optim=OptimConfig(lr=2e-3, warmup=min(50, steps // 10), decay="linear"),
         loop=LoopConfig(steps=steps, precision="bf16", log_every=5, save_every=500),
     )
 
 
-def _finetune(steps: int, *, batch_size: int = 8) -> FinetuneConfig:
+def _finetune(steps: int) -> FinetuneConfig:
     return FinetuneConfig(
-        batch_size=batch_size,
+        batch_size=8,
         detector=tiny_config(image_size=128, window=8, templates=("a photo of a {}",)),
         optim=FinetuneOptim(
             name="adamw", lr=2e-3, backbone_lr_ratio=0.2, warmup=min(30, steps // 10), milestones=(0.7, 0.9)
@@ -60,12 +57,7 @@ def _finetune(steps: int, *, batch_size: int = 8) -> FinetuneConfig:
 
 _ALL = (
     Preset("quick", _scenes(2000, 200, 40), _pretrain(220), _finetune(80)),
-    Preset("default", _scenes(8000, 600, 100), _pretrain(700), _finetune(200)),
-    Preset(
-        "full",
-        _scenes(40_000, 3000, 300, shapes=8),
-        _pretrain(8000, batch_size=128, width=192, heads=3, depth=6),
-        _finetune(3000, batch_size=16),
-    ),
+    Preset("default", _scenes(8000, 600, 100), _pretrain(750), _finetune(300)),
+    Preset("full", _scenes(40_000, 3000, 300, shapes=8), _pretrain(4500, batch_size=128), _finetune(2000)),
 )
 PRESETS = {preset.name: preset for preset in _ALL}

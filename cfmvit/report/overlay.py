@@ -29,7 +29,7 @@ def overlay(
     threshold: float = 0.0,
     max_detections: int = 20,
 ) -> Picture:
-    """Draw boxes, translucent masks and labels.
+    """Draw boxes, masks and labels.
 
     Novel categories have a thick bright box and a star before the name, base categories a thin muted box. A category
     has the same colour in every picture.
@@ -58,7 +58,7 @@ def overlay(
         canvas = canvas.copy()
         for row in chosen:
             colour = category_colour(labels[row], vivid=labels[row] in novel)
-            _tint(canvas, masks[row], colour, 0.38 if labels[row] in novel else 0.25)
+            _outline(canvas, masks[row], colour, 0.9 if labels[row] in novel else 0.5)
     picture = pillow.fromarray(canvas.round().astype(np.uint8))
 
     size = (picture.width * _SMOOTH, picture.height * _SMOOTH)
@@ -197,14 +197,16 @@ def _chosen(scores: np.ndarray | None, count: int, threshold: float, limit: int)
     return [int(row) for row in order if scores[row] >= threshold][:limit]
 
 
-def _tint(canvas: np.ndarray, mask: np.ndarray, colour: Colour, strength: float) -> None:
+def _outline(canvas: np.ndarray, mask: np.ndarray, colour: Colour, strength: float) -> None:
+    """Draw a mask's edge, and a breath of colour inside: the object's own colours must stay to be seen."""
     pillow = require("PIL.Image", extra="models")
-    size = (canvas.shape[1], canvas.shape[0])
+    filters = require("PIL.ImageFilter", extra="models")
     grid = pillow.fromarray((np.asarray(mask) > 0).astype(np.uint8) * 255).resize(
-        size, pillow.Resampling.BILINEAR
+        (canvas.shape[1], canvas.shape[0]), pillow.Resampling.BILINEAR
     )
-    alpha = strength * np.asarray(grid, dtype=np.float32)[..., None] / 255
-    canvas += alpha * (np.array(colour, dtype=np.float32) - canvas)
+    inside = np.asarray(grid, dtype=np.float32)[..., None] / 255
+    inner = np.asarray(grid.filter(filters.MinFilter(5)), dtype=np.float32)[..., None] / 255
+    canvas += strength * (inside - 0.9 * inner) * (np.array(colour, dtype=np.float32) - canvas)
 
 
 def _scaled(box: np.ndarray, factor: float) -> Box:
