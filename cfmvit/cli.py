@@ -51,7 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     detect.add_argument(
         "--output", type=Path, help="overlay to write; default: IMAGE.detected.png in this folder"
     )
-    detect.add_argument("--threshold", type=float, default=0.3)
+    detect.add_argument(
+        "--threshold",
+        type=float,
+        help="show all that score more; default: the best of each place that stands out",
+    )
     detect.add_argument("--json", action="store_true", help="print the detections as JSON")
     detect.set_defaults(run=_detect)
 

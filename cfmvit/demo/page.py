@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 import cfmvit
 from cfmvit._machine import device_name
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cfmvit.demo.run import Outcome
-    from cfmvit.detection import Detections
     from cfmvit.models import CFMViT
 
 _PICTURES = 6
@@ -130,22 +128,12 @@ def _overlays(outcome: Outcome) -> list[tuple[Any, str]]:
         truth = [names[label] for label in sample["labels"].tolist()]
         if not novel & set(truth):
             continue
-        found = best_of_each_place(outcome.detector.predict(sample["image"], vocabulary, novel=novel))
+        found = outcome.detector.predict(sample["image"], vocabulary, novel=novel).salient()
         order = (len(novel & set(truth) & set(found.labels)), -len(set(found.labels) - set(truth)))
         caption = "there: " + ", ".join(f"★ {name}" if name in novel else name for name in truth)
         drawn.append((order, overlay(sample["image"], found, novel), caption))
     drawn.sort(key=lambda item: item[0], reverse=True)
     return [(picture, caption) for _, picture, caption in drawn[:_PICTURES]]
-
-
-def best_of_each_place(found: Detections) -> Detections:
-    """Keep the best label of each place, and places that score at least a quarter of the image's best one.
-
-    With more than a hundred labels to choose from, probabilities are small, and so no fixed threshold fits.
-    """
-    scores = torch.as_tensor(found.scores)
-    keep = batched_nms(torch.as_tensor(found.boxes), scores, torch.zeros(len(scores)), 0.4)
-    return found[keep[scores[keep] >= 0.25 * scores.max()]] if len(keep) else found
 
 
 def _maps(outcome: Outcome) -> list[list[tuple[Any, str]]]:

@@ -17,7 +17,7 @@ def detect(
     labels: str,
     checkpoint: Path | None = None,
     output: Path | None = None,
-    threshold: float = 0.3,
+    threshold: float | None = None,
     as_json: bool = False,
 ) -> Path:
     """Find objects, print them and write an overlay.
@@ -26,6 +26,7 @@ def detect(
         labels: comma-separated names.
         checkpoint: a detector's folder; by default the small one that comes with the package.
         output: overlay to write; by default ``IMAGE.detected.png`` in the current folder.
+        threshold: show all that score more; by default what stands out, see ``Detections.salient``.
         as_json: print the detections as JSON instead of a table.
 
     Returns:
@@ -34,6 +35,8 @@ def detect(
     pixels = read_image(image)
     detector = Detector.from_pretrained(checkpoint or shipped_checkpoint())
     found = detector.predict(pixels, labels.split(","), threshold=threshold)
+    if threshold is None:
+        found = found.salient()
     base = set(detector.config.base_labels)
     path = output or Path(f"{image.stem}.detected.png")
     drawn = overlay(pixels, found, {label for label in found.labels if label not in base})

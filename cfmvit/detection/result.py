@@ -41,6 +41,23 @@ class Detections:
         labels = [self.labels[row] for row in rows.tolist()]
         return Detections(self.boxes[rows], self.scores[rows], self.label_ids[rows], labels, masks)
 
+    def salient(self, fraction: float = 0.25, floor: float = 0.02) -> Detections:
+        """Return the best label of each place, of places whose score comes near the image's best one.
+
+        Scores are products (of probabilities over all labels and background, and of the centerness cubed), so they fall with
+        the number of labels and no fixed threshold fits.
+
+        Args:
+            fraction: least score as a share of the best one.
+            floor: least score in any case.
+        """
+        if not len(self):
+            return self
+        nms = require("torchvision.ops", extra="detection").nms
+        keep = nms(self.boxes, self.scores, 0.4)
+        least = max(floor, fraction * self.scores.max().item())
+        return self[keep[self.scores[keep] >= least]]
+
     def to_list(self) -> list[dict[str, Any]]:
         """Return ``[{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}]``, transformers' convention."""
         corners = ("xmin", "ymin", "xmax", "ymax")

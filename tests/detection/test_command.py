@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from cfmvit.detection.command import detect
+from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
+from cfmvit.detection import Detections, Detector
+from cfmvit.detection.command import detect, shipped_checkpoint
 
 from .small_detector import LABELS, squares_batch
 
@@ -66,3 +69,44 @@ def test_bad_labels_leave_nothing_behind(image, checkpoint, tmp_path, labels, me
 def test_a_missing_image_is_named(checkpoint, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no image at .*none\.jpg"):
         detect(tmp_path / "none.jpg", "cat", checkpoint)
+
+
+def test_salient_keeps_the_best_label_of_each_place_that_stands_out():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
+    found = Detections(boxes, torch.tensor([0.4, 0.3, 0.11, 0.09]), torch.arange(4), ["a", "b", "c", "d"])
+    assert found.salient().labels == ["a", "c"]
+    assert found.salient(fraction=0.2).labels == ["a", "c", "d"]
+    assert found.salient(floor=0.2).labels == ["a"]
+    assert len(found[:0].salient()) == 0
+
+
+def test_the_shipped_detector_names_what_it_was_never_shown_a_box_of(tmp_path, capsys):
+    config = ScenesConfig(
+        colours=8,
+        textures=5,
+        shapes=3,
+        pretrain=SplitConfig(images=0, size=64),
+        train=SplitConfig(images=0, size=128),
+        val=SplitConfig(images=40, size=128, objects=(1, 1), scale=(40, 52)),
+        seed=0,
+    )
+    root = make_scenes(tmp_path / "scenes", config)
+    truth = json.loads((root / "annotations" / "lvis_v1_val.json").read_text())
+    names = {c["id"]: c["name"] for c in truth["categories"]}
+    base = set(Detector.from_pretrained(shipped_checkpoint()).config.base_labels)
+    novel = [a for a in truth["annotations"] if names[a["category_id"]] not in base]
+    others = sorted(set(names.values()) - base)[::5]
+    hits = 0
+    for a in novel:
+        name = names[a["category_id"]]
+        labels = list(dict.fromkeys([name, *others]))
+        detect(
+            root / "val" / f"{a['image_id']:08d}.jpg",
+            ",".join(labels),
+            output=tmp_path / "x.png",
+            as_json=True,
+        )
+        found = json.loads(capsys.readouterr().out)
+        hits += bool(found) and found[0]["label"] == name
+    assert len(novel) > 5
+    assert hits > 0.4 * len(novel), f"{hits} of {len(novel)}; chance is about one in {len(others)}"
