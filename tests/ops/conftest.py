@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+DEVICES = ["cpu", GPU] if torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.fixture(params=DEVICES)
