@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cfmvit
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.models import CFMViT, model_config
 from cfmvit.models.checkpoint import CONFIG, read_pretrained, write_pretrained
@@ -37,3 +38,15 @@ def load_detector(cls: Any, folder: str | os.PathLike[str]) -> Any:
     detector = cls(CFMViT(model_config(**config.model), saved.tokenizer), config.detector)
     saved.load_into(detector)
     return detector.eval()
+
+
+def shipped_checkpoint() -> Path:
+    """Return the folder of the detector that comes with the package.
+
+    Raises:
+        FileNotFoundError: this installation has none.
+    """
+    folder = Path(cfmvit.__file__).parent / "checkpoints" / "scenes"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"from_pretrained: no detector is shipped at {folder}; name a folder")
+    return folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cfmvit
 from cfmvit._io import atomic_write
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.inputs import read_image
@@ -33,7 +32,7 @@ def detect(
         the overlay's path.
     """
     pixels = read_image(image)
-    detector = Detector.from_pretrained(checkpoint or shipped_checkpoint())
+    detector = Detector.from_pretrained(checkpoint)
     found = detector.predict(pixels, labels.split(","), threshold=threshold)
     if threshold is None:
         found = found.salient()
@@ -50,15 +49,3 @@ def detect(
             print(f"{item['score']:.3f}  {item['label']:<24} ({corners})")
         print(f"{len(found)} found; overlay: {path}")
     return path
-
-
-def shipped_checkpoint() -> Path:
-    """Return the folder of the detector that comes with the package.
-
-    Raises:
-        FileNotFoundError: this installation has none.
-    """
-    folder = Path(cfmvit.__file__).parent / "checkpoints" / "scenes"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"detect: no detector is shipped at {folder}; give one with --checkpoint")
-    return folder

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfmvit.detection.backbone import finetuned_attention, frozen_attention
-from cfmvit.detection.checkpoint import load_detector, save_detector
+from cfmvit.detection.checkpoint import load_detector, save_detector, shipped_checkpoint
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.ensemble import frozen_embeddings, region_scores
 from cfmvit.detection.inputs import Prepared, prepare, read_image
@@ -246,11 +246,11 @@ class Detector(nn.Module):
         save_detector(self, folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Detector:
-        """Read what ``save_pretrained`` wrote.
+    def from_pretrained(cls, folder: str | os.PathLike[str] | None = None) -> Detector:
+        """Read what ``save_pretrained`` wrote; by default the small detector of the demo's scenes, which is shipped.
 
         Raises:
             FileNotFoundError: the folder or one of its files is missing.
             ValueError: a file is corrupt, or the folder holds something else than a detector.
         """
-        return load_detector(cls, folder)
+        return load_detector(cls, shipped_checkpoint() if folder is None else folder)

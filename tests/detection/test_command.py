@@ -10,7 +10,7 @@ import torch
 
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.detection import Detections, Detector
-from cfmvit.detection.command import detect, shipped_checkpoint
+from cfmvit.detection.command import detect
 
 from .small_detector import LABELS, squares_batch
 
@@ -93,7 +93,7 @@ def test_the_shipped_detector_names_what_it_was_never_shown_a_box_of(tmp_path, c
     root = make_scenes(tmp_path / "scenes", config)
     truth = json.loads((root / "annotations" / "lvis_v1_val.json").read_text())
     names = {c["id"]: c["name"] for c in truth["categories"]}
-    base = set(Detector.from_pretrained(shipped_checkpoint()).config.base_labels)
+    base = set(Detector.from_pretrained().config.base_labels)
     novel = [a for a in truth["annotations"] if names[a["category_id"]] not in base]
     others = sorted(set(names.values()) - base)[::5]
     hits = 0
