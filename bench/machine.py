@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cfmvit import __version__
+from cfmvit._machine import cpu_name
 from cfmvit.bench.timing import interleaved
 
 PACKAGES = ("torchvision", "open_clip_torch", "timm", "triton", "numpy")
@@ -54,15 +55,6 @@ def ceilings(device: str, dtypes: Iterable[torch.dtype], seconds: float) -> dict
         "copy_bytes_per_s": 2 * COPIED[device] / best.pop("copy"),
         "flops_per_s": {name: 2 * side**3 / time for name, time in best.items()},
     }
-
-
-def cpu_name() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _name(dtype: torch.dtype) -> str:
