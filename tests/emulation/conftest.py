@@ -1,24 +1,39 @@
-"""One program per family and session."""
+"""One fixture for each program beside this file, of the program's name."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
-from .emulator import Emulator
+from .emulator import HERE, Emulator, compiled
+
+FAMILIES = sorted(path.stem for path in HERE.glob("*.cpp"))
 
 
 @pytest.fixture(scope="session")
-def emulators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Emulator]:
-    """The programs by family; each is compiled when a test first runs it."""
-    folder = tmp_path_factory.mktemp("emulation")
-    return {family: Emulator(family, folder) for family in ("masking", "planted")}
+def programs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Path]]]:
+    """Programs that this session's tests ask for, compiled two at a time and kept in pytest's cache."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to compile the emulation with")
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir("emulation") if cache else tmp_path_factory.mktemp("emulation")
+    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    with ThreadPoolExecutor(2) as pool:
+        yield {family: pool.submit(compiled, family, folder) for family in FAMILIES if family in wanted}
 
 
-@pytest.fixture
-def masking(emulators: dict[str, Emulator]) -> Emulator:
-    return emulators["masking"]
+def _fixture(family: str) -> Callable[..., Emulator]:
+    @pytest.fixture(scope="session", name=family)
+    def emulator(programs: dict[str, Future[Path]], tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+        return Emulator(programs[family], tmp_path_factory.mktemp(family))
+
+    return emulator
 
 
-@pytest.fixture
-def planted(emulators: dict[str, Emulator]) -> Emulator:
-    return emulators["planted"]
+globals().update({f"{family}_emulator": _fixture(family) for family in FAMILIES})

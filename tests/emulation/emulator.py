@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from concurrent.futures import Future
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -30,7 +30,7 @@ FLAGS = [
         "-ffp-contract=off",
     ),
     *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
-    *("-DCFMVIT_EMULATION", f"-I{CSRC}", f"-I{HERE}"),
+    "-DCFMVIT_EMULATION",
 ]
 SEEDS = (1, 2)
 DTYPES = list(TOLERANCES)
@@ -105,25 +105,37 @@ def _parse(data: bytes, runs: int) -> list[dict[str, Tensor]]:
     return results
 
 
+def compiled(family: str, folder: Path) -> Path:
+    """Return the family's program, compiled unless ``folder`` has it from the same sources, flags and compiler."""
+    source, flags = str(HERE / f"{family}.cpp"), [*FLAGS, f"-I{CSRC}", f"-I{HERE}"]
+    version, text = (_output("g++", *more) for more in (["--version"], [*flags, "-E", source]))
+    key = hashlib.sha256("".join([version, text, *FLAGS]).encode()).hexdigest()[:16]
+    program = folder / f"{family}-{key}"
+    if not program.exists():
+        for old in folder.glob(f"{family}-*"):
+            old.unlink()
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            _output("g++", *flags, source, "-o", f"{unfinished}/program")
+            Path(unfinished, "program").rename(program)
+    return program
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 class Emulator:
-    """One family's program, compiled when it is first needed."""
+    """One family's program.
 
-    def __init__(self, family: str, folder: Path) -> None:
-        self.family, self.folder = family, folder
+    Args:
+        program: the compiled one, perhaps still to come.
+        folder: for the files that are passed to and fro.
+    """
 
-    @cached_property
-    def program(self) -> Path:
-        """The compiled program; the test is skipped where there is no compiler."""
-        compiler = shutil.which("g++")
-        if compiler is None:
-            pytest.skip("no g++ to compile the emulation with")
-        program = self.folder / self.family
-        source = HERE / f"{self.family}.cpp"
-        done = subprocess.run(
-            [compiler, *FLAGS, str(source), "-o", str(program)], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return program
+    def __init__(self, program: Future[Path], folder: Path) -> None:
+        self.program, self.folder = program, folder
 
     def __call__(
         self, kernel: str, inputs: Mapping[str, Input], *, lead: int = 0, seeds: Sequence[int] = SEEDS
@@ -138,11 +150,11 @@ class Emulator:
             EmulationError: a rule of the emulation or of a sanitizer was broken; the message is the program's.
         """
         given = {name: value for name, value in inputs.items() if value is not None}
-        jobs, results = self.folder / f"{self.family}.jobs", self.folder / f"{self.family}.results"
+        program, jobs, results = self.program.result(), self.folder / "jobs", self.folder / "results"
         head = f"{kernel} {len(given)} {len(seeds)}{_numbers(seeds)}\n".encode()
         jobs.write_bytes(head + b"".join(_record(name, value, lead) for name, value in given.items()))
         done = subprocess.run(
-            [str(self.program), str(jobs), str(results)], capture_output=True, text=True, timeout=60
+            [str(program), str(jobs), str(results)], capture_output=True, text=True, timeout=60
         )
         if done.returncode != 0:
             raise EmulationError(f"{kernel} exits with {done.returncode}\n{done.stderr}")
