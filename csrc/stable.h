@@ -32,12 +32,19 @@ inline Tensor rows_of(const Tensor& x) {
   return x.stride(last) == 1 || x.size(last) <= 1 ? x : torch::stable::contiguous(x);
 }
 
-// Runs task(i) for i in [0, tasks) over threads; `cost` is the work of one in elements moved or added.
+// Runs task(begin, end) for ranges that cover [0, tasks) over threads; `cost` is the work of one task in
+// elements moved or added.
 template <typename Task>
-void parallel(int64_t tasks, int64_t cost, const Task& task) {
+void parallel_ranges(int64_t tasks, int64_t cost, const Task& task) {
   constexpr int64_t kElementsPerThread = 16384;  // below that, waking a thread costs more than it saves
   const int64_t grain = std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(cost, 1));
-  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, tasks, grain, task);
+}
+
+// Runs task(i) for i in [0, tasks) over threads.
+template <typename Task>
+void parallel(int64_t tasks, int64_t cost, const Task& task) {
+  parallel_ranges(tasks, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) task(i);
   });
 }

@@ -3,14 +3,27 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <tuple>
 
 #include "checks.h"
-#include "half.h"
+#include "rows.h"
 #include "stable.h"
 
 namespace cfmvit {
 namespace {
+
+// Buffers of the calling thread, for one row.
+template <typename Real>
+struct Work {
+  std::vector<Real> noise, sorted;
+  std::vector<uint32_t> bin, start, order, other;
+
+  explicit Work(int64_t count)
+      : noise(count), sorted(count), bin(count), start(kBins * count + 1), order(count), other(count) {}
+
+  static constexpr int64_t kBins = 2;  // a token: fewer make longer lists, more take longer to be added up
+};
 
 // A float as an unsigned integer of the same order; the two zeros are equal, as they are to argsort.
 uint64_t ordered(float x) {
@@ -24,16 +37,15 @@ uint64_t ordered(double x) {
   return bits >> 63 ? ~bits : bits | uint64_t{1} << 63;
 }
 
-// Stable least-significant-digit radix sort of one row: order[rank] = token.
+// Stable least-significant-digit radix sort of one row: order[rank] = token. For noise of any distribution.
 template <typename Real>
-void argsort(const Real* noise, int64_t stride, int64_t count, std::vector<uint64_t>& keys,
-             std::vector<uint32_t>& order, std::vector<uint32_t>& other) {
+void radix_sort(Work<Real>& work, int64_t count) {
   constexpr int kDigits = sizeof(Real);
   std::array<std::array<uint32_t, 256>, kDigits> counts{};
   for (int64_t n = 0; n < count; ++n) {
-    const uint64_t key = keys[n] = ordered(noise[n * stride]);
+    const uint64_t key = ordered(work.noise[n]);
     for (int d = 0; d < kDigits; ++d) ++counts[d][key >> (8 * d) & 255];
-    order[n] = static_cast<uint32_t>(n);
+    work.order[n] = static_cast<uint32_t>(n);
   }
   for (int d = 0; d < kDigits; ++d) {
     uint32_t start = 0;
@@ -42,9 +54,51 @@ void argsort(const Real* noise, int64_t stride, int64_t count, std::vector<uint6
       bucket = start;
       start += size;
     }
-    for (int64_t n = 0; n < count; ++n) other[counts[d][keys[order[n]] >> (8 * d) & 255]++] = order[n];
-    std::swap(order, other);
+    for (int64_t n = 0; n < count; ++n) {
+      const uint32_t token = work.order[n];
+      work.other[counts[d][ordered(work.noise[token]) >> (8 * d) & 255]++] = token;
+    }
+    std::swap(work.order, work.other);
   }
+}
+
+// Stable sort of one row by bins of equal width, then by insertion, in a time that grows as the row does
+// where the noise is about uniform. Returns false where it isn't and a bin has more than kMost.
+template <typename Real>
+bool bin_sort(Work<Real>& work, int64_t count, Real low, Real high) {
+  constexpr uint32_t kMost = 24;
+  if (count > 1 << 20) return false;  // a float tells no more bins apart
+  const int64_t bins = Work<Real>::kBins * count;
+  const Real scale = static_cast<Real>(bins - 1) / (high - low);
+  if (!(scale > 0 && std::isfinite(scale))) return false;  // one value only, or an infinite one
+  // Rounding keeps the order of differences and of products, so no bin holds more than what comes after it.
+  CFMVIT_ROWS(bins<Real>)(work.bin.data(), work.noise.data(), low, scale, count);
+  uint32_t* start = work.start.data();
+  std::memset(start, 0, (bins + 1) * sizeof(uint32_t));
+  for (int64_t n = 0; n < count; ++n) ++start[work.bin[n] + 1];
+  uint32_t most = 0, before = 0;
+  for (int64_t b = 1; b <= bins; ++b) {
+    most = std::max(most, start[b]);
+    start[b] = before += start[b];
+  }
+  if (most > kMost) return false;
+  for (int64_t n = 0; n < count; ++n) {
+    const uint32_t rank = start[work.bin[n]]++;
+    work.order[rank] = static_cast<uint32_t>(n);
+    work.sorted[rank] = work.noise[n];
+  }
+  for (int64_t i = 1; i < count; ++i) {
+    const Real value = work.sorted[i];
+    const uint32_t token = work.order[i];
+    int64_t j = i;
+    for (; j > 0 && work.sorted[j - 1] > value; --j) {
+      work.sorted[j] = work.sorted[j - 1];
+      work.order[j] = work.order[j - 1];
+    }
+    work.sorted[j] = value;
+    work.order[j] = token;
+  }
+  return true;
 }
 
 }  // namespace
@@ -65,22 +119,21 @@ std::tuple<Tensor, Tensor, Tensor> random_masking_cpu(Tensor noise, int64_t kept
     using Real = decltype(zero);
     const Real* from = data<const Real>(noise);
     const int64_t sample = noise.stride(0), column = noise.stride(1);
-    parallel(batch, count * 32, [&](int64_t b) {
-      thread_local std::vector<uint64_t> keys;
-      thread_local std::vector<uint32_t> order, other;
-      keys.resize(count), order.resize(count), other.resize(count);
-      const Real* row = from + b * sample;
-      for (int64_t n = 0; n < count; ++n) {
-        if (std::isnan(row[n * column])) nan = true;
-      }
-      argsort(row, column, count, keys, order, other);
-      for (int64_t rank = 0; rank < count; ++rank) {
-        const int64_t token = order[rank];
-        places[b * count + token] = rank;
-        if (rank < kept) {
-          first[b * kept + rank] = token;
-        } else {
-          rest[b * (count - kept) + rank - kept] = token;
+    parallel_ranges(batch, count * 16, [&](int64_t begin, int64_t end) {
+      Work<Real> work(count);
+      for (int64_t b = begin; b < end; ++b) {
+        const Real* row = from + b * sample;
+        for (int64_t n = 0; n < count; ++n) work.noise[n] = row[n * column];
+        Real low, high;
+        if (!CFMVIT_ROWS(extent<Real>)(work.noise.data(), count, &low, &high)) {
+          nan = true;
+          continue;
+        }
+        if (!bin_sort(work, count, low, high)) radix_sort(work, count);
+        for (int64_t rank = 0; rank < count; ++rank) places[b * count + work.order[rank]] = rank;
+        for (int64_t rank = 0; rank < kept; ++rank) first[b * kept + rank] = work.order[rank];
+        for (int64_t rank = kept; rank < count; ++rank) {
+          rest[b * (count - kept) + rank - kept] = work.order[rank];
         }
       }
     });

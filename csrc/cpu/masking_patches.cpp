@@ -57,13 +57,11 @@ void cut(const Tensor& images, const Index* index, const Grid& grid, const Affin
   parallel(out.size(0) * kept, grid.width(), [&](int64_t task) {
     const int64_t b = task / kept, n = index ? (*index)(b, task % kept) : task % kept;
     Out* to = first + task * grid.width();
-    for (int64_t c = 0; c < grid.channels; ++c) {
+    for (int64_t c = 0; c < grid.channels; ++c, to += size * size) {
       const In* from = in.at(b, c, n / grid.columns * size, n % grid.columns * size);
       const auto scale = static_cast<Wider<In, Out>>(affine.scale[c]),
                  shift = static_cast<Wider<In, Out>>(affine.shift[c]);
-      for (int64_t y = 0; y < size; ++y, to += size) {
-        CFMVIT_ROWS(affine<In, Out>)(to, from + y * in.row, scale, shift, size);
-      }
+      CFMVIT_ROWS(affine_patch<In, Out>)(to, from, in.row, scale, shift, size);
     }
   });
 }

@@ -35,8 +35,9 @@ void check_pair(const char* op, const Tensor& pred, const Tensor& target) {
 Tensor masked_cosine_loss_cpu(Tensor pred, Tensor target, std::optional<Tensor> index, double eps) {
   constexpr const char* op = "masked_cosine_loss";
   check_pair(op, pred, target);
-  const int64_t batch = pred.size(0), width = pred.size(2);
-  const Tokens tokens = checked_tokens(op, index, batch, pred.size(1));
+  const int64_t batch = pred.size(0), count = pred.size(1), width = pred.size(2);
+  const Tokens tokens = checked_tokens(op, index, batch, count);
+  const std::vector<int64_t> entries = entries_by_place(batch, count, tokens.masked, tokens);
   pred = rows_of(pred), target = rows_of(target);
   const Tensor losses = like(pred, {batch, tokens.masked}, sum_type(pred));
   dispatch_pair(op, pred, target, [&](auto p, auto t) {
@@ -45,11 +46,12 @@ Tensor masked_cosine_loss_cpu(Tensor pred, Tensor target, std::optional<Tensor> 
     const Rows<const S> preds = view<const S>(pred);
     const Rows<const T> targets = view<const T>(target);
     Sum<S>* out = data<Sum<S>>(losses);
-    parallel(batch * tokens.masked, 4 * width, [&](int64_t task) {
-      const int64_t b = task / tokens.masked, n = tokens(b, task % tokens.masked);
+    parallel(batch * count, 4 * width, [&](int64_t task) {
+      const int64_t b = task / count, n = task % count, j = entries[task];
+      if (j < 0) return;
       Sum<S> sums[3];
       CFMVIT_ROWS(products<S, T>)(preds.at(b, n), targets.at(b, n), width, sums);
-      out[task] = Cosine<Sum<S>>(sums, eps).loss;
+      out[b * tokens.masked + j] = Cosine<Sum<S>>(sums, eps).loss;
     });
   });
   return losses;
@@ -67,10 +69,7 @@ Tensor masked_cosine_loss_backward_cpu(Tensor grad, Tensor pred, Tensor target, 
   pred = rows_of(pred), target = rows_of(target);
   grad = torch::stable::contiguous(grad);
   const Tensor out = like(pred, {batch, count, width});
-  std::vector<int64_t> place(batch * count, -1);
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t j = 0; j < tokens.masked; ++j) place[b * count + tokens(b, j)] = b * tokens.masked + j;
-  }
+  const std::vector<int64_t> entries = entries_by_place(batch, count, tokens.masked, tokens);
   dispatch_pair(op, pred, target, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
@@ -81,14 +80,14 @@ Tensor masked_cosine_loss_backward_cpu(Tensor grad, Tensor pred, Tensor target, 
     parallel(batch * count, 6 * width, [&](int64_t task) {
       const int64_t b = task / count, n = task % count;
       S* to = first + task * width;
-      if (place[task] < 0) {
+      if (entries[task] < 0) {
         std::memset(to, 0, width * sizeof(S));
         return;
       }
       Sum<S> sums[3];
       CFMVIT_ROWS(products<S, T>)(preds.at(b, n), targets.at(b, n), width, sums);
       const Cosine<Sum<S>> cosine(sums, eps);
-      const Sum<S> g = upstream[place[task]];
+      const Sum<S> g = upstream[b * tokens.masked + entries[task]];
       CFMVIT_ROWS(combine<S, T>)
       (to, g * cosine.to_pred, preds.at(b, n), g * cosine.to_target, targets.at(b, n), width);
     });

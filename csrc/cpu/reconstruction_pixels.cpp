@@ -28,11 +28,11 @@ struct Targets {
   int64_t width() const { return channels * size * size; }
 
   void operator()(int64_t b, int64_t n, Real* out) const {
-    for (int64_t y = 0; y < size; ++y) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const Real* row = images.at(b, c, n / columns * size + y, n % columns * size);
-        for (int64_t x = 0; x < size; ++x) out[(y * size + x) * channels + c] = row[x * images.column];
-      }
+    if (channels == 3 && images.column == 1) {
+      const Real* first = images.at(b, 0, n / columns * size, n % columns * size);
+      CFMVIT_ROWS(interleave<Real>)(out, first, images.channel, images.row, size);
+    } else {
+      scattered(b, n, out);
     }
     if (!normalize) return;
     const int64_t count = width();
@@ -40,6 +40,16 @@ struct Targets {
     const Real variance = CFMVIT_ROWS(spread<Real>)(out, mean, count) / (count - 1);
     const Real scale = 1 / std::sqrt(variance + Real(1e-6));
     CFMVIT_ROWS(affine<Real, Real>)(out, out, scale, -mean * scale, count);
+  }
+
+ private:
+  void scattered(int64_t b, int64_t n, Real* out) const {
+    for (int64_t y = 0; y < size; ++y) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const Real* row = images.at(b, c, n / columns * size + y, n % columns * size);
+        for (int64_t x = 0; x < size; ++x) out[(y * size + x) * channels + c] = row[x * images.column];
+      }
+    }
   }
 };
 
@@ -81,19 +91,23 @@ Tensor masked_pixel_loss_cpu(Tensor pred, Tensor images, Tensor index, int64_t p
   constexpr const char* op = "masked_pixel_loss";
   const Masked patches = check_pixels(op, pred, images, index, patch_size);
   pred = rows_of(pred);
-  const int64_t masked = index.size(1), width = pred.size(2);
-  const Tensor losses = like(images, {pred.size(0), masked});
+  const int64_t batch = pred.size(0), masked = index.size(1), width = pred.size(2);
+  const int64_t count = images.size(2) / patch_size * (images.size(3) / patch_size);
+  const std::vector<int64_t> entries = entries_by_place(batch, count, masked, patches.index);
+  const Tensor losses = like(images, {batch, masked});
   dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using Real = Sum<S>;
     const Targets<Real> targets(images, patch_size, normalize);
     const Rows<const S> preds = view<const S>(pred);
     Real* out = data<Real>(losses);
-    parallel(pred.size(0) * masked, 8 * width, [&](int64_t task) {
-      const int64_t b = task / masked, j = task % masked;
+    parallel(batch * count, 8 * width, [&](int64_t task) {
+      const int64_t b = task / count, n = task % count, j = entries[task];
+      if (j < 0) return;
       Real* target = scratch<Real>(width);
-      targets(b, patches.index(b, j), target);
-      out[task] = CFMVIT_ROWS(squared_distance<S>)(preds.at(b, patches.row(b, j)), target, width) / width;
+      targets(b, n, target);
+      const S* row = preds.at(b, patches.all ? n : j);
+      out[b * masked + j] = CFMVIT_ROWS(squared_distance<S>)(row, target, width) / width;
     });
   });
   return losses;
@@ -109,10 +123,8 @@ Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, T
   CFMVIT_CHECK(grad.scalar_type() == images.scalar_type(), op, ": grad must have the losses' dtype");
   pred = rows_of(pred), grad = torch::stable::contiguous(grad);
   const Tensor out = like(pred, {batch, rows, width});
-  std::vector<int64_t> place(batch * rows, -1);  // which loss a row of pred has
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t j = 0; j < masked; ++j) place[b * rows + patches.row(b, j)] = j;
-  }
+  const auto row_of = [&](int64_t b, int64_t j) { return patches.row(b, j); };
+  const std::vector<int64_t> entries = entries_by_place(batch, rows, masked, row_of);
   dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using Real = Sum<S>;
@@ -121,7 +133,7 @@ Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, T
     const Real* upstream = data<const Real>(grad);
     S* first = data<S>(out);
     parallel(batch * rows, 8 * width, [&](int64_t task) {
-      const int64_t b = task / rows, j = place[task];
+      const int64_t b = task / rows, j = entries[task];
       S* to = first + task * width;
       if (j < 0) {
         std::memset(to, 0, width * sizeof(S));

@@ -68,6 +68,17 @@ def test_random_masking_orders_infinities_and_strided_noise() -> None:
     assert a.masked[0, -1] == 3
 
 
+@pytest.mark.parametrize("power", [1, 9, 99], ids=["uniform", "skewed", "nearly all in one place"])
+@pytest.mark.parametrize("tokens", [2, 196, 3001])
+def test_random_masking_orders_noise_of_any_distribution(tokens: int, power: int) -> None:
+    noise = torch.rand(5, tokens, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** power
+    for dtype in (torch.float32, torch.float64):
+        a, b = (
+            ops.random_masking(5, tokens, 0.5, noise=noise.to(dtype), impl=i) for i in ("native", "reference")
+        )
+        assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+
 def test_random_masking_is_reproducible_from_a_generator() -> None:
     assert all(torch.equal(a, b) for a, b in zip(masking(), masking()))
     assert not torch.equal(masking().keep[0], masking().keep[1])

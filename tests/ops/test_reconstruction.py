@@ -154,6 +154,18 @@ def test_pixel_loss_is_maes() -> None:
         torch.testing.assert_close(ops.masked_pixel_loss(pred, IMAGES, INDEX, 4, impl=impl), expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pixel_loss_of_any_channels_and_layout(channels: int, layout: torch.memory_format) -> None:
+    images = rand(B, channels, 12, 16).contiguous(memory_format=layout)
+    pred = rand(B, 12, 16 * channels)
+    found, expected = (
+        ops.masked_pixel_loss(pred, images, INDEX, 4, reduction="none", impl=impl)
+        for impl in ("native", "reference")
+    )
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("impl", ["native", "reference"])
 def test_zero_vectors_have_loss_one_and_no_gradient(impl: str, device: str) -> None:
     pred, target = rand(1, 3, 8).to(device), rand(1, 3, 8, seed=1).to(device)
