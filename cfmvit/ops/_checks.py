@@ -40,18 +40,26 @@ def shape(op: str, name: str, value: Tensor, wanted: tuple[int, ...]) -> None:
 
 
 def index(
-    op: str, name: str, value: Any, batch: int, count: int, shape: str = "(B, K)", *, distinct: bool = False
+    op: str,
+    name: str,
+    value: Any,
+    batch: int,
+    count: int,
+    shape: str = "(B, K)",
+    *,
+    distinct: bool = False,
+    values: bool = True,
 ) -> None:
     """Raise unless ``value`` is int32 or int64, (batch, K), with entries in 0..count-1, ``distinct`` ones in each row.
 
-    Values are looked at on the CPU only.
+    Values are looked at on the CPU only, and not without ``values``: the native ops look by themselves.
     """
     tensor(op, name, value, 2, shape)
     if value.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: {name} must be int32 or int64, got {value.dtype}")
     if value.shape[0] != batch:
         raise ValueError(f"{op}: {name} must have one row a sample, {batch} rows, got {value.shape[0]}")
-    if not readable(value) or not value.numel():
+    if not values or not readable(value) or not value.numel():
         return
     low, high = (int(bound) for bound in value.aminmax())
     if low < 0 or high >= count:
@@ -66,10 +74,16 @@ def index(
 
 def same_device(op: str, **tensors: Tensor | None) -> None:
     """Raise unless all tensors given are on one device."""
-    devices = {name: value.device for name, value in tensors.items() if value is not None}
-    if len(set(devices.values())) > 1:
-        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(f"{op}: all tensors must be on one device, got {found}")
+    first = None
+    for value in tensors.values():
+        if value is not None:
+            first = value.device if first is None else first
+            if value.device != first:
+                break
+    else:
+        return
+    found = ", ".join(f"{name} on {value.device}" for name, value in tensors.items() if value is not None)
+    raise ValueError(f"{op}: all tensors must be on one device, got {found}")
 
 
 def readable(value: Tensor) -> bool:

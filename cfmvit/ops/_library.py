@@ -93,5 +93,12 @@ def implementation(
 
 
 def use_native(op: str, tensor: Tensor, impl: str | None) -> bool:
-    """Choose the implementation of an op without a Triton kernel: True for the native one. Errors as above."""
+    """Choose the implementation of an op without a Triton kernel: True for the native one. Errors as above.
+
+    False for what is no tensor: that is for the op's checks to say.
+    """
+    if not isinstance(tensor, Tensor):
+        return False
+    if impl is None:
+        return op in _native.get(tensor.device.type, ())
     return implementation(op, tensor, impl) == "native"

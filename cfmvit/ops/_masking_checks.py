@@ -13,7 +13,21 @@ def tokens(op: str, value: Tensor, pos_embed: Tensor | None, keep_pos: Tensor | 
     check.floating(op, "tokens", value, 3, "(B, N, D)")
     positions(op, pos_embed, value.shape[1], value.shape[2])
     coins(op, keep_pos, value.shape[0])
-    check.same_device(op, tokens=value, pos_embed=pos_embed, keep_pos=keep_pos)
+
+
+def gather(
+    op: str,
+    value: Tensor,
+    index: Tensor,
+    pos_embed: Tensor | None,
+    keep_pos: Tensor | None,
+    *,
+    values: bool = True,
+) -> None:
+    """Raise unless tokens and positions are as above and the index names tokens; ``values`` as for ``check.index``."""
+    tokens(op, value, pos_embed, keep_pos)
+    check.index(op, "index", index, value.shape[0], value.shape[1], values=values)
+    check.same_device(op, tokens=value, index=index, pos_embed=pos_embed, keep_pos=keep_pos)
 
 
 def positions(op: str, value: Tensor | None, count: int, width: int) -> None:
@@ -34,19 +48,37 @@ def coins(op: str, value: Tensor | None, batch: int) -> None:
         raise TypeError(f"{op}: keep_pos must be bool, got {value.dtype}")
 
 
-def split(op: str, value: Tensor, keep: Tensor, masked: Tensor) -> None:
-    """Raise unless keep and masked together name as many tokens as there are."""
+def split(
+    op: str,
+    value: Tensor,
+    keep: Tensor,
+    masked: Tensor,
+    pos_embed: Tensor | None,
+    keep_pos: Tensor | None,
+    *,
+    values: bool = True,
+) -> None:
+    """Raise unless tokens and positions are as above, and keep and masked together name as many tokens as there are."""
+    tokens(op, value, pos_embed, keep_pos)
     batch, count = value.shape[:2]
-    check.index(op, "masking.keep", keep, batch, count)
-    check.index(op, "masking.masked", masked, batch, count, "(B, M)")
-    check.same_device(op, tokens=value, keep=keep, masked=masked)
+    check.index(op, "masking.keep", keep, batch, count, values=values)
+    check.index(op, "masking.masked", masked, batch, count, "(B, M)", values=values)
+    check.same_device(op, tokens=value, keep=keep, masked=masked, pos_embed=pos_embed, keep_pos=keep_pos)
     if keep.shape[1] + masked.shape[1] != count:
         raise ValueError(
             f"{op}: masking must hold each of {count} tokens once, got {keep.shape[1]} visible and {masked.shape[1]} masked"
         )
 
 
-def restore(op: str, visible: Tensor, mask_token: Tensor, order: Tensor, pos_embed: Tensor | None) -> None:
+def restore(
+    op: str,
+    visible: Tensor,
+    mask_token: Tensor,
+    order: Tensor,
+    pos_embed: Tensor | None,
+    *,
+    values: bool = True,
+) -> None:
     """Raise unless visible is (B, K, D), mask_token (D,), order a permutation (B, N) and pos_embed (N, D)."""
     check.floating(op, "visible", visible, 3, "(B, K, D)")
     batch, kept, width = visible.shape
@@ -54,7 +86,7 @@ def restore(op: str, visible: Tensor, mask_token: Tensor, order: Tensor, pos_emb
     check.shape(op, "mask_token", mask_token, (width,))
     check.tensor(op, "restore", order, 2, "(B, N)")
     count = order.shape[1]
-    check.index(op, "restore", order, batch, count, "(B, N)", distinct=True)
+    check.index(op, "restore", order, batch, count, "(B, N)", distinct=True, values=values)
     if kept > count:
         raise ValueError(f"{op}: visible must have at most {count} tokens, as restore has, got {kept}")
     positions(op, pos_embed, count, width)
@@ -71,12 +103,12 @@ def patches(op: str, images: Tensor, patch_size: int) -> int:
     return (height // patch_size) * (width // patch_size)
 
 
-def images(op: str, value: Tensor, index: Tensor | None, patch_size: int) -> None:
+def images(op: str, value: Tensor, index: Tensor | None, patch_size: int, *, values: bool = True) -> None:
     """Raise unless images are (B, C, H, W) uint8 or floating, and the index names patches of them."""
     check.tensor(op, "images", value, 4, "(B, C, H, W)")
     if value.dtype != torch.uint8 and value.dtype not in check.FLOATING:
         raise TypeError(f"{op}: images must be uint8 or floating point, got {value.dtype}")
     count = patches(op, value, patch_size)
     if index is not None:
-        check.index(op, "index", index, value.shape[0], count)
+        check.index(op, "index", index, value.shape[0], count, values=values)
         check.same_device(op, images=value, index=index)

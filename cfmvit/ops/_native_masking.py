@@ -1,4 +1,4 @@
-"""Shapes and gradients of the native masking ops; called once the library that defines them is loaded."""
+"""Shapes and gradients of the native masking ops; registered once the library that defines them is loaded."""
 
 from __future__ import annotations
 
@@ -9,41 +9,28 @@ from torch import Tensor
 
 from cfmvit.ops import _checks as check
 from cfmvit.ops import _masking_checks as checks
+from cfmvit.ops._native import NativeOp
 
 _OPS = torch.ops.cfmvit
 
 
-def register() -> None:
-    """Register fake kernels and gradients."""
+def register() -> dict[str, NativeOp]:
+    """Register fake kernels and gradients, and return the ops."""
     for name, fake in (
-        ("random_masking", _random_masking),
-        ("gather_tokens", _gather_tokens),
         ("gather_tokens_backward", _gather_tokens_backward_fake),
-        ("split_tokens", _split_tokens),
         ("split_tokens_backward", _split_tokens_backward_fake),
-        ("restore_tokens", _restore_tokens),
         ("restore_tokens_backward", _restore_tokens_backward_fake),
-        ("gather_patches", _gather_patches),
         ("gather_patches_backward", lambda grad, _, __, ___, c, h, w: grad.new_empty(grad.shape[0], c, h, w)),
     ):
         torch.library.register_fake(f"cfmvit::{name}", fake)
-    for name, backward, setup in (
-        ("gather_tokens", _gather_tokens_backward, _gather_tokens_setup),
-        ("split_tokens", _split_tokens_backward, _split_tokens_setup),
-        ("restore_tokens", _restore_tokens_backward, _restore_tokens_setup),
-        ("gather_patches", _gather_patches_backward, _gather_patches_setup),
-    ):
-        torch.library.register_autograd(f"cfmvit::{name}", backward, setup_context=setup)
-        torch.library.register_autograd(f"cfmvit::{name}_backward", no_double_backward(name))
-
-
-def no_double_backward(name: str) -> Any:
-    """Return a backward that refuses, for the backward of op ``name``."""
-
-    def refuse(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError(f"{name}: double backward is not supported; impl='reference' has it")
-
-    return refuse
+    ops = (
+        NativeOp("random_masking", _random_masking),
+        NativeOp("gather_tokens", _gather_tokens, _gather_tokens_backward, _gather_tokens_setup),
+        NativeOp("split_tokens", _split_tokens, _split_tokens_backward, _split_tokens_setup),
+        NativeOp("restore_tokens", _restore_tokens, _restore_tokens_backward, _restore_tokens_setup),
+        NativeOp("gather_patches", _gather_patches, _gather_patches_backward, _gather_patches_setup),
+    )
+    return {op.name: op for op in ops}
 
 
 def _shape(tokens: Tensor, index: Tensor) -> tuple[int, int, int]:
@@ -65,8 +52,7 @@ def _grads(grad: Tensor, count: int, needs_tokens: bool, needs_pos: bool) -> tup
 
 
 def _gather_tokens(tokens, index, pos_embed, keep_pos):
-    checks.tokens("gather_tokens", tokens, pos_embed, keep_pos)
-    check.index("gather_tokens", "index", index, *tokens.shape[:2])
+    checks.gather("gather_tokens", tokens, index, pos_embed, keep_pos, values=False)
     return tokens.new_empty(_shape(tokens, index))
 
 
@@ -88,8 +74,7 @@ def _gather_tokens_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
 
 
 def _split_tokens(tokens, keep, masked, pos_embed, keep_pos):
-    checks.tokens("split_tokens", tokens, pos_embed, keep_pos)
-    checks.split("split_tokens", tokens, keep, masked)
+    checks.split("split_tokens", tokens, keep, masked, pos_embed, keep_pos, values=False)
     return tokens.new_empty(_shape(tokens, keep)), tokens.new_empty(_shape(tokens, masked))
 
 
@@ -112,7 +97,7 @@ def _split_tokens_backward(ctx: Any, grad_visible: Tensor, grad_masked: Tensor) 
 
 
 def _restore_tokens(visible, mask_token, restore, pos_embed):
-    checks.restore("restore_tokens", visible, mask_token, restore, pos_embed)
+    checks.restore("restore_tokens", visible, mask_token, restore, pos_embed, values=False)
     return visible.new_empty(_shape(visible, restore))
 
 
@@ -139,7 +124,7 @@ def _restore_tokens_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
 
 
 def _gather_patches(images, index, patch_size, mean, std, dtype):
-    checks.images("gather_patches", images, index, patch_size)
+    checks.images("gather_patches", images, index, patch_size, values=False)
     batch, channels, height, width = images.shape
     count = (height // patch_size) * (width // patch_size) if index is None else index.shape[1]
     return images.new_empty(batch, count, channels * patch_size**2, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Shapes and gradients of the native reconstruction ops; called once the library that defines them is loaded."""
+"""Shapes and gradients of the native reconstruction ops; registered once the library that defines them is loaded."""
 
 from __future__ import annotations
 
@@ -9,29 +9,25 @@ from torch import Tensor
 
 from cfmvit.ops import _checks as check
 from cfmvit.ops import _reconstruction_checks as checks
-from cfmvit.ops._native_masking import no_double_backward
+from cfmvit.ops._native import NativeOp
 
 _OPS = torch.ops.cfmvit
 
 
-def register() -> None:
-    """Register fake kernels and gradients."""
+def register() -> dict[str, NativeOp]:
+    """Register fake kernels and gradients, and return the ops."""
     for name, fake in (
-        ("masked_cosine_loss", _masked_cosine_loss),
         ("masked_cosine_loss_backward", lambda grad, pred, *_: pred.new_empty(pred.shape)),
-        ("linear_masked_cosine_loss", _linear_masked_cosine_loss),
         ("linear_masked_cosine_loss_backward", _linear_backward_fake),
-        ("masked_pixel_loss", _masked_pixel_loss),
         ("masked_pixel_loss_backward", lambda grad, pred, *_: pred.new_empty(pred.shape)),
     ):
         torch.library.register_fake(f"cfmvit::{name}", fake)
-    for name, backward, setup in (
-        ("masked_cosine_loss", _cosine_backward, _cosine_setup),
-        ("linear_masked_cosine_loss", _linear_backward, _linear_setup),
-        ("masked_pixel_loss", _pixel_backward, _pixel_setup),
-    ):
-        torch.library.register_autograd(f"cfmvit::{name}", backward, setup_context=setup)
-        torch.library.register_autograd(f"cfmvit::{name}_backward", no_double_backward(name))
+    ops = (
+        NativeOp("masked_cosine_loss", _masked_cosine_loss, _cosine_backward, _cosine_setup),
+        NativeOp("linear_masked_cosine_loss", _linear_masked_cosine_loss, _linear_backward, _linear_setup),
+        NativeOp("masked_pixel_loss", _masked_pixel_loss, _pixel_backward, _pixel_setup),
+    )
+    return {op.name: op for op in ops}
 
 
 def sum_type(x: Tensor) -> torch.dtype:
@@ -40,7 +36,7 @@ def sum_type(x: Tensor) -> torch.dtype:
 
 
 def _masked_cosine_loss(pred: Tensor, target: Tensor, index: Tensor | None, eps: float) -> Tensor:
-    checks.cosine("masked_cosine_loss", pred, target, index)
+    checks.cosine("masked_cosine_loss", pred, target, index, values=False)
     return pred.new_empty(pred.shape[:2] if index is None else index.shape, dtype=sum_type(pred))
 
 
@@ -86,7 +82,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _masked_pixel_loss(pred, images, index, patch_size, normalize):
-    checks.pixels("masked_pixel_loss", pred, images, index, patch_size)
+    checks.pixels("masked_pixel_loss", pred, images, index, patch_size, values=False)
     return images.new_empty(index.shape)
 
 

@@ -8,13 +8,16 @@ from cfmvit.ops import _checks as check
 from cfmvit.ops._masking_checks import patches
 
 
-def cosine(op: str, pred: Tensor, target: Tensor, index: Tensor | None) -> None:
-    """Raise unless pred and target are (B, N, D) and the index names rows of them, each at most once."""
+def cosine(op: str, pred: Tensor, target: Tensor, index: Tensor | None, *, values: bool = True) -> None:
+    """Raise unless pred and target are (B, N, D) and the index names rows of them, each at most once.
+
+    ``values``: as for ``check.index``.
+    """
     check.floating(op, "pred", pred, 3, "(B, M, D)")
     check.floating(op, "target", target, 3, "(B, M, D)")
     check.shape(op, "target", target, tuple(pred.shape))
     if index is not None:
-        check.index(op, "index", index, pred.shape[0], pred.shape[1], "(B, M)", distinct=True)
+        check.index(op, "index", index, pred.shape[0], pred.shape[1], "(B, M)", distinct=True, values=values)
     check.same_device(op, pred=pred, target=target, index=index)
 
 
@@ -31,12 +34,14 @@ def linear(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, target:
     check.same_device(op, hidden=hidden, weight=weight, bias=bias, target=target)
 
 
-def pixels(op: str, pred: Tensor, images: Tensor, index: Tensor, patch_size: int) -> None:
+def pixels(
+    op: str, pred: Tensor, images: Tensor, index: Tensor, patch_size: int, *, values: bool = True
+) -> None:
     """Raise unless pred has a row for each patch of the images, or for each that the index names."""
     check.floating(op, "pred", pred, 3, "(B, N, P * P * C)")
     check.floating(op, "images", images, 4, "(B, C, H, W)")
     count = patches(op, images, patch_size)
-    check.index(op, "index", index, images.shape[0], count, "(B, M)", distinct=True)
+    check.index(op, "index", index, images.shape[0], count, "(B, M)", distinct=True, values=values)
     batch, channels = images.shape[:2]
     width, masked = channels * patch_size**2, index.shape[1]
     if pred.shape[0] != batch or pred.shape[2] != width or pred.shape[1] not in (count, masked):

@@ -16,9 +16,7 @@ from cfmvit.ops import _library, _native_masking
 from cfmvit.ops import _masking_checks as checks
 from cfmvit.ops.reference import masking as reference
 
-_OPS = torch.ops.cfmvit
-if _library.core is not None:
-    _native_masking.register()
+_NATIVE = _native_masking.register() if _library.core is not None else {}
 
 
 class Masking(NamedTuple):
@@ -66,11 +64,11 @@ def random_masking(
         noise = torch.rand(batch_size, num_tokens, generator=generator, device=device)
     check.floating(op, "noise", noise, 2, "(B, N)")
     check.shape(op, "noise", noise, (batch_size, num_tokens))
-    if check.readable(noise) and noise.isnan().any():
-        raise ValueError(f"{op}: noise must not hold NaN, got {int(noise.isnan().sum())}")
     kept = int(num_tokens * (1 - mask_ratio))
     if _library.use_native(op, noise, impl):
-        return Masking(*_OPS.random_masking(noise.detach(), kept))
+        return Masking(*_NATIVE[op](noise.detach(), kept))
+    if check.readable(noise) and noise.isnan().any():
+        raise ValueError(f"{op}: noise must not hold NaN, got {int(noise.isnan().sum())}")
     return Masking(*reference.random_masking(noise, kept))
 
 
@@ -98,11 +96,10 @@ def gather_tokens(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "gather_tokens"
-    checks.tokens(op, tokens, pos_embed, keep_pos)
-    check.index(op, "index", index, tokens.shape[0], tokens.shape[1])
-    check.same_device(op, tokens=tokens, index=index)
-    if _library.use_native(op, tokens, impl):
-        return _OPS.gather_tokens(tokens, index, _like(pos_embed, tokens), keep_pos)
+    native = _library.use_native(op, tokens, impl)
+    checks.gather(op, tokens, index, pos_embed, keep_pos, values=not native)
+    if native:
+        return _NATIVE[op](tokens, index, _like(pos_embed, tokens), keep_pos)
     return reference.gather_tokens(tokens, index, pos_embed, keep_pos)
 
 
@@ -119,10 +116,10 @@ def split_tokens(
     Args and errors as ``gather_tokens``; ``masking`` must hold each token once.
     """
     op = "split_tokens"
-    checks.tokens(op, tokens, pos_embed, keep_pos)
-    checks.split(op, tokens, masking.keep, masking.masked)
-    if _library.use_native(op, tokens, impl):
-        return _OPS.split_tokens(tokens, masking.keep, masking.masked, _like(pos_embed, tokens), keep_pos)
+    native = _library.use_native(op, tokens, impl)
+    checks.split(op, tokens, masking.keep, masking.masked, pos_embed, keep_pos, values=not native)
+    if native:
+        return _NATIVE[op](tokens, masking.keep, masking.masked, _like(pos_embed, tokens), keep_pos)
     return (
         reference.gather_tokens(tokens, masking.keep, pos_embed, keep_pos),
         reference.gather_tokens(tokens, masking.masked, pos_embed, keep_pos),
@@ -152,9 +149,10 @@ def restore_tokens(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "restore_tokens"
-    checks.restore(op, visible, mask_token, restore, pos_embed)
-    if _library.use_native(op, visible, impl):
-        return _OPS.restore_tokens(visible, _like(mask_token, visible), restore, _like(pos_embed, visible))
+    native = _library.use_native(op, visible, impl)
+    checks.restore(op, visible, mask_token, restore, pos_embed, values=not native)
+    if native:
+        return _NATIVE[op](visible, _like(mask_token, visible), restore, _like(pos_embed, visible))
     return reference.restore_tokens(visible, mask_token, restore, pos_embed)
 
 
@@ -184,11 +182,12 @@ def gather_patches(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "gather_patches"
-    checks.images(op, images, index, patch_size)
+    native = _library.use_native(op, images, impl)
+    checks.images(op, images, index, patch_size, values=not native)
     stats = [_statistics(op, name, value, images) for name, value in (("mean", mean), ("std", std))]
     dtype = dtype or (images.dtype if images.is_floating_point() else torch.float32)
-    if _library.use_native(op, images, impl):
-        return _OPS.gather_patches(images, index, patch_size, *stats, dtype)
+    if native:
+        return _NATIVE[op](images, index, patch_size, *stats, dtype)
     return reference.gather_patches(images, index, patch_size, *stats, dtype)
 
 

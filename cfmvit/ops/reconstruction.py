@@ -16,9 +16,7 @@ from cfmvit.ops import _reconstruction_checks as checks
 from cfmvit.ops.masking import gather_tokens
 from cfmvit.ops.reference import reconstruction as reference
 
-_OPS = torch.ops.cfmvit
-if _library.core is not None:
-    _native_reconstruction.register()
+_NATIVE = _native_reconstruction.register() if _library.core is not None else {}
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -50,13 +48,14 @@ def masked_cosine_loss(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "masked_cosine_loss"
-    checks.cosine(op, pred, target, index)
+    native = _library.use_native(op, pred, impl)
+    checks.cosine(op, pred, target, index, values=not native)
     checks.options(op, reduction, eps)
     if weight is not None:
         check.floating(op, "weight", weight, 2, "(B, M)")
         check.shape(op, "weight", weight, tuple((pred if index is None else index).shape[:2]))
-    if _library.use_native(op, pred, impl):
-        losses = _OPS.masked_cosine_loss(pred, _target_for(pred.dtype, target), index, eps)
+    if native:
+        losses = _NATIVE[op](pred, _target_for(pred.dtype, target), index, eps)
     else:
         losses = reference.masked_cosine_loss(_rows(pred, index), _rows(target, index), eps)
     return _reduce(losses, weight, reduction)
@@ -98,9 +97,7 @@ def linear_masked_cosine_loss(
         dtype = _matmul_dtype(hidden)
         bias = None if bias is None else bias.to(dtype)
         rows, targets = hidden.to(dtype).flatten(0, 1), _target_for(dtype, target).flatten(0, 1)
-        losses = _OPS.linear_masked_cosine_loss(rows, weight.to(dtype), bias, targets, eps).reshape(
-            hidden.shape[:2]
-        )
+        losses = _NATIVE[op](rows, weight.to(dtype), bias, targets, eps).reshape(hidden.shape[:2])
     else:
         losses = reference.linear_masked_cosine_loss(hidden, weight, bias, target, eps)
     return _reduce(losses, None, reduction)
@@ -133,11 +130,12 @@ def masked_pixel_loss(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "masked_pixel_loss"
-    checks.pixels(op, pred, images, index, patch_size)
+    native = _library.use_native(op, pred, impl)
+    checks.pixels(op, pred, images, index, patch_size, values=not native)
     checks.options(op, reduction)
-    if _library.use_native(op, pred, impl):
+    if native:
         pixels = images.detach().to(_native_reconstruction.sum_type(pred))
-        losses = _OPS.masked_pixel_loss(pred, pixels, index, patch_size, normalize)
+        losses = _NATIVE[op](pred, pixels, index, patch_size, normalize)
     else:
         losses = reference.masked_pixel_loss(pred, images, index, patch_size, normalize)
     return _reduce(losses, None, reduction)
@@ -170,6 +168,8 @@ def _reduce(losses: Tensor, weight: Tensor | None, reduction: Reduction) -> Tens
         losses = losses * weight
     if reduction == "none":
         return losses
+    if weight is None and reduction == "mean" and _is_short(losses):
+        return losses.mean()
     total = _sum(losses)
     if reduction == "sum" or not losses.numel():
         return total
@@ -182,3 +182,8 @@ def _reduce(losses: Tensor, weight: Tensor | None, reduction: Reduction) -> Tens
 def _sum(x: Tensor) -> Tensor:
     """Sum (B, M) row by row: torch splits a sum to one number among threads, so its order would depend on them."""
     return x.sum(1).sum()
+
+
+def _is_short(x: Tensor) -> bool:
+    """Whether torch sums x in one thread anyway. Not asked while tracing, where sizes may be symbols."""
+    return not torch.compiler.is_compiling() and 0 < x.numel() < 32768
