@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from cfmvit.bench.heap import give_back
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -57,6 +59,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _grown(run: Callable[[], Any]) -> int:
+    give_back()
     try:
         _CLEAR.write_text("5")  # forget the peak so far
         before = _resident("VmRSS")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cfmvit.bench import machine, record, tables
+from cfmvit.bench.heap import keep_freed_memory
 from cfmvit.bench.measure import measure
 from cfmvit.bench.registry import DTYPES, FAMILIES, PASSES, Entry, load
 from cfmvit.progress import progress
@@ -63,11 +64,12 @@ def _measure(arguments: argparse.Namespace) -> None:
         )
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    heap = keep_freed_memory() if device == "cpu" else None
     ceilings = machine.ceilings(device, [DTYPES[name] for name in arguments.dtype], arguments.seconds)
     results: list[dict[str, Any]] = []
     done = {
         "schema": record.SCHEMA,
-        "machine": machine.header(device),
+        "machine": machine.header(device) | {"heap": heap},
         "ceilings": ceilings,
         "results": results,
     }

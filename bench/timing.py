@@ -50,8 +50,8 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 
 def _warm(run: Run) -> float:
-    """Call twice, and return the seconds of the second."""
-    for _ in range(2):
+    """Call three times, and return the seconds of the last."""
+    for _ in range(3):
         begin = time.perf_counter()
         run()
         if torch.cuda.is_initialized():
