@@ -121,6 +121,16 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "Tensor text_lse, Tensor grad_positive, Tensor grad_image_lse, Tensor grad_text_lse, bool needs_image, "
       "bool needs_text, bool full_precision) -> (Tensor, Tensor, Tensor)");
 
+  // contrastive: sum (mean) of image_weight * softplus(image_lse - positive) + text_weight *
+  // softplus(text_lse
+  // - positive), all (B,)
+  m.def(
+      "pair_loss(Tensor positive, Tensor image_lse, Tensor text_lse, float image_weight, float text_weight, "
+      "bool mean) -> Tensor");
+  m.def(
+      "pair_loss_backward(Tensor grad, Tensor positive, Tensor image_lse, Tensor text_lse, float "
+      "image_weight, float text_weight, bool mean) -> (Tensor, Tensor, Tensor)");
+
   // contrastive: sum of softplus(-+logit) over all pairs of image (B, D) and text (T, D), with its gradients
   // by image, text (of no elements where not needed), scale and bias in float32 or float64; and those times
   // the gradient of the loss.

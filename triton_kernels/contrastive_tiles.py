@@ -8,9 +8,8 @@ of log 2. Nothing here is atomic.
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
-NEG_INF = tl.constexpr(float("-inf"))
+from .contrastive_vectors import LOG2E, NEG_INF, pair_similarities, softplus
+
 # Smallest sum, relative to the tile's largest term, of which float32 loses nothing: terms vanish below 2^-126.
 LEAST_SUM = tl.constexpr(2.0**-100)
 # Powers of two a tile can span in the backward with one exponential per logit.
@@ -105,61 +104,11 @@ def lse_fwd_kernel(
     tl.store(col_part + p_col, b_col, mask=m_col)
 
 
-@triton.jit
-def merge_kernel(
-    part, out,  # (parts, size) -> (size,)
-    parts, size,
-    IS_MAX: tl.constexpr, TO_NATURAL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Merge parts by log2-sum-exp (or by maximum), in their order; TO_NATURAL leaves units of log 2."""
-    i_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    o_p = tl.arange(0, BLOCK_P)
-    m_x = i_x < size
-    b_max = tl.full((BLOCK,), NEG_INF, tl.float32)
-    b_sum = tl.zeros((BLOCK,), tl.float32)
-    for p in range(0, parts, BLOCK_P):
-        i_p = p + o_p
-        b_part = tl.load(
-            part + i_p.to(tl.int64)[:, None] * size + i_x[None, :],
-            mask=(i_p < parts)[:, None] & m_x[None, :], other=NEG_INF,
-        )  # fmt: skip
-        b_new = tl.maximum(b_max, tl.max(b_part, 0))
-        if not IS_MAX:
-            b_shift = tl.where(b_new == NEG_INF, 0.0, b_new)
-            b_sum = b_sum * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_part - b_shift[None, :]), 0)
-        b_max = b_new
-    b_out = b_max
-    if not IS_MAX:
-        b_out = tl.where(b_max == NEG_INF, 0.0, b_max) + tl.log2(b_sum)
-    if TO_NATURAL:
-        b_out = b_out * LN2
-    tl.store(out + i_x, b_out, mask=m_x)
-
-
-@triton.jit
-def pair_kernel(
-    image, text, logit_scale, positive,  # (B, D), (T, D), () -> (B,)
-    rows, width, label_offset,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Logit of each pair, in float32 whatever the features: the loss of a well-trained batch hangs on it."""
-    i_row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    o_d = tl.arange(0, BLOCK_D)
-    p_image = image + i_row.to(tl.int64)[:, None] * width + o_d[None, :]
-    p_text = text + (i_row + label_offset).to(tl.int64)[:, None] * width + o_d[None, :]
-    b_sum = tl.zeros((BLOCK, BLOCK_D), tl.float32)
-    for d in range(0, width, BLOCK_D):
-        mask = (i_row < rows)[:, None] & (d + o_d < width)[None, :]
-        b_image = tl.load(p_image + d, mask=mask, other=0.0).to(tl.float32)
-        b_sum += b_image * tl.load(p_text + d, mask=mask, other=0.0).to(tl.float32)
-    tl.store(positive + i_row, tl.sum(b_sum, 1) * tl.load(logit_scale).to(tl.float32), mask=i_row < rows)
-
-
 @triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
 def lse_bwd_kernel(
     image, text, logit_scale,  # (B, D), (T, D), ()
     row_lse, col_lse, row_grad, col_grad,  # (B,), (T,), (B,), (T,): natural log-sum-exps of negatives, their gradients
-    store_scale,  # (): what the gradients are multiplied by before they are rounded
+    store_scale,  # () or None: what the gradients are multiplied by before they are rounded
     grad_logit, grad_scale_part,  # (strip, T) in the features' dtype (only with WITH_GRAD), (tiles,)
     first_row, end_row, texts, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
@@ -201,58 +150,18 @@ def lse_bwd_kernel(
     tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.sum(b_grad * b_sim, 1), 0))
     if WITH_GRAD:
         p_grad = grad_logit + (i_row - first_row).to(tl.int64)[:, None] * texts + i_col[None, :]
-        tl.store(p_grad, (b_grad * tl.load(store_scale)).to(grad_logit.dtype.element_ty), mask=m_in)
+        if store_scale is not None:
+            b_grad *= tl.load(store_scale)
+        tl.store(p_grad, b_grad.to(grad_logit.dtype.element_ty), mask=m_in)
 
 
 @triton.jit
-def finish_kernel(
-    product, other, pair_grad, logit_scale, store_scale,  # (rows, D) float32, (others, D), (B,), (), ()
-    grad,  # (rows, D)
-    rows, others, width, to_other,
-    PAIR_BY_ROW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Feature gradient = scale * (product / store_scale + pair_grad * own other feature), rounded once.
-
-    Row r has its pair in other[r + to_other]; pair_grad is indexed by r (PAIR_BY_ROW) or by r + to_other.
-    """
-    i_row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    i_other = i_row + to_other
-    m_pair = (i_row < rows) & (i_other >= 0) & (i_other < others)
-    m_d = o_d < width
-    b_pair = tl.load(pair_grad + (i_row if PAIR_BY_ROW else i_other), mask=m_pair, other=0.0)
-    p_other = other + i_other.to(tl.int64)[:, None] * width + o_d[None, :]
-    b_other = tl.load(p_other, mask=m_pair[:, None] & m_d[None, :], other=0.0).to(tl.float32)
-    o_out = i_row.to(tl.int64)[:, None] * width + o_d[None, :]
-    m_out = (i_row < rows)[:, None] & m_d[None, :]
-    b_product = tl.load(product + o_out, mask=m_out, other=0.0)
-    b_grad = b_product / tl.load(store_scale) + b_pair[:, None] * b_other
-    b_grad = b_grad * tl.load(logit_scale).to(tl.float32)
-    tl.store(grad + o_out, b_grad.to(grad.dtype.element_ty), mask=m_out)
-
-
-@triton.jit
-def _softplus(b_logit):
-    """softplus and sigmoid of a logit, exact to float32 where they are small."""
-    b_exp = tl.exp2(-tl.abs(b_logit) * LOG2E)
-    b_sum = 1.0 + b_exp
-    # log(1 + e) loses e below 2^-24; e (1 - e / 2) has it to 2^-24 from 2^-8 down with one more term.
-    b_log = tl.where(
-        b_exp < 0.00390625, b_exp * (1.0 - b_exp * (0.5 - b_exp * (1.0 / 3.0))), tl.log2(b_sum) * LN2
-    )
-    return tl.maximum(b_logit, 0.0) + b_log, tl.where(b_logit > 0, 1.0, b_exp) / b_sum
-
-
-@triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
-def sigmoid_kernel(
-    image, text, logit_scale, logit_bias, store_scale,  # (B, D), (T, D), (), (), ()
-    grad_logit,  # (strip, T) in the features' dtype; only with WITH_GRAD
-    loss_part, grad_scale_part, grad_bias_part,  # (tiles,)
+def _sigmoid_tile(
+    image, text, logit_scale, logit_bias, store_scale, grad_logit, loss_part, grad_scale_part, grad_bias_part,
     first_row, end_row, texts, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     EVEN_D: tl.constexpr, PRECISION: tl.constexpr, WITH_GRAD: tl.constexpr,
 ):  # fmt: skip
-    """Loss softplus(l) and gradient sigmoid(l) of one tile of logits, the pairs left out: they are added in float32."""
     i_m, i_n = _tile_of_program(tl.cdiv(end_row - first_row, BLOCK_M), tl.cdiv(texts, BLOCK_N), GROUP_M)
     i_row = first_row + i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     i_col = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -262,7 +171,7 @@ def sigmoid_kernel(
     m_in = (i_row < end_row)[:, None] & (i_col < texts)[None, :]
     m_negative = m_in & (i_col[None, :] != i_row[:, None] + label_offset)
     b_logit = b_sim * tl.load(logit_scale).to(tl.float32) + tl.load(logit_bias).to(tl.float32)
-    b_loss, b_grad = _softplus(b_logit)
+    b_loss, b_grad = softplus(b_logit)
     b_loss = tl.where(m_negative, b_loss, 0.0)
     b_grad = tl.where(m_negative, b_grad, 0.0)
     tl.store(loss_part + tl.program_id(0), tl.sum(tl.sum(b_loss, 1), 0))
@@ -270,4 +179,39 @@ def sigmoid_kernel(
     tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.sum(b_grad * b_sim, 1), 0))
     if WITH_GRAD:
         p_grad = grad_logit + (i_row - first_row).to(tl.int64)[:, None] * texts + i_col[None, :]
-        tl.store(p_grad, (b_grad * tl.load(store_scale)).to(grad_logit.dtype.element_ty), mask=m_in)
+        if store_scale is not None:
+            b_grad *= tl.load(store_scale)
+        tl.store(p_grad, b_grad.to(grad_logit.dtype.element_ty), mask=m_in)
+
+
+@triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
+def sigmoid_kernel(
+    image, text, logit_scale, logit_bias, store_scale,  # (B, D), (T, D), (), (), () or None
+    grad_logit, pair_grad,  # (strip, T) in the features' dtype, only with WITH_GRAD; (B,)
+    loss_part, grad_scale_part, grad_bias_part,  # (programs,)
+    first_row, end_row, texts, width, label_offset,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, WITH_GRAD: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """Loss softplus(l) and gradient sigmoid(l) of one tile of logits, the pairs left out.
+
+    Programs beyond the tiles take PAIRS pairs each, in float32: loss softplus(-l), gradient -sigmoid(-l).
+    """
+    i_pairs = tl.program_id(0) - tl.cdiv(end_row - first_row, BLOCK_M) * tl.cdiv(texts, BLOCK_N)
+    if i_pairs < 0:
+        _sigmoid_tile(
+            image, text, logit_scale, logit_bias, store_scale, grad_logit, loss_part, grad_scale_part, grad_bias_part,
+            first_row, end_row, texts, width, label_offset,
+            BLOCK_M, BLOCK_N, BLOCK_D, GROUP_M, EVEN_D, PRECISION, WITH_GRAD,
+        )  # fmt: skip
+    else:
+        i_row = first_row + i_pairs * PAIRS + tl.arange(0, PAIRS)
+        m_row = i_row < end_row
+        b_sim = pair_similarities(image, text, i_row, end_row, width, label_offset, PAIRS, 128)
+        b_logit = b_sim * tl.load(logit_scale).to(tl.float32) + tl.load(logit_bias).to(tl.float32)
+        b_loss, b_grad = softplus(-b_logit)
+        b_loss, b_grad = tl.where(m_row, b_loss, 0.0), tl.where(m_row, -b_grad, 0.0)
+        tl.store(pair_grad + i_row, b_grad, mask=m_row)
+        tl.store(loss_part + tl.program_id(0), tl.sum(b_loss, 0))
+        tl.store(grad_scale_part + tl.program_id(0), tl.sum(b_grad * b_sim, 0))
+        tl.store(grad_bias_part + tl.program_id(0), tl.sum(b_grad, 0))

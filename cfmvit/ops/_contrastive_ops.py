@@ -1,10 +1,11 @@
-"""The two ops of the contrastive family: their shapes, gradients and Triton kernels.
+"""The ops of the contrastive family: their shapes, gradients and Triton kernels.
 
 `contrastive_lse(image (B, D), text (T, D), logit_scale (), label_offset, image_groups (B,), text_groups (T,) or None)` gives
 positive (B,), image_lse (B,), text_lse (T,) and, with groups, image_max (B,), text_max (T,). With label_offset None no text
 belongs to an image: positive has no elements. `sigmoid_loss(image, text, logit_scale,
 logit_bias, label_offset, needs_image, needs_text)` gives the loss and, since a sigmoid allows it, the gradients of image, text,
-logit_scale and logit_bias in one go. See reference/contrastive.py. Autocast does not touch them: the kernels accumulate in
+logit_scale and logit_bias in one go. `pair_loss(positive (B,), image_lse (B,), text_lse (B,), image_weight, text_weight, mean)`
+makes the loss () of the first; an op of its own, because on a GPU its dozen of small launches would outlast a small batch. See reference/contrastive.py. Autocast does not touch them: the kernels accumulate in
 float32 whatever the features' dtype, and a rounded logit_scale would cost accuracy.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops import _library
+from cfmvit.ops.reference import contrastive as reference
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -147,6 +149,25 @@ def _scale_grads(grad: Tensor, *inputs_and_grads: Tensor) -> tuple[Tensor, ...]:
     return tuple((grad * g).to(x.dtype) for x, g in zip(inputs, grads, strict=True))
 
 
+def _pair_loss_fake(positive, image_lse, text_lse, image_weight, text_weight, mean):
+    return positive.new_empty(())
+
+
+def _pair_loss_backward_fake(grad, positive, image_lse, text_lse, image_weight, text_weight, mean):
+    return tuple(torch.empty_like(x) for x in (positive, image_lse, text_lse))
+
+
+def _pair_loss_context(ctx, inputs, output) -> None:
+    *tensors, ctx.image_weight, ctx.text_weight, ctx.mean = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _pair_loss_backward(ctx, grad):
+    options = ctx.image_weight, ctx.text_weight, ctx.mean
+    grads = torch.ops.cfmvit.pair_loss_backward.default(grad, *ctx.saved_tensors, *options)
+    return *grads, None, None, None
+
+
 def refuse_double_backward(ctx, *grads: Tensor) -> None:
     """Raise: gradients are made by kernels that have no derivative."""
     raise RuntimeError("contrastive losses: double backward is not supported; impl='reference' has it")
@@ -180,12 +201,26 @@ def _register() -> None:
     define.register_fake("cfmvit::contrastive_lse_backward", _lse_backward_fake)
     define.register_fake("cfmvit::sigmoid_loss", _sigmoid_fake)
     define.impl("cfmvit::sigmoid_loss_backward", "CompositeExplicitAutograd", _scale_grads)
+    for name, fake, formula in (
+        ("pair_loss", _pair_loss_fake, reference.pair_loss),
+        ("pair_loss_backward", _pair_loss_backward_fake, reference.pair_loss_backward),
+    ):
+        define.register_fake(f"cfmvit::{name}", fake)
+        define.impl(f"cfmvit::{name}", "cpu", formula)
+    define.register_autograd("cfmvit::pair_loss", _pair_loss_backward, setup_context=_pair_loss_context)
     define.register_autograd("cfmvit::contrastive_lse", _lse_backward, setup_context=_lse_context)
     define.register_autograd("cfmvit::sigmoid_loss", _sigmoid_backward, setup_context=_sigmoid_context)
-    for op in ("contrastive_lse_backward", "sigmoid_loss_backward"):
+    for op in ("contrastive_lse_backward", "pair_loss_backward", "sigmoid_loss_backward"):
         define.register_autograd(f"cfmvit::{op}", refuse_double_backward)
     if _HAS_TRITON:
-        for op in ("contrastive_lse", "contrastive_lse_backward", "sigmoid_loss"):
+        ops = (
+            "contrastive_lse",
+            "contrastive_lse_backward",
+            "pair_loss",
+            "pair_loss_backward",
+            "sigmoid_loss",
+        )
+        for op in ops:
             define.impl(f"cfmvit::{op}", "cuda", _in_triton(op))
 
 

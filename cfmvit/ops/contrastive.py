@@ -114,17 +114,17 @@ def info_nce(
         max_groups = _stats_groups(text, group_ids, first) if return_stats else None
         found = _contrastive_distributed.contrastive_lse(image, text, logit_scale, max_groups, place)
     positive, image_lse, text_lse, image_max, text_max = found
-    if process_group is None:
+    if process_group is None and text.shape[0] != image.shape[0]:
         text_lse, text_max = text_lse[own], text_max[own]
 
-    loss_image, loss_text = -F.logsigmoid(positive - image_lse), -F.logsigmoid(positive - text_lse)
+    weights = {"image_to_text": (1.0, 0.0), "text_to_image": (0.0, 1.0)}.get(direction, (0.5, 0.5))
+    loss = _reduced(positive, image_lse, text_lse, weights, reduction, chosen)
     if group_ids is not None or label_smoothing > 0:
-        excess_image, excess_text = _excess(image, text, own, group_ids, label_smoothing, process_group)
-        loss_image, loss_text = loss_image + logit_scale * excess_image, loss_text + logit_scale * excess_text
-    loss = {"image_to_text": loss_image, "text_to_image": loss_text}.get(direction)
-    loss = (loss_image + loss_text) / 2 if loss is None else loss
-    if reduction != "none":
-        loss = loss.mean() if reduction == "mean" else loss.sum()
+        excess = _excess(image, text, own, group_ids, label_smoothing, process_group)
+        linear = logit_scale * sum(weight * x for weight, x in zip(weights, excess, strict=True))
+        loss = loss + (
+            linear if reduction == "none" else linear.mean() if reduction == "mean" else linear.sum()
+        )
     if logit_bias is not None:
         loss = loss + 0 * logit_bias.to(loss.dtype)
     if not return_stats:
@@ -139,6 +139,21 @@ def info_nce(
             (positive > text_max).to(positive.dtype).mean(),
         )
     return loss, stats
+
+
+def _reduced(
+    positive: Tensor,
+    image_lse: Tensor,
+    text_lse: Tensor,
+    weights: tuple[float, float],
+    reduction: str,
+    impl: str,
+) -> Tensor:
+    """Cross-entropies of the pairs, (B,), or their sum or mean."""
+    if reduction == "none":
+        return reference.pair_losses(positive, image_lse, text_lse, *weights)
+    pair_loss = reference.pair_loss if impl == "reference" else torch.ops.cfmvit.pair_loss.default
+    return pair_loss(positive, image_lse, text_lse, *weights, reduction == "mean")
 
 
 def siglip_loss(

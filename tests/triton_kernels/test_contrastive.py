@@ -39,7 +39,11 @@ def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
         names = kernel.arg_names
         signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
-        aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n == "width"]
+        aligned = [
+            i
+            for i, n in enumerate(names)
+            if signature[n].startswith("*") or (n == "width" and constants.get("EVEN_D", True))
+        ]
         source = ASTSource(
             fn=kernel,
             signature=signature,
@@ -52,51 +56,80 @@ def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return compile_for
 
 
-def stack_bytes(compiled, folder: Path) -> int:
-    """Bytes of the stack of a thread: zero means that no register was spilled."""
+def registers_without_spills(compiled, folder: Path) -> int:
+    """Registers of a thread, of a kernel that spills none: spilled ones would lie on the stack."""
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    return max(int(n) for n in re.findall(r"STACK:(\d+)", usage))
+    assert max(int(n) for n in re.findall(r"STACK:(\d+)", usage)) == 0
+    return max(int(n) for n in re.findall(r"REG:(\d+)", usage))
 
 
 KERNELS = {"lse_fwd_kernel": "forward", "lse_bwd_kernel": "backward", "sigmoid_kernel": "sigmoid"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Every capability for what training uses; the other forms where it matters most.
+FORMS = [(capability, "bf16", 768, "ieee") for capability in SHARED_BYTES]
+FORMS += [
+    (90, "fp16", 768, "ieee"),
+    (90, "fp32", 768, "tf32"),
+    (90, "fp32", 768, "ieee"),
+    (90, "bf16", 100, "ieee"),
+]
 
 
 @pytest.mark.parametrize("name", list(KERNELS))
-@pytest.mark.parametrize("capability", list(SHARED_BYTES))
-def test_matrix_kernels_compile_for(capability: int, name: str, compile_for, tmp_path: Path) -> None:
-    from cfmvit.triton_kernels import contrastive, contrastive_tiles
+@pytest.mark.parametrize(("capability", "dtype", "width", "precision"), FORMS, ids=str)
+def test_matrix_kernels_compile_for(
+    capability: int, dtype: str, width: int, precision: str, name: str, compile_for, tmp_path: Path
+) -> None:
+    from cfmvit.triton_kernels import contrastive_sweep, contrastive_tiles
 
-    config = contrastive.config_for(torch.bfloat16, 768, capability, KERNELS[name])
+    config = contrastive_sweep.config_for(DTYPES[dtype], width, capability, KERNELS[name])
     integers = ("first_row", "end_row", "strip", "texts", "width", "label_offset")
-    types = dict.fromkeys(("image", "text", "grad_logit"), "*bf16") | dict.fromkeys(integers, "i32")
-    types["group_ids"] = "*i64"
+    types = dict.fromkeys(("image", "text", "grad_logit"), f"*{dtype}") | dict.fromkeys(integers, "i32")
+    types |= dict.fromkeys(("image_groups", "text_groups"), "*i64")
     constants = dict(
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8, EVEN_D=True, PRECISION="ieee"
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
+        EVEN_D=width % config.block_d == 0, PRECISION=precision,
     )  # fmt: skip
-    constants["WITH_MAX" if name == "lse_fwd_kernel" else "WITH_GRAD"] = (
-        True  # the form that needs more registers
-    )
+    # The forms that need more registers.
+    constants |= {"WITH_MAX": True} if name == "lse_fwd_kernel" else {"WITH_GRAD": True}
+    if name == "sigmoid_kernel":
+        constants["PAIRS"] = contrastive_sweep.PAIRS
+    if name != "lse_fwd_kernel" and dtype != "fp16":
+        constants["store_scale"] = None
     kernel = getattr(contrastive_tiles, name)
     compiled = compile_for(kernel, capability, types, constants, config.warps, config.stages)
-    assert MATRIX_INSTRUCTION[capability] in compiled.asm["ptx"]
+    if precision == "tf32" or dtype != "fp32":
+        assert MATRIX_INSTRUCTION[capability] in compiled.asm["ptx"]
     assert compiled.metadata.shared <= SHARED_BYTES[capability]
-    assert stack_bytes(compiled, tmp_path) == 0
+    assert registers_without_spills(compiled, tmp_path) * config.warps * 32 <= 65536
+    # Tensors of addresses: a 32-bit product of row and stride would overflow with enough rows.
+    assert not re.search(r"arith.muli .* : tensor<\S+xi32>", compiled.asm["ttir"])
 
 
 @pytest.mark.parametrize("capability", list(SHARED_BYTES))
 def test_vector_kernels_compile_for(capability: int, compile_for, tmp_path: Path) -> None:
-    from cfmvit.triton_kernels import contrastive_tiles as tiles
+    from cfmvit.triton_kernels import contrastive_vectors as vectors
 
-    integers = ("rows", "others", "texts", "width", "label_offset", "to_other", "parts", "size")
-    types = dict.fromkeys(("image", "text", "other", "grad"), "*bf16") | dict.fromkeys(integers, "i32")
+    integers = (
+        "rows", "cols", "pairs", "row_parts", "col_parts", "images", "texts", "first_row", "width", "label_offset", "count"
+    )  # fmt: skip
+    types = dict.fromkeys(("image", "text", "grad_image", "grad_text"), "*bf16")
+    types |= dict.fromkeys(integers, "i32") | dict.fromkeys(("image_weight", "text_weight"), "fp32")
     for kernel, constants in (
-        (tiles.merge_kernel, dict(IS_MAX=False, TO_NATURAL=True, BLOCK_P=32, BLOCK=64)),
-        (tiles.merge_kernel, dict(IS_MAX=True, TO_NATURAL=False, BLOCK_P=32, BLOCK=64)),
-        (tiles.pair_kernel, dict(BLOCK=16, BLOCK_D=128)),
-        (tiles.finish_kernel, dict(PAIR_BY_ROW=False, BLOCK=16, BLOCK_D=128)),
+        (vectors.merge_kernel, dict(IS_MAX=False, COLS_TO_NATURAL=True, BLOCK_P=32, BLOCK=64)),
+        (vectors.merge_kernel, dict(IS_MAX=True, COLS_TO_NATURAL=False, BLOCK_P=32, BLOCK=64)),
+        (vectors.pair_kernel, dict(BLOCK=16, BLOCK_D=128)),
+        (vectors.finish_kernel, dict(BLOCK=16, BLOCK_D=128)),
+        (vectors.finish_kernel, dict(store_scale=None, BLOCK=16, BLOCK_D=128)),
+        (vectors.store_scale_kernel, dict(BLOCK=1024)),
+        (vectors.total_kernel, dict(BLOCK=4096)),
+        (vectors.pair_loss_kernel, dict(BLOCK=1024)),
+        (vectors.pair_loss_bwd_kernel, dict(BLOCK=256)),
     ):
-        compiled = compile_for(kernel, capability, types, constants, 4, 2)
-        assert stack_bytes(compiled, tmp_path) == 0
+        warps = 8 if constants["BLOCK"] >= 1024 else 4
+        compiled = compile_for(kernel, capability, types, constants, warps, 2)
+        assert not re.search(r"arith.muli .* : tensor<\S+xi32>", compiled.asm["ttir"])
+        assert registers_without_spills(compiled, tmp_path) * warps * 32 <= 65536

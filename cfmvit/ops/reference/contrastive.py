@@ -71,6 +71,40 @@ def contrastive_lse_backward(
     return *grads, (grad * (rows @ columns.T)).sum().to(logit_scale.dtype)
 
 
+def pair_loss(
+    positive: Tensor, image_lse: Tensor, text_lse: Tensor, image_weight: float, text_weight: float, mean: bool
+) -> Tensor:
+    """Sum or mean over pairs of the weighted cross-entropies softplus(lse of negatives - positive); all (B,)."""
+    losses = pair_losses(positive, image_lse, text_lse, image_weight, text_weight)
+    return losses.mean() if mean else losses.sum()
+
+
+def pair_losses(
+    positive: Tensor, image_lse: Tensor, text_lse: Tensor, image_weight: float, text_weight: float
+) -> Tensor:
+    """The terms of `pair_loss`, (B,). A direction without weight adds nothing, not even a NaN."""
+    terms = ((image_weight, image_lse), (text_weight, text_lse))
+    return -sum(weight * F.logsigmoid(positive - lse) for weight, lse in terms if weight)
+
+
+def pair_loss_backward(
+    grad: Tensor,
+    positive: Tensor,
+    image_lse: Tensor,
+    text_lse: Tensor,
+    image_weight: float,
+    text_weight: float,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of positive, image_lse and text_lse."""
+    grad = grad / len(positive) if mean else grad
+    grad_image, grad_text = (
+        grad * weight * torch.sigmoid(lse - positive) if weight else torch.zeros_like(lse)
+        for weight, lse in ((image_weight, image_lse), (text_weight, text_lse))
+    )
+    return -(grad_image + grad_text), grad_image, grad_text
+
+
 def _own(image: Tensor, text: Tensor, label_offset: int | None) -> Tensor:
     """Which entries (B, T) belong to pairs."""
     if label_offset is None:

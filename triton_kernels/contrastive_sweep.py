@@ -1,0 +1,156 @@
+"""What the two gradients by logits of the contrastive losses share on a GPU: tile sizes, and the walk over strips of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import contrastive_vectors as vectors
+
+WORKSPACE_BYTES = 256 * 2**20  # of the gradient by logits
+PAIRS = 16  # of a program that takes pairs
+
+
+class Config(NamedTuple):
+    """Tile sizes and how they run."""
+
+    block_m: int
+    block_n: int
+    block_d: int
+    warps: int
+    stages: int
+
+
+def config_for(dtype: torch.dtype, width: int, capability: int, pass_: str) -> Config:
+    """Choose tiles by a plain rule: autotuning would recompile for every batch size and differ between runs.
+
+    pass_ is "forward", "backward" or "sigmoid". These compile without spills for compute capability 8.0, 9.0, 10.0 and 12.0;
+    none was timed on a GPU yet.
+    """
+    if dtype == torch.float32:
+        return Config(64, 64, 32, 4, 2)
+    block_n = 64 if pass_ == "sigmoid" or (pass_ == "backward" and capability == 100) else 128
+    return Config(128, block_n, 64 if width > 32 else 32, 8, 3)
+
+
+def config_of(features: Tensor, pass_: str) -> Config:
+    """Tiles for these features on their device; without one, for the oldest."""
+    capability = 80
+    if features.is_cuda:
+        major, minor = torch.cuda.get_device_capability(features.device)
+        capability = 10 * major + minor
+    return config_for(features.dtype, features.shape[1], capability, pass_)
+
+
+def options(config: Config, features: Tensor) -> dict:
+    """What the matrix kernels are compiled for. float32 follows torch.set_float32_matmul_precision: IEEE unless TF32 is allowed."""
+    tf32 = features.is_cuda and torch.get_float32_matmul_precision() != "highest"
+    return dict(
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
+        EVEN_D=features.shape[1] % config.block_d == 0, PRECISION="tf32" if tf32 else "ieee",
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+
+
+def first_pair(label_offset: int | None, text: Tensor) -> int:
+    """Column of the first row's pair: beyond the last where there are no pairs."""
+    return text.shape[0] if label_offset is None else label_offset
+
+
+class Strip(NamedTuple):
+    """Rows [first, end) of the logits."""
+
+    first: int
+    end: int
+    first_program: int  # among those of all strips
+    programs: int  # one for each tile and, after those, in the sigmoid loss for each PAIRS pairs
+
+
+class Sweep:
+    """A walk over the logits in strips of rows: tiles of gradients by logits, then two matrix products per strip."""
+
+    def __init__(self, image: Tensor, text: Tensor, label_offset: int | None, pass_: str):
+        self.image, self.text, self.first_pair = image, text, first_pair(label_offset, text)
+        config = config_of(image, pass_)
+        self.options = options(config, image)
+        images, texts = image.shape[0], text.shape[0]
+        self.pairs = 0 if label_offset is None else images
+        height = max(WORKSPACE_BYTES // (texts * image.element_size() * config.block_m), 1) * config.block_m
+        self.strips, self.programs = [], 0
+        for first in range(0, images, height):
+            end = min(first + height, images)
+            tiles = cdiv(end - first, config.block_m) * cdiv(texts, config.block_n)
+            pairs = cdiv(end - first, PAIRS) if self.pairs and pass_ == "sigmoid" else 0
+            self.strips.append(Strip(first, end, self.programs, tiles + pairs))
+            self.programs += tiles + pairs
+
+    def parts(self, more: int = 0) -> Tensor:
+        """Room for one partial sum of every program of the strips, and `more`."""
+        return self.image.new_empty(self.programs + more, dtype=torch.float32)
+
+    def run(
+        self,
+        launch: Callable[[Strip, Tensor], None],
+        pair_grad: Tensor,
+        logit_scale: Tensor,
+        store_scale: Tensor | None,
+        needs_image: bool,
+        needs_text: bool,
+        dtype: torch.dtype,
+        pair_parts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Give the gradients of image and text as `dtype`, of no elements where not needed.
+
+        pair_parts: takes what each PAIRS pairs add to the gradient of the scale.
+        """
+        image, text = self.image, self.text
+        grad_image, grad_text = (
+            x.new_empty(x.shape if needed else (0, 0), dtype=dtype)
+            for x, needed in ((image, needs_image), (text, needs_text))
+        )
+        image_product = text_product = logit_scale  # any pointer: not read where not needed
+        for strip in self.strips:
+            rows = strip.end - strip.first
+            grad_logit = image.new_empty(rows if needs_image or needs_text else 0, text.shape[0])
+            launch(strip, grad_logit)
+            if needs_image:
+                image_product = _product(grad_logit, text)
+            if needs_text:
+                of_strip = grad_logit.T, image[strip.first : strip.end]
+                if strip.first == 0:
+                    text_product = _product(*of_strip)
+                else:
+                    _add_product(text_product, *of_strip)
+            last = strip is self.strips[-1]
+            rows, cols = rows * needs_image, text.shape[0] * (needs_text and last)
+            pairs = self.pairs if last and pair_parts is not None else 0
+            blocks = sum(cdiv(n, PAIRS) for n in (rows, cols, pairs))
+            if blocks:
+                vectors.finish_kernel[(blocks, cdiv(image.shape[1], 128))](
+                    image_product, text_product, image, text, pair_grad, logit_scale, store_scale,
+                    grad_image, grad_text, logit_scale if pair_parts is None else pair_parts,
+                    strip.first, rows, cols, pairs, image.shape[0], text.shape[0], image.shape[1], self.first_pair,
+                    BLOCK=PAIRS, BLOCK_D=128,
+                )  # fmt: skip
+        return grad_image, grad_text
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype == torch.float32:
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype == torch.float32 or not a.is_cuda:
+        out.addmm_(a.float(), b.float())
+    else:
+        torch.ops.aten.addmm.dtype_out(out, a, b, torch.float32, out=out)
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
