@@ -24,7 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="print ops and sizes, and stop")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of a record, and stop")
     parser.add_argument(
-        "--into", type=Path, help="with --table: put it between the marks of this markdown file"
+        "--into",
+        type=Path,
+        help="with --table: put a summary between the marks of this markdown file instead",
     )
     parser.add_argument(
         "--compare", type=Path, nargs=2, metavar=("A", "B"), help="print two records side by side, and stop"

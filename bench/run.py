@@ -13,6 +13,7 @@ from cfmvit.bench import machine, record, tables
 from cfmvit.bench.heap import keep_freed_memory
 from cfmvit.bench.measure import measure
 from cfmvit.bench.registry import DTYPES, FAMILIES, PASSES, Entry, load
+from cfmvit.bench.summary import put_between_marks, summary
 from cfmvit.progress import progress
 
 DEFAULT_SIZES = {"cpu": ("small", "any"), "cuda": ("large", "any")}
@@ -34,11 +35,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _table(path: Path, into: Path | None) -> None:
-    text = tables.table(record.read(path))
+    found = record.read(path)
     if into is None:
-        print(text, end="")
+        print(tables.table(found), end="")
     else:
-        tables.put_between_marks(into, text)
+        put_between_marks(into, summary(found, path, into))
 
 
 def _measure(arguments: argparse.Namespace) -> None:

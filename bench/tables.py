@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from cfmvit.bench.gate import OURS
 from cfmvit.bench.record import key
 
-OPEN, CLOSE = "<!-- bench -->", "<!-- /bench -->"
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -18,13 +16,13 @@ def table(record: dict[str, Any]) -> str:
     timed = [x for x in results if x["pass"] and x["family"] != "calls"]
     calls = [x for x in results if x["pass"] and x["family"] == "calls"]
     failed = [x for x in results if not x["pass"]]
-    parts = [_machine(record)]
+    parts = [machine_line(record)]
     if timed:
         head = ("op", "", "dtype", "pass", "time", "GB/s", "TFLOP/s", "of floor", "memory", "faster than")
-        parts.append(_markdown(head, [_row(x) for x in timed]))
+        parts.append(markdown(head, [_row(x) for x in timed]))
     if calls:
         head = ("call on tiny tensors", "dtype", "pass", "time", "nearest ATen op", "more")
-        parts.append(_markdown(head, [_call(x) for x in calls]))
+        parts.append(markdown(head, [_call(x) for x in calls]))
     parts += [
         f"{x['op']}, {x['size']}, {x['dtype']}: failed the gate with error {x['gate']['error']:.2g} "
         f"(at most {x['gate']['tolerance']:g}), not timed."
@@ -63,7 +61,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> str:
                 verdict,
             )
         )
-    parts = [_markdown(("op", "size", "dtype", "device", "pass", "before", "after", "speed", ""), rows)]
+    parts = [markdown(("op", "size", "dtype", "device", "pass", "before", "after", "speed", ""), rows)]
     machines = [x["machine"] for x in (before, after)]
     different = [
         f"{name}: {machines[0].get(name)} and {machines[1].get(name)}"
@@ -83,15 +81,6 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def put_between_marks(path: Path, text: str) -> None:
-    """Replace what stands between ``<!-- bench -->`` and ``<!-- /bench -->`` in a file."""
-    whole = path.read_text()
-    if whole.count(OPEN) != 1 or whole.count(CLOSE) != 1 or whole.index(OPEN) > whole.index(CLOSE):
-        raise ValueError(f"{path} must have one line {OPEN} and after it one line {CLOSE}")
-    head, rest = whole.split(OPEN)
-    path.write_text(f"{head}{OPEN}\n{text}{CLOSE}{rest.split(CLOSE)[1]}")
-
-
 def duration(seconds: float) -> str:
     """Write a time as short as its size allows: 12.3 us, 4.56 ms, 1.23 s."""
     for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms")):
@@ -105,7 +94,8 @@ def size_of(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
-def _machine(record: dict[str, Any]) -> str:
+def machine_line(record: dict[str, Any]) -> str:
+    """Say where a record was made, and the ceilings of its run."""
     machine, ceilings = record["machine"], record["ceilings"]
     rates = ", ".join(
         f"{rate / 1e12:.3g} TFLOP/s in {SHORT[name]}" for name, rate in ceilings["flops_per_s"].items()
@@ -156,6 +146,7 @@ def _other(figures: dict[str, Any]) -> str:
     return f" ({SHORT[figures['dtype']]})" if "dtype" in figures else ""
 
 
-def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a table."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -229,7 +229,13 @@ def test_the_command_writes_a_record_a_table_and_a_picture(
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
     assert main(["bench", "--table", str(path), "--into", str(page)]) == 0
-    assert page.read_text() == f"before\n<!-- bench -->\n{printed}<!-- /bench -->\nafter\n"
+    head, text, tail = re.split("<!-- /?bench -->", page.read_text())
+    assert (head, tail) == ("before\n", "\nafter\n") and "old" not in text
+    assert re.search(
+        r"\| `restore_tokens` \| B3 N16 D24 \| MAE \| [\d.]+ us \([\d.]+x\) \| [\d.]+ us \(", text
+    )
+    assert re.search(r"\| `restore_tokens` \| -?[\d.]+ us \| -?[\d.]+ us \|", text)
+    assert "(results/cpu.json)" in text and "(results/cpu.svg)" in text
 
 
 @pytest.mark.parametrize(
