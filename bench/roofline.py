@@ -10,9 +10,10 @@ from cfmvit.bench.gate import OURS
 from cfmvit.bench.tables import SHORT, duration
 from cfmvit.report.svg import INK, LINE, SERIES, element, picture, text
 
-WIDTH, HEIGHT = 920.0, 480.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 250.0, 66.0, 50.0
+WIDTH, HEIGHT = 980.0, 480.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 310.0, 66.0, 50.0
 STRIP = 190.0  # the left part, for ops without arithmetic
+LEGEND = WIDTH - RIGHT + 84
 
 
 def roofline(record: dict[str, Any]) -> str:
@@ -39,16 +40,16 @@ def roofline(record: dict[str, Any]) -> str:
     for row, (op, letter) in enumerate(letters.items()):
         y = TOP + 8 + 19 * row
         parts += [
-            text(WIDTH - RIGHT + 24, y, letter, font_weight=650, fill=INK),
-            text(WIDTH - RIGHT + 44, y, op, fill=INK),
+            text(LEGEND, y, letter, font_weight=650, fill=INK),
+            text(LEGEND + 20, y, op, fill=INK),
         ]
     for row, dtype in enumerate(dtypes):
         y = HEIGHT - BOTTOM - 18 * (len(dtypes) - row)
         parts += [
-            element("circle", cx=WIDTH - RIGHT + 28, cy=y - 4, r=6, fill=SERIES[row % len(SERIES)]),
-            text(WIDTH - RIGHT + 44, y, dtype),
+            element("circle", cx=LEGEND + 4, cy=y - 4, r=6, fill=SERIES[row % len(SERIES)]),
+            text(LEGEND + 20, y, dtype),
         ]
-    parts.append(text(WIDTH - RIGHT + 24, HEIGHT - BOTTOM + 8, "small ring: slowest peer"))
+    parts.append(text(LEGEND, HEIGHT - BOTTOM + 8, "small ring: slowest peer"))
     return picture(WIDTH, HEIGHT, parts, "Roofline of the ops")
 
 

@@ -65,15 +65,12 @@ def _measure(arguments: argparse.Namespace) -> None:
         )
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    heap = keep_freed_memory() if device == "cpu" else None
+    about = machine.header(device)  # before this run is itself what keeps the machine busy
+    if device == "cpu":
+        about["heap"] = keep_freed_memory()
     ceilings = machine.ceilings(device, [DTYPES[name] for name in arguments.dtype], arguments.seconds)
     results: list[dict[str, Any]] = []
-    done = {
-        "schema": record.SCHEMA,
-        "machine": machine.header(device) | {"heap": heap},
-        "ceilings": ceilings,
-        "results": results,
-    }
+    done = {"schema": record.SCHEMA, "machine": about, "ceilings": ceilings, "results": results}
     with progress(len(jobs), desc="bench", unit="case") as bar:
         for entry, size, dtype in jobs:
             bar.set_postfix_str(f"{entry.name} {size} {dtype}", refresh=sys.stderr.isatty())

@@ -106,6 +106,8 @@ def machine_line(record: dict[str, Any]) -> str:
         if machine["driver"]
         else f", {machine['threads']} threads, {machine['capability']}"
     )
+    busy = (machine.get("load") or 0) > 0.5
+    where += f", busy with other work (load {machine['load']:.1f})" if busy else ""
     return (
         f"{where}; torch {machine['torch']}, commit {machine['commit']}, {machine['date'][:10]}. Ceilings of the same run: copies "
         f"{ceilings['copy_bytes_per_s'] / 1e9:.3g} GB/s, matrix products {rates}."
