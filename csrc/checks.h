@@ -44,18 +44,21 @@ inline Index checked_index(const char* op, const char* name, const Tensor& index
   return view;
 }
 
-// Checks that the index names each of `count` places at most once in each row.
-inline void check_distinct(const char* op, const char* name, const Index& index, int64_t batch,
-                           int64_t columns, int64_t count) {
+// checked_index of entries that name each of `count` places at most once in each row.
+inline Index checked_distinct_index(const char* op, const char* name, const Tensor& index, int64_t batch,
+                                    int64_t count) {
+  const Index view = checked_index(op, name, index, batch, count);
+  if (!index.is_cpu()) return view;
   std::vector<int64_t> seen(count, -1);
   for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t j = 0; j < columns; ++j) {
-      const int64_t value = index(b, j);
+    for (int64_t j = 0; j < index.size(1); ++j) {
+      const int64_t value = view(b, j);
       CFMVIT_CHECK(seen[value] != b, op, ": ", name, " must not repeat an entry, got ", value,
                    " twice in row ", b);
       seen[value] = b;
     }
   }
+  return view;
 }
 
 inline void check_shape(const char* op, const char* name, const Tensor& x,

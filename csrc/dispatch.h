@@ -23,4 +23,23 @@ void dispatch_floating(const char* op, ScalarType type, const Run& run) {
   }
 }
 
+// Calls run(S{}, T{}) with the types of pred and of target. A target is in pred's dtype or, as autocast makes
+// it, one of the two is float32.
+template <typename Run>
+void dispatch_pair(const char* op, const Tensor& pred, const Tensor& target, const Run& run) {
+  const ScalarType type = target.scalar_type();
+  dispatch_floating(op, pred.scalar_type(), [&](auto p) {
+    using S = decltype(p);
+    if (type == pred.scalar_type()) return run(p, p);
+    if constexpr (std::is_same_v<S, float>) {
+      if (type == ScalarType::BFloat16) return run(p, BFloat16{});
+      if (type == ScalarType::Half) return run(p, Half{});
+    } else if constexpr (!std::is_same_v<S, double>) {
+      if (type == ScalarType::Float) return run(p, float{});
+    }
+    STD_TORCH_CHECK(false, op, ": target must have pred's dtype or be float32, got ",
+                    torch::headeronly::toString(type));
+  });
+}
+
 }  // namespace cfmvit

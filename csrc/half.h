@@ -7,6 +7,8 @@
 #include <type_traits>
 
 #ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #define CFMVIT_INLINE __host__ __device__ inline __attribute__((always_inline))
 #else
 #define CFMVIT_INLINE inline __attribute__((always_inline))
@@ -43,10 +45,14 @@ CFMVIT_INLINE double widen(double x) { return x; }
 CFMVIT_INLINE float widen(uint8_t x) { return x; }
 CFMVIT_INLINE float widen(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 CFMVIT_INLINE float widen(Half x) {
+#ifdef __CUDA_ARCH__  // one instruction
+  return __half2float(__ushort_as_half(x.bits));
+#else
   const uint32_t magnitude = x.bits & 0x7fffu;
   const float finite = float_of(magnitude << 13) * 0x1p112f;  // the exponents' biases differ by 112
   const uint32_t bits = magnitude >= 0x7c00u ? (magnitude << 13 | 0x7f800000u) : bits_of(finite);
   return float_of(bits | uint32_t(x.bits & 0x8000u) << 16);
+#endif
 }
 // To nearest, ties to even.
 template <typename Real>
@@ -58,11 +64,18 @@ CFMVIT_INLINE void narrow(Real x, double& out) {
   out = x;
 }
 CFMVIT_INLINE void narrow(float x, BFloat16& out) {
+#ifdef __CUDA_ARCH__
+  out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+#else
   const uint32_t bits = bits_of(x);
   const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   out.bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
+#endif
 }
 CFMVIT_INLINE void narrow(float x, Half& out) {
+#ifdef __CUDA_ARCH__
+  out.bits = __half_as_ushort(__float2half_rn(x));
+#else
   const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffffu;
   const uint32_t tiny =
       bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds subnormal results
@@ -70,6 +83,7 @@ CFMVIT_INLINE void narrow(float x, Half& out) {
   const uint32_t huge = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   const uint32_t half = magnitude >= 0x47800000u ? huge : magnitude < 0x38800000u ? tiny : normal;
   out.bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
+#endif
 }
 
 }  // namespace cfmvit

@@ -3,12 +3,11 @@
 #include <cstring>
 #include <tuple>
 
-#include "checks.h"
 #include "dispatch.h"
 #include "masking_checks.h"
 #include "rows.h"
 #include "stable.h"
-#include "views.h"
+#include "tensor_views.h"
 
 namespace cfmvit {
 namespace {
@@ -110,7 +109,7 @@ std::tuple<Tensor, Tensor> gather_backward(const char* op,
   }
   Inverse inverse(batch, places, entries);
   for (size_t s = sources.size(); s-- > 0;) {
-    const Index index = checked_index(op, "index", sources[s].second, batch, places);
+    const Index index = checked_gradient(op, sources[s].first, sources[s].second, places);
     inverse.add(index, starts[s], sources[s].second.size(1), batch);
   }
   const Positions positions = checked_positions(op, first, std::nullopt, keep_pos, places);
@@ -178,15 +177,7 @@ std::tuple<Tensor, Tensor> split_tokens_backward_cpu(Tensor grad_visible, Tensor
 Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore,
                           std::optional<Tensor> pos_embed) {
   constexpr const char* op = "restore_tokens";
-  check_tokens(op, "visible", visible);
-  const int64_t batch = visible.size(0), kept = visible.size(1), width = visible.size(2),
-                count = restore.size(1);
-  check_shape(op, "mask_token", mask_token, {width});
-  check_type(op, "mask_token", mask_token, visible);
-  CFMVIT_CHECK(kept <= count, op, ": visible must have at most ", count, " tokens, as restore has, got ",
-               kept);
-  const Index from = checked_index(op, "restore", restore, batch, count);
-  check_distinct(op, "restore", from, batch, count, count);
+  const auto [batch, kept, count, width, from] = check_restore(op, visible, mask_token, restore);
   const Positions positions = checked_positions(op, visible, pos_embed, std::nullopt, count);
   visible = rows_of(visible);
   mask_token = torch::stable::contiguous(mask_token);
@@ -214,10 +205,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tens
   constexpr const char* op = "restore_tokens_backward";
   check_tokens(op, "grad", grad);
   const int64_t batch = grad.size(0), count = grad.size(1), width = grad.size(2);
-  const Index from = checked_index(op, "restore", restore, batch, count);
-  CFMVIT_CHECK(restore.size(1) == count, op, ": restore must have ", count, " columns, got ",
-               restore.size(1));
-  check_distinct(op, "restore", from, batch, count, count);
+  const Index from = checked_restore(op, restore, batch, kept, count);
   grad = rows_of(grad);
   const Tensor grad_visible = like(grad, {batch, kept, width}), grad_mask = like(grad, {width});
   const Tensor grad_pos =

@@ -7,7 +7,8 @@
 #include <cstring>
 #include <tuple>
 
-#include "checks.h"
+#include "masking_checks.h"
+#include "noise_order.h"
 #include "rows.h"
 #include "stable.h"
 
@@ -25,18 +26,6 @@ struct Work {
 
   static constexpr int64_t kBins = 2;  // a token: fewer make longer lists, more take longer to be added up
 };
-
-// A float as an unsigned integer of the same order; the two zeros are equal, as they are to argsort.
-uint64_t ordered(float x) {
-  const uint32_t bits = bits_of(x + 0.0f);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-uint64_t ordered(double x) {
-  uint64_t bits;
-  x += 0.0;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits >> 63 ? ~bits : bits | uint64_t{1} << 63;
-}
 
 // Stable least-significant-digit radix sort of one row: order[rank] = token. For noise of any distribution.
 template <typename Real>
@@ -105,9 +94,8 @@ bool bin_sort(Work<Real>& work, int64_t count, Real low, Real high) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> random_masking_cpu(Tensor noise, int64_t kept) {
-  CFMVIT_CHECK(noise.dim() == 2, "random_masking: noise must have 2 dimensions, got ", noise.dim());
+  check_noise("random_masking", noise, kept);
   const int64_t batch = noise.size(0), count = noise.size(1);
-  CFMVIT_CHECK(kept >= 0 && kept <= count, "random_masking: kept must lie in 0..", count, ", got ", kept);
   const bool precise = noise.scalar_type() == ScalarType::Double;
   if (!precise && noise.scalar_type() != ScalarType::Float)
     noise = torch::stable::to(noise, ScalarType::Float);

@@ -1,55 +1,16 @@
 // Cutting patches out of images on the CPU.
 #include <cstring>
 
-#include "checks.h"
 #include "dispatch.h"
+#include "masking_checks.h"
 #include "rows.h"
-#include "stable.h"
-#include "views.h"
+#include "tensor_views.h"
 
 namespace cfmvit {
 namespace {
 
-struct Grid {
-  int64_t channels, rows, columns, patch;
-
-  int64_t count() const { return rows * columns; }
-  int64_t width() const { return channels * patch * patch; }
-};
-
-Grid checked_grid(const char* op, const Tensor& images, int64_t patch) {
-  CFMVIT_CHECK(images.dim() == 4, op, ": images must have 4 dimensions, got ", images.dim());
-  const int64_t height = images.size(2), width = images.size(3);
-  CFMVIT_CHECK(patch > 0 && height % patch == 0 && width % patch == 0, op,
-               ": patch_size must divide the images' sides ", height, " x ", width, ", got ", patch);
-  return {images.size(1), height / patch, width / patch, patch};
-}
-
-// (pixel / 255 if uint8 - mean) / std as one multiplication and one addition.
-struct Affine {
-  std::vector<double> scale, shift;
-
-  Affine(const char* op, int64_t channels, bool bytes, const std::optional<Tensor>& mean,
-         const std::optional<Tensor>& std)
-      : scale(channels, bytes ? 1.0 / 255 : 1.0), shift(channels, 0.0) {
-    for (const auto* statistic : {&mean, &std}) {
-      if (*statistic) {
-        check_shape(op, statistic == &mean ? "mean" : "std", **statistic, {channels});
-        CFMVIT_CHECK((*statistic)->scalar_type() == ScalarType::Double, op, ": mean and std must be float64");
-      }
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      if (mean) shift[c] = -data<const double>(*mean)[c * mean->stride(0)];
-      if (std) {
-        const double by = data<const double>(*std)[c * std->stride(0)];
-        scale[c] /= by, shift[c] /= by;
-      }
-    }
-  }
-};
-
 template <typename In, typename Out>
-void cut(const Tensor& images, const Index* index, const Grid& grid, const Affine& affine,
+void cut(const Tensor& images, const Index* index, const PatchGrid& grid, const Statistics& statistics,
          const Tensor& out) {
   const int64_t kept = out.size(1), size = grid.patch;
   const Pixels<const In> in = pixels_of<const In>(images);
@@ -59,8 +20,8 @@ void cut(const Tensor& images, const Index* index, const Grid& grid, const Affin
     Out* to = first + task * grid.width();
     for (int64_t c = 0; c < grid.channels; ++c, to += size * size) {
       const In* from = in.at(b, c, n / grid.columns * size, n % grid.columns * size);
-      const auto scale = static_cast<Wider<In, Out>>(affine.scale[c]),
-                 shift = static_cast<Wider<In, Out>>(affine.shift[c]);
+      const auto scale = static_cast<Wider<In, Out>>(statistics.scale(c)),
+                 shift = static_cast<Wider<In, Out>>(statistics.shift(c));
       CFMVIT_ROWS(affine_patch<In, Out>)(to, from, in.row, scale, shift, size);
     }
   });
@@ -71,9 +32,11 @@ void cut(const Tensor& images, const Index* index, const Grid& grid, const Affin
 Tensor gather_patches_cpu(Tensor images, std::optional<Tensor> index, int64_t patch_size,
                           std::optional<Tensor> mean, std::optional<Tensor> std, ScalarType dtype) {
   constexpr const char* op = "gather_patches";
-  const Grid grid = checked_grid(op, images, patch_size);
+  const PatchGrid grid = checked_grid(op, images, patch_size);
   const bool bytes = images.scalar_type() == ScalarType::Byte;
-  const Affine affine(op, grid.channels, bytes, mean, std);
+  mean = checked_statistic(op, "mean", mean, grid.channels);
+  std = checked_statistic(op, "std", std, grid.channels);
+  const Statistics statistics = statistics_of(mean, std, bytes);
   std::optional<Index> at;
   if (index) at = checked_index(op, "index", *index, images.size(0), grid.count());
   images = rows_of(images);
@@ -81,7 +44,7 @@ Tensor gather_patches_cpu(Tensor images, std::optional<Tensor> index, int64_t pa
       like(images, {images.size(0), index ? index->size(1) : grid.count(), grid.width()}, dtype);
   const auto from = [&](auto in) {
     dispatch_floating(op, dtype, [&](auto zero) {
-      cut<decltype(in), decltype(zero)>(images, at ? &*at : nullptr, grid, affine, out);
+      cut<decltype(in), decltype(zero)>(images, at ? &*at : nullptr, grid, statistics, out);
     });
   };
   bytes ? from(uint8_t{}) : dispatch_floating(op, images.scalar_type(), from);
@@ -95,10 +58,10 @@ Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int
   constexpr const char* op = "gather_patches_backward";
   const int64_t batch = grad.size(0), kept = grad.size(1);
   const Tensor out = like(grad, {batch, channels, height, width});
-  const Grid grid = checked_grid(op, out, patch_size);
-  CFMVIT_CHECK(grad.dim() == 3 && grad.size(2) == grid.width(), op, ": grad must have ", grid.width(),
-               " columns");
-  const Affine affine(op, channels, false, std::nullopt, std);
+  const PatchGrid grid = checked_grid(op, out, patch_size);
+  check_patch_gradient(op, grad, index, grid);
+  std = checked_statistic(op, "std", std, channels);
+  const Statistics statistics = statistics_of(std::nullopt, std, false);
   std::vector<std::vector<int64_t>> owners(batch * grid.count());
   if (index) {
     const Index at = checked_index(op, "index", *index, batch, grid.count());
@@ -106,7 +69,6 @@ Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int
       for (int64_t j = 0; j < kept; ++j) owners[b * grid.count() + at(b, j)].push_back(j);
     }
   } else {
-    CFMVIT_CHECK(kept == grid.count(), op, ": grad must have ", grid.count(), " rows, got ", kept);
     for (int64_t task = 0; task < batch * kept; ++task) owners[task].push_back(task % kept);
   }
   grad = torch::stable::contiguous(grad);
@@ -124,7 +86,7 @@ Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int
           CFMVIT_ROWS(accumulate<S>)
           (sum.data(), rows + (b * kept + j) * grid.width() + line * patch_size, patch_size);
         }
-        for (Sum<S>& value : sum) value *= static_cast<Sum<S>>(affine.scale[c]);
+        for (Sum<S>& value : sum) value *= static_cast<Sum<S>>(statistics.scale(c));
         S* to = pixels + ((b * channels + c) * height + n / grid.columns * patch_size + y) * width +
                 n % grid.columns * patch_size;
         CFMVIT_ROWS(store<S>)(to, sum.data(), patch_size);

@@ -2,41 +2,18 @@
 // followed where it is needed, so gathered rows are never written.
 #include <cstring>
 
-#include "checks.h"
 #include "cosine.h"
+#include "dispatch.h"
+#include "reconstruction_checks.h"
 #include "rows.h"
 
 namespace cfmvit {
-namespace {
-
-// Which token each masked row is: through an index, or itself.
-struct Tokens {
-  std::optional<Index> index;
-  int64_t masked;
-
-  int64_t operator()(int64_t b, int64_t j) const { return index ? (*index)(b, j) : j; }
-};
-
-Tokens checked_tokens(const char* op, const std::optional<Tensor>& index, int64_t batch, int64_t count) {
-  if (!index) return {std::nullopt, count};
-  const Index at = checked_index(op, "index", *index, batch, count);
-  check_distinct(op, "index", at, batch, index->size(1), count);
-  return {at, index->size(1)};
-}
-
-void check_pair(const char* op, const Tensor& pred, const Tensor& target) {
-  CFMVIT_CHECK(pred.dim() == 3, op, ": pred must have shape (B, M, D), got ", shape_text(pred));
-  check_shape(op, "target", target, {pred.size(0), pred.size(1), pred.size(2)});
-}
-
-}  // namespace
 
 // pred, target (B, N, D), index (B, M) or none -> losses (B, M)
 Tensor masked_cosine_loss_cpu(Tensor pred, Tensor target, std::optional<Tensor> index, double eps) {
   constexpr const char* op = "masked_cosine_loss";
-  check_pair(op, pred, target);
+  const Tokens tokens = check_cosine(op, pred, target, index);
   const int64_t batch = pred.size(0), count = pred.size(1), width = pred.size(2);
-  const Tokens tokens = checked_tokens(op, index, batch, count);
   const std::vector<int64_t> entries = entries_by_place(batch, count, tokens.masked, tokens);
   pred = rows_of(pred), target = rows_of(target);
   const Tensor losses = like(pred, {batch, tokens.masked}, sum_type(pred));
@@ -61,13 +38,10 @@ Tensor masked_cosine_loss_cpu(Tensor pred, Tensor target, std::optional<Tensor> 
 Tensor masked_cosine_loss_backward_cpu(Tensor grad, Tensor pred, Tensor target, std::optional<Tensor> index,
                                        double eps) {
   constexpr const char* op = "masked_cosine_loss_backward";
-  check_pair(op, pred, target);
+  const Tokens tokens = check_cosine(op, pred, target, index);
   const int64_t batch = pred.size(0), count = pred.size(1), width = pred.size(2);
-  const Tokens tokens = checked_tokens(op, index, batch, count);
-  check_shape(op, "grad", grad, {batch, tokens.masked});
-  CFMVIT_CHECK(grad.scalar_type() == sum_type(pred), op, ": grad must have the losses' dtype");
+  grad = checked_upstream(op, grad, {batch, tokens.masked}, sum_type(pred));
   pred = rows_of(pred), target = rows_of(target);
-  grad = torch::stable::contiguous(grad);
   const Tensor out = like(pred, {batch, count, width});
   const std::vector<int64_t> entries = entries_by_place(batch, count, tokens.masked, tokens);
   dispatch_pair(op, pred, target, [&](auto p, auto t) {

@@ -4,8 +4,9 @@
 #include <tuple>
 
 #include "blocks.h"
-#include "checks.h"
 #include "cosine.h"
+#include "dispatch.h"
+#include "reconstruction_checks.h"
 #include "rows.h"
 
 namespace cfmvit {
@@ -19,19 +20,6 @@ using blocks::Range;
 
 constexpr int64_t kBlock = 64;  // rows of a block, and columns of the weight's gradient that one thread owns
 constexpr int64_t kChunkBytes = 4 * 1048576;  // of projected rows
-
-void check_linear(const char* op, const Tensor& hidden, const Tensor& weight,
-                  const std::optional<Tensor>& bias, const Tensor& target) {
-  CFMVIT_CHECK(hidden.dim() == 2, op, ": hidden must have shape (R, H), got ", shape_text(hidden));
-  CFMVIT_CHECK(weight.dim() == 2 && hidden.size(1) == weight.size(1), op, ": weight must have shape (D, ",
-               hidden.size(1), "), got ", shape_text(weight));
-  check_shape(op, "target", target, {hidden.size(0), weight.size(0)});
-  check_type(op, "weight", weight, hidden);
-  if (bias) {
-    check_shape(op, "bias", *bias, {weight.size(0)});
-    check_type(op, "bias", *bias, hidden);
-  }
-}
 
 // Operands of the projection in type S, contiguous.
 template <typename S>
@@ -114,9 +102,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cpu(Tensor
                                                                           Tensor target, double eps) {
   constexpr const char* op = "linear_masked_cosine_loss_backward";
   check_linear(op, hidden, weight, bias, target);
-  check_shape(op, "grad", grad, {hidden.size(0)});
-  CFMVIT_CHECK(grad.scalar_type() == sum_type(hidden), op, ": grad must have the losses' dtype");
-  target = rows_of(target), grad = torch::stable::contiguous(grad);
+  grad = checked_upstream(op, grad, {hidden.size(0)}, sum_type(hidden));
+  target = rows_of(target);
   const int64_t width = weight.size(0), inner = weight.size(1);
   const Tensor grad_hidden = like(hidden, {hidden.size(0), inner});
   const Tensor grad_weight = torch::stable::new_zeros(weight, {width, inner}, sum_type(hidden));

@@ -3,10 +3,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "checks.h"
 #include "dispatch.h"
+#include "reconstruction_checks.h"
 #include "rows.h"
-#include "views.h"
 
 namespace cfmvit {
 namespace {
@@ -53,29 +52,6 @@ struct Targets {
   }
 };
 
-struct Masked {
-  Index index;
-  bool all;  // pred has a row for each patch, not only for the masked ones
-
-  int64_t row(int64_t b, int64_t j) const { return all ? index(b, j) : j; }
-};
-
-Masked check_pixels(const char* op, const Tensor& pred, const Tensor& images, const Tensor& index,
-                    int64_t size) {
-  CFMVIT_CHECK(images.dim() == 4, op, ": images must have shape (B, C, H, W), got ", shape_text(images));
-  CFMVIT_CHECK(size > 0 && images.size(2) % size == 0 && images.size(3) % size == 0, op,
-               ": patch_size must divide the images' sides ", images.size(2), " x ", images.size(3), ", got ",
-               size);
-  const int64_t count = images.size(2) / size * (images.size(3) / size);
-  const Index at = checked_index(op, "index", index, images.size(0), count);
-  check_distinct(op, "index", at, images.size(0), index.size(1), count);
-  const int64_t rows = pred.dim() == 3 && pred.size(1) == count ? count : index.size(1);
-  check_shape(op, "pred", pred, {images.size(0), rows, images.size(1) * size * size});
-  CFMVIT_CHECK(images.scalar_type() == sum_type(pred), op,
-               ": images must be float32, or float64 with a float64 pred");
-  return {at, pred.size(1) == count};
-}
-
 // A buffer of the calling thread.
 template <typename Real>
 Real* scratch(int64_t count) {
@@ -89,7 +65,7 @@ Real* scratch(int64_t count) {
 // pred (B, N or M, P * P * C), images (B, C, H, W), index (B, M) -> losses (B, M)
 Tensor masked_pixel_loss_cpu(Tensor pred, Tensor images, Tensor index, int64_t patch_size, bool normalize) {
   constexpr const char* op = "masked_pixel_loss";
-  const Masked patches = check_pixels(op, pred, images, index, patch_size);
+  const MaskedPatches patches = check_pixels(op, pred, images, index, patch_size);
   pred = rows_of(pred);
   const int64_t batch = pred.size(0), masked = index.size(1), width = pred.size(2);
   const int64_t count = images.size(2) / patch_size * (images.size(3) / patch_size);
@@ -117,11 +93,10 @@ Tensor masked_pixel_loss_cpu(Tensor pred, Tensor images, Tensor index, int64_t p
 Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, Tensor index,
                                       int64_t patch_size, bool normalize) {
   constexpr const char* op = "masked_pixel_loss_backward";
-  const Masked patches = check_pixels(op, pred, images, index, patch_size);
+  const MaskedPatches patches = check_pixels(op, pred, images, index, patch_size);
   const int64_t batch = pred.size(0), rows = pred.size(1), masked = index.size(1), width = pred.size(2);
-  check_shape(op, "grad", grad, {batch, masked});
-  CFMVIT_CHECK(grad.scalar_type() == images.scalar_type(), op, ": grad must have the losses' dtype");
-  pred = rows_of(pred), grad = torch::stable::contiguous(grad);
+  grad = checked_upstream(op, grad, {batch, masked}, sum_type(pred));
+  pred = rows_of(pred);
   const Tensor out = like(pred, {batch, rows, width});
   const auto row_of = [&](int64_t b, int64_t j) { return patches.row(b, j); };
   const std::vector<int64_t> entries = entries_by_place(batch, rows, masked, row_of);

@@ -1,62 +1,188 @@
-// Moving tokens on a GPU: checks, choice of dtype, launch.
+// Moving tokens on a GPU: checks, choice of dtype, workspaces, launches.
 #include <tuple>
 
-#include "checks.h"
 #include "dispatch.h"
 #include "kernels/masking.cuh"
+#include "kernels/masking_restore.cuh"
 #include "launch.h"
 #include "masking_checks.h"
+#include "tensor_views.h"
 
 namespace cfmvit {
+namespace {
+
+using kernels::Named;
+using kernels::Sources;
+
+// Gathers by one index, or by two of which the second's rows go to a tensor of their own.
+std::vector<Tensor> gather(const char* op, Tensor tokens,
+                           const std::vector<std::pair<const char*, Tensor>>& by,
+                           const std::optional<Tensor>& pos_embed, const std::optional<Tensor>& keep_pos) {
+  check_tokens(op, "tokens", tokens);
+  const int64_t batch = tokens.size(0), places = tokens.size(1), width = tokens.size(2);
+  const Positions positions = checked_positions(op, tokens, pos_embed, keep_pos, places);
+  tokens = rows_of(tokens);
+  Sources sources{};
+  std::vector<Tensor> outs;
+  for (size_t i = 0; i < by.size(); ++i) {
+    sources.index[i] = checked_index(op, by[i].first, by[i].second, batch, places);
+    sources.entries[i] = by[i].second.size(1);
+    outs.push_back(like(tokens, {batch, sources.entries[i], width}));
+  }
+  dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    kernels::Gather<S> gather{view<const S>(tokens),
+                              sources,
+                              positions.embed ? data<const S>(*positions.embed) : nullptr,
+                              positions.keep(),
+                              {},
+                              batch,
+                              places,
+                              width};
+    for (size_t i = 0; i < outs.size(); ++i) gather.out[i] = view<S>(outs[i]);
+    on_device(tokens, [&](cudaStream_t stream) { kernels::gather_tokens(gather, stream); });
+  });
+  return outs;
+}
+
+// Gradients of tokens and positions from those of gathered rows; `from` are pairs of a gradient and its
+// index.
+std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<std::pair<Tensor, Tensor>>& from,
+                                           const std::optional<Tensor>& keep_pos, int64_t places,
+                                           bool needs_tokens, bool needs_pos) {
+  std::vector<Tensor> grads;
+  Sources sources{};
+  for (size_t i = 0; i < from.size(); ++i) {
+    sources.index[i] = checked_gradient(op, from[i].first, from[i].second, places);
+    sources.entries[i] = from[i].second.size(1);
+    check_type(op, "grad", from[i].first, from[0].first);
+    grads.push_back(rows_of(from[i].first));
+  }
+  const Tensor& first = grads[0];
+  const int64_t batch = first.size(0), width = first.size(2);
+  const Positions positions = checked_positions(op, first, std::nullopt, keep_pos, places);
+  const Tensor none = like(first, {0});
+  const Tensor grad_tokens = needs_tokens ? like(first, {batch, places, width}) : none;
+  const Tensor grad_pos = needs_pos ? like(first, {places, width}) : none;
+  const Tensor named = workspace<Named>(first, batch * places);
+  const int64_t samples = kernels::samples_per_part(batch, places, width),
+                parts = kernels::ceil_div(batch, samples);
+  const Tensor part = needs_pos ? like(first, {parts, places * width}, sum_type(first)) : none;
+  dispatch_floating(op, first.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    kernels::Scatter<S> scatter{{},
+                                sources,
+                                data<const Named>(named),
+                                positions.keep(),
+                                needs_tokens ? data<S>(grad_tokens) : nullptr,
+                                needs_pos ? data<Sum<S>>(part) : nullptr,
+                                batch,
+                                places,
+                                width,
+                                samples};
+    for (size_t i = 0; i < grads.size(); ++i) scatter.grad[i] = view<const S>(grads[i]);
+    on_device(first, [&](cudaStream_t stream) {
+      kernels::invert(sources, data<Named>(named), batch, places, stream);
+      kernels::scatter_tokens(scatter, stream);
+      if (!needs_pos) return;
+      kernels::column_sums(data<const Sum<S>>(part), places * width, data<S>(grad_pos), parts, parts,
+                           places * width, stream);
+    });
+  });
+  return {grad_tokens, grad_pos};
+}
+
+}  // namespace
 
 Tensor gather_tokens_cuda(Tensor tokens, Tensor index, std::optional<Tensor> pos_embed,
                           std::optional<Tensor> keep_pos) {
-  constexpr const char* op = "gather_tokens";
-  check_tokens(op, "tokens", tokens);
-  const int64_t batch = tokens.size(0), places = tokens.size(1), width = tokens.size(2);
-  const Index at = checked_index(op, "index", index, batch, places);
-  const Positions positions = checked_positions(op, tokens, pos_embed, keep_pos, places);
-  tokens = rows_of(tokens);
-  const Tensor out = like(tokens, {batch, index.size(1), width});
-  dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
-    using S = decltype(zero);
-    on_device(tokens, [&](cudaStream_t stream) {
-      kernels::gather_tokens<S>({data<const S>(tokens), tokens.stride(0), tokens.stride(1)}, at,
-                                positions.embed ? data<const S>(*positions.embed) : nullptr, positions.keep(),
-                                data<S>(out), batch, places, index.size(1), width, stream);
-    });
-  });
-  return out;
+  return gather("gather_tokens", tokens, {{"index", index}}, pos_embed, keep_pos)[0];
 }
 
 std::tuple<Tensor, Tensor> gather_tokens_backward_cuda(Tensor grad, Tensor index,
                                                        std::optional<Tensor> keep_pos, int64_t num_tokens,
                                                        bool needs_tokens, bool needs_pos) {
-  constexpr const char* op = "gather_tokens_backward";
+  return gather_backward("gather_tokens_backward", {{grad, index}}, keep_pos, num_tokens, needs_tokens,
+                         needs_pos);
+}
+
+std::tuple<Tensor, Tensor> split_tokens_cuda(Tensor tokens, Tensor keep, Tensor masked,
+                                             std::optional<Tensor> pos_embed,
+                                             std::optional<Tensor> keep_pos) {
+  const std::vector<Tensor> outs = gather(
+      "split_tokens", tokens, {{"masking.keep", keep}, {"masking.masked", masked}}, pos_embed, keep_pos);
+  return {outs[0], outs[1]};
+}
+
+std::tuple<Tensor, Tensor> split_tokens_backward_cuda(Tensor grad_visible, Tensor grad_masked, Tensor keep,
+                                                      Tensor masked, std::optional<Tensor> keep_pos,
+                                                      bool needs_tokens, bool needs_pos) {
+  return gather_backward("split_tokens_backward", {{grad_visible, keep}, {grad_masked, masked}}, keep_pos,
+                         keep.size(1) + masked.size(1), needs_tokens, needs_pos);
+}
+
+Tensor restore_tokens_cuda(Tensor visible, Tensor mask_token, Tensor restore,
+                           std::optional<Tensor> pos_embed) {
+  constexpr const char* op = "restore_tokens";
+  const Restored shape = check_restore(op, visible, mask_token, restore);
+  const Positions positions = checked_positions(op, visible, pos_embed, std::nullopt, shape.count);
+  visible = rows_of(visible);
+  mask_token = torch::stable::contiguous(mask_token);
+  const Tensor out = like(visible, {shape.batch, shape.count, shape.width});
+  dispatch_floating(op, visible.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    const kernels::Restore<S> from{view<const S>(visible),
+                                   data<const S>(mask_token),
+                                   shape.from,
+                                   positions.embed ? data<const S>(*positions.embed) : nullptr,
+                                   view<S>(out),
+                                   shape.batch,
+                                   shape.kept,
+                                   shape.count,
+                                   shape.width};
+    on_device(visible, [&](cudaStream_t stream) { kernels::restore_tokens(from, stream); });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cuda(Tensor grad, Tensor restore, int64_t kept,
+                                                                bool needs_pos) {
+  constexpr const char* op = "restore_tokens_backward";
   check_tokens(op, "grad", grad);
-  const int64_t batch = grad.size(0), entries = grad.size(1), width = grad.size(2), row = num_tokens * width;
-  const Index at = checked_index(op, "index", index, batch, num_tokens);
-  CFMVIT_CHECK(index.size(1) == entries, op, ": index must have ", entries, " columns, got ", index.size(1));
-  const Positions positions = checked_positions(op, grad, std::nullopt, keep_pos, num_tokens);
+  const int64_t batch = grad.size(0), count = grad.size(1), width = grad.size(2), row = count * width;
+  const Sources from = kernels::one_source(checked_restore(op, restore, batch, kept, count), count);
   grad = rows_of(grad);
   const Tensor none = like(grad, {0});
-  const Tensor grad_tokens = needs_tokens || needs_pos ? like(grad, {batch, num_tokens, width}) : none;
-  const Tensor grad_pos = needs_pos ? like(grad, {num_tokens, width}) : none;
-  if (grad_tokens.numel() == 0 && !needs_pos) return {grad_tokens, grad_pos};
+  const Tensor visible = like(grad, {batch, kept, width}), mask = like(grad, {width});
+  const Tensor pos = needs_pos ? like(grad, {count, width}) : none;
+  const Tensor named = workspace<Named>(grad, batch * kept);
+  const int64_t samples = kernels::samples_per_part(batch, count, width),
+                parts = kernels::ceil_div(batch, samples);
+  const Tensor masks = like(grad, {parts, row}, sum_type(grad));
+  const Tensor part = needs_pos ? like(grad, {parts, row}, sum_type(grad)) : none;
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const ScalarType sums = std::is_same_v<Sum<S>, double> ? ScalarType::Double : ScalarType::Float;
-    const Tensor part = needs_pos ? like(grad, {kernels::position_parts(batch), row}, sums) : none;
+    const kernels::RestoreBackward<S> backward{view<const S>(grad),
+                                               from,
+                                               data<const Named>(named),
+                                               data<S>(visible),
+                                               data<Sum<S>>(masks),
+                                               needs_pos ? data<Sum<S>>(part) : nullptr,
+                                               batch,
+                                               kept,
+                                               count,
+                                               width,
+                                               samples};
     on_device(grad, [&](cudaStream_t stream) {
-      kernels::gather_tokens_backward<S>({data<const S>(grad), grad.stride(0), grad.stride(1)}, at,
-                                         data<S>(grad_tokens), batch, num_tokens, entries, width, stream);
-      if (needs_pos) {
-        kernels::sum_positions<S>(data<const S>(grad_tokens), positions.keep(), data<Sum<S>>(part),
-                                  data<S>(grad_pos), batch, row, stream);
-      }
+      kernels::invert(from, data<Named>(named), batch, kept, stream);
+      kernels::restore_tokens_backward(backward, stream);
+      kernels::column_sums(data<const Sum<S>>(masks), width, data<S>(mask), parts * count, parts * count,
+                           width, stream);
+      if (!needs_pos) return;
+      kernels::column_sums(data<const Sum<S>>(part), row, data<S>(pos), parts, parts, row, stream);
     });
   });
-  return {needs_tokens ? grad_tokens : none, grad_pos};
+  return {visible, mask, pos};
 }
 
 }  // namespace cfmvit
@@ -64,4 +190,8 @@ std::tuple<Tensor, Tensor> gather_tokens_backward_cuda(Tensor grad, Tensor index
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
   m.impl("gather_tokens", TORCH_BOX(&cfmvit::gather_tokens_cuda));
   m.impl("gather_tokens_backward", TORCH_BOX(&cfmvit::gather_tokens_backward_cuda));
+  m.impl("split_tokens", TORCH_BOX(&cfmvit::split_tokens_cuda));
+  m.impl("split_tokens_backward", TORCH_BOX(&cfmvit::split_tokens_backward_cuda));
+  m.impl("restore_tokens", TORCH_BOX(&cfmvit::restore_tokens_cuda));
+  m.impl("restore_tokens_backward", TORCH_BOX(&cfmvit::restore_tokens_backward_cuda));
 }

@@ -1,163 +1,148 @@
-// Gathering tokens, and the gradients: each output has one owner, so there are no atomics and the bits are
-// the same on every run. B samples, N places, K entries of the index, D width; threads move packs of V
-// neighbouring channels.
+// Gathering tokens into one or two places, and the gradients. Each output has one owner, so there are no
+// atomics on floats and the bits are the same on every run. B samples, N places, K entries of the index, D
+// width. Knows nothing of torch.
 #pragma once
 
-#include <cmath>
-#include <type_traits>
-
-#include "for_each.cuh"
-#include "index.h"
+#include "inverse.cuh"
+#include "sums.cuh"
 
 namespace cfmvit::kernels {
 
-// Up to 16 bytes of a row, moved at once.
-template <typename S, int V>
-struct alignas(sizeof(S) * V) Pack {
-  S at[V];
-};
-
-// Rows of a (B, N, D) tensor whose channels are neighbours.
+// out[b, e] = tokens[b, n] + coins[b] * pos[n], n = sources(b, e); rows of entries out of range are NaN.
 template <typename S>
-struct Rows {
-  S* data;
-  int64_t sample, token;
-
-  template <int V>
-  __device__ auto& pack(int64_t b, int64_t n, int64_t p) const {
-    using P = std::conditional_t<std::is_const_v<S>, const Pack<std::remove_const_t<S>, V>, Pack<S, V>>;
-    return reinterpret_cast<P*>(data + b * sample + n * token)[p];
-  }
-};
-
-// out[b, j] = tokens[b, index[b, j]] + coins[b] * pos[index[b, j]]; rows of entries out of range are NaN.
-template <typename S, int V>
-struct GatherTokens {
+struct Gather {
   Rows<const S> tokens;  // (B, N, D)
-  Index index;           // (B, K)
+  Sources sources;       // (B, K) and (B, M)
   const S* pos;          // (N, D) or null
   const bool* coins;     // (B,) or null: all kept
-  Rows<S> out;           // (B, K, D)
-  int64_t places, entries, packs;
+  Rows<S> out[2];        // (B, K, D) and (B, M, D)
+  int64_t batch, places, width;
+};
 
-  __device__ void operator()(int64_t i) const {
-    const int64_t p = i % packs, j = i / packs % entries, b = i / packs / entries, n = index(b, j);
-    Pack<S, V> row;
-    if (n < 0 || n >= places) {
-      for (int v = 0; v < V; ++v) narrow(Sum<S>(NAN), row.at[v]);
-    } else {
-      row = tokens.template pack<V>(b, n, p);
-      if (pos && (!coins || coins[b])) {
-        const auto& added = reinterpret_cast<const Pack<S, V>*>(pos)[n * packs + p];
-        for (int v = 0; v < V; ++v) narrow(widen(row.at[v]) + widen(added.at[v]), row.at[v]);
+template <typename S, int V>
+__global__ void __launch_bounds__(kThreads, 4) gather_tokens_kernel(Gather<S> g) {
+  const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y, total = g.sources.total();
+  const int64_t b = row / total, e = row - b * total;
+  if (b >= g.batch) return;
+  const int64_t n = g.sources(b, e);
+  const int packs = static_cast<int>(g.width / V);
+  S* to = e < g.sources.entries[0] ? g.out[0].at(b, e) : g.out[1].at(b, e - g.sources.entries[0]);
+  if (n < 0 || n >= g.places) return fill_row<V>(to, Sum<S>(NAN), packs);
+  const bool placed = g.pos && (!g.coins || g.coins[b]);
+  copy_row<V>(to, g.tokens.at(b, n), placed ? g.pos + n * g.width : nullptr, packs);
+}
+
+template <typename S>
+void gather_tokens(const Gather<S>& g, cudaStream_t stream) {
+  const int64_t rows = g.batch * g.sources.total();
+  if (rows * g.width == 0) return;
+  with_packs<16 / sizeof(S)>(g.width, {g.tokens.data, g.pos, g.out[0].data, g.out[1].data},
+                             {g.tokens.sample, g.tokens.token}, {sizeof(S)}, [&](auto v) {
+                               constexpr int V = decltype(v)::value;
+                               const dim3 block = row_block(g.width / V);
+                               launch(gather_tokens_kernel<S, V>, row_grid(rows, block), block, 0, stream, g);
+                             });
+}
+
+// grad_tokens[b, n] = sum of grad[b, e] over the entries e that name n, in their order; part[s, n] = sum of
+// that over the samples b of part s whose coin keeps positions.
+template <typename S>
+struct Scatter {
+  Rows<const S> grad[2];                  // (B, K, D) and (B, M, D)
+  Sources sources;                        // (B, K) and (B, M)
+  const Named* named;                     // (B, N)
+  const bool* coins;                      // (B,) or null: all kept
+  S* out;                                 // (B, N, D) or null
+  Sum<S>* part;                           // (parts, N, D) or null
+  int64_t batch, places, width, samples;  // samples a part
+
+  CFMVIT_INLINE const S* row(int64_t b, int64_t e) const {
+    return e < sources.entries[0] ? grad[0].at(b, e) : grad[1].at(b, e - sources.entries[0]);
+  }
+};
+
+// A thread owns one pack of one place, and walks the samples of a part, a few at a time.
+template <typename S, int V, bool kPositions>
+__global__ void __launch_bounds__(kThreads, kPositions ? 3 : 4) scatter_tokens_kernel(Scatter<S> s) {
+  constexpr int kAhead = 4;
+  const int packs = static_cast<int>(s.width / V), p = blockIdx.z * blockDim.x + threadIdx.x;
+  const int64_t n = int64_t{blockIdx.x} * blockDim.y + threadIdx.y, begin = blockIdx.y * s.samples;
+  const int64_t end = begin + s.samples < s.batch ? begin + s.samples : s.batch;
+  if (n >= s.places || p >= packs) return;
+  Sum<S> total[V] = {};
+  for (int64_t first = begin; first < end; first += kAhead) {
+    Named named[kAhead];
+    Pack<S, V> rows[kAhead] = {};
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      named[u] = first + u < end ? s.named[(first + u) * s.places + n] : Named{0, -1};
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (named[u].last >= 0) rows[u] = pack<V>(s.row(first + u, named[u].first), p);
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t b = first + u;
+      if (b >= end) break;
+      if (named[u].last > named[u].first) {
+        Sum<S> sum[V];
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum[v] = widen(rows[u].at[v]);
+        for (int32_t e = named[u].first; e < named[u].last;) {
+          e = s.sources.next(b, e, n);
+          const Pack<S, V> more = pack<V>(s.row(b, e), p);
+#pragma unroll
+          for (int v = 0; v < V; ++v) sum[v] += widen(more.at[v]);
+        }
+#pragma unroll
+        for (int v = 0; v < V; ++v) narrow(sum[v], rows[u].at[v]);
+      }
+      if (s.out) pack<V>(s.out + (b * s.places + n) * s.width, p) = rows[u];
+      if constexpr (kPositions) {
+        if (s.coins && !s.coins[b]) continue;
+#pragma unroll
+        for (int v = 0; v < V; ++v) total[v] += widen(rows[u].at[v]);
       }
     }
-    out.template pack<V>(b, j, p) = row;
   }
-};
-
-// grad_tokens[b, n] = sum of grad[b, j] over the entries j that name n, in their order. Each thread looks
-// through the sample's K entries, the same for a whole warp: a few hundred cached words, against sorting or a
-// table in memory.
-template <typename S, int V>
-struct GatherTokensBackward {
-  Rows<const S> grad;  // (B, K, D)
-  Index index;         // (B, K)
-  Rows<S> out;         // (B, N, D)
-  int64_t places, entries, packs;
-
-  __device__ void operator()(int64_t i) const {
-    const int64_t p = i % packs, n = i / packs % places, b = i / packs / places;
-    Sum<S> sum[V] = {};
-    for (int64_t j = 0; j < entries; ++j) {
-      if (index(b, j) != n) continue;
-      const auto& row = grad.template pack<V>(b, j, p);
-      for (int v = 0; v < V; ++v) sum[v] += widen(row.at[v]);
-    }
-    for (int v = 0; v < V; ++v) narrow(sum[v], out.template pack<V>(b, n, p).at[v]);
-  }
-};
-
-constexpr int64_t kSamplesPerPart = 64;
-
-// part[s, n] = sum of grad_tokens[b, n] over the samples b of part s whose coin keeps positions.
-template <typename S>
-struct PositionParts {
-  const S* grad_tokens;  // (B, N * D)
-  const bool* coins;     // (B,) or null
-  Sum<S>* part;          // (parts, N * D)
-  int64_t batch, row;    // row = N * D
-
-  __device__ void operator()(int64_t i) const {
-    const int64_t s = i / row, c = i % row, first = s * kSamplesPerPart;
-    const int64_t end = first + kSamplesPerPart < batch ? first + kSamplesPerPart : batch;
-    Sum<S> sum = 0;
-    for (int64_t b = first; b < end; ++b) {
-      if (!coins || coins[b]) sum += widen(grad_tokens[b * row + c]);
-    }
-    part[i] = sum;
-  }
-};
-
-// grad_pos = sum of the parts, in their order.
-template <typename S>
-struct PositionSum {
-  const Sum<S>* part;  // (parts, N * D)
-  S* grad_pos;         // (N * D)
-  int64_t parts, row;
-
-  __device__ void operator()(int64_t c) const {
-    Sum<S> sum = 0;
-    for (int64_t s = 0; s < parts; ++s) sum += part[s * row + c];
-    narrow(sum, grad_pos[c]);
-  }
-};
-
-// Launchers: the widest packs that the width, the strides and the addresses allow.
-template <typename S, typename Launch>
-void with_packs(int64_t width, const void* a, const void* b, int64_t strides, const Launch& launch) {
-  constexpr int kMost = 16 / sizeof(S);
-  const auto low = (reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b)) % 16;
-  if (width % kMost == 0 && strides % kMost == 0 && low == 0) {
-    launch(std::integral_constant<int, kMost>());
-  } else {
-    launch(std::integral_constant<int, 1>());
+  if constexpr (kPositions) {
+    Sum<S>* to = s.part + (blockIdx.y * s.places + n) * s.width + int64_t{p} * V;
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = total[v];
   }
 }
 
-template <typename S>
-void gather_tokens(Rows<const S> tokens, Index index, const S* pos, const bool* coins, S* out, int64_t batch,
-                   int64_t places, int64_t entries, int64_t width, cudaStream_t stream) {
-  const auto addresses = reinterpret_cast<uintptr_t>(out) | reinterpret_cast<uintptr_t>(pos);
-  with_packs<S>(width, tokens.data, reinterpret_cast<const void*>(addresses), tokens.sample | tokens.token,
-                [&](auto v) {
-                  constexpr int V = decltype(v)::value;
-                  const GatherTokens<S, V> body{
-                      tokens, index, pos, coins, {out, entries * width, width}, places, entries, width / V};
-                  for_each(batch * entries * (width / V), body, stream);
-                });
+// A grid whose threads own (pack, place) for each part of the samples.
+inline dim3 owner_block(int64_t packs) {
+  const int64_t tiles = ceil_div(packs, 128), lanes = ceil_div(packs, tiles);
+  return dim3(static_cast<unsigned>(lanes), static_cast<unsigned>(kThreads / lanes));
+}
+inline dim3 owner_grid(int64_t places, int64_t parts, int64_t packs, dim3 block) {
+  return dim3(grid_size(ceil_div(places, block.y)), grid_size(parts), grid_size(ceil_div(packs, block.x)));
+}
+
+// How many samples make a part of the sums over the batch.
+inline int64_t samples_per_part(int64_t batch, int64_t places, int64_t width) {
+  constexpr int64_t kChannels = 8;  // of a thread, roughly: the answer must not depend on packs
+  return ceil_div(batch, sum_parts(batch, places * ceil_div(width, kChannels)));
 }
 
 template <typename S>
-void gather_tokens_backward(Rows<const S> grad, Index index, S* out, int64_t batch, int64_t places,
-                            int64_t entries, int64_t width, cudaStream_t stream) {
-  with_packs<S>(width, grad.data, out, grad.sample | grad.token, [&](auto v) {
-    constexpr int V = decltype(v)::value;
-    const GatherTokensBackward<S, V> body{grad,   index,   {out, places * width, width},
-                                          places, entries, width / V};
-    for_each(batch * places * (width / V), body, stream);
-  });
-}
-
-inline int64_t position_parts(int64_t batch) { return (batch + kSamplesPerPart - 1) / kSamplesPerPart; }
-
-// part: scratch of position_parts(batch) * row sums
-template <typename S>
-void sum_positions(const S* grad_tokens, const bool* coins, Sum<S>* part, S* grad_pos, int64_t batch,
-                   int64_t row, cudaStream_t stream) {
-  const int64_t parts = position_parts(batch);
-  for_each(parts * row, PositionParts<S>{grad_tokens, coins, part, batch, row}, stream);
-  for_each(row, PositionSum<S>{part, grad_pos, parts, row}, stream);
+void scatter_tokens(Scatter<S> s, cudaStream_t stream) {
+  if (s.batch * s.places * s.width == 0) return;
+  constexpr int64_t kSamples = 4, kMostParts = 65535;
+  if (!s.part)
+    s.samples = kSamples < ceil_div(s.batch, kMostParts) ? ceil_div(s.batch, kMostParts) : kSamples;
+  with_packs<16 / sizeof(S)>(
+      s.width, {s.grad[0].data, s.grad[1].data, s.out},
+      {s.grad[0].sample, s.grad[0].token, s.grad[1].sample, s.grad[1].token}, {sizeof(S)}, [&](auto v) {
+        constexpr int V = decltype(v)::value;
+        const dim3 block = owner_block(s.width / V);
+        const dim3 grid = owner_grid(s.places, ceil_div(s.batch, s.samples), s.width / V, block);
+        launch(s.part ? scatter_tokens_kernel<S, V, true> : scatter_tokens_kernel<S, V, false>, grid, block,
+               0, stream, s);
+      });
 }
 
 }  // namespace cfmvit::kernels

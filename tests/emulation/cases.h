@@ -17,6 +17,7 @@
 #include "half.h"
 #include "index.h"
 #include "kernels/portable.cuh"
+#include "views.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -46,6 +47,11 @@ struct Array {
   }
   int64_t size(size_t i) const { return sizes.at(i); }
   int64_t stride(size_t i) const { return strides.at(i); }
+  // Of (B, N, D).
+  template <typename S>
+  Rows<const S> rows() const {
+    return {data<const S>(), stride(0), stride(1)};
+  }
 };
 
 template <typename T>

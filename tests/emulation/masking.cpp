@@ -2,38 +2,116 @@
 #include "kernels/masking.cuh"
 
 #include "cases.h"
+#include "kernels/masking_order.cuh"
+#include "kernels/masking_restore.cuh"
 
 namespace cfmvit::emulation {
 
 template <typename S>
-kernels::Rows<const S> rows_of(const Array& x) {
-  return {x.data<const S>(), x.stride(0), x.stride(1)};
+Rows<S> dense(S* data, int64_t rows, int64_t width) {
+  return {data, rows * width, width};
 }
 
+// The index `name`, and `second` if it is given.
+kernels::Sources sources(const Job& job, const char* name, const char* second) {
+  kernels::Sources out = kernels::one_source(job.index(name), job[name].size(1));
+  if (job.has(second)) out.index[1] = job.index(second), out.entries[1] = job[second].size(1);
+  return out;
+}
+
+kernels::Named* inverse(Job& job, const kernels::Sources& from, int64_t batch, int64_t places) {
+  auto* named = reinterpret_cast<kernels::Named*>(job.scratch<int64_t>(batch * places));
+  kernels::invert(from, named, batch, places, nullptr);
+  return named;
+}
+
+KERNEL(random_masking) {
+  const Array& noise = job["noise"];
+  const int64_t batch = noise.size(0), count = noise.size(1), kept = job.integer("kept");
+  int64_t* keep = job.output<int64_t>("keep", {batch, kept});
+  int64_t* masked = job.output<int64_t>("masked", {batch, count - kept});
+  int64_t* restore = job.output<int64_t>("restore", {batch, count});
+  with_floating(noise, [&](auto zero) {
+    using S = decltype(zero);
+    kernels::random_masking<S>(noise.data<const S>(), noise.stride(0), noise.stride(1), keep, masked, restore,
+                               batch, count, kept, nullptr);
+  });
+}
+
+// By one index, or by two as split_tokens does.
 KERNEL(gather_tokens) {
-  const Array &tokens = job["tokens"], &index = job["index"];
+  const Array& tokens = job["tokens"];
+  const int64_t batch = tokens.size(0), places = tokens.size(1), width = tokens.size(2);
+  const kernels::Sources from = sources(job, "index", "second");
   with_floating(tokens, [&](auto zero) {
     using S = decltype(zero);
-    const int64_t batch = tokens.size(0), places = tokens.size(1), width = tokens.size(2),
-                  entries = index.size(1);
-    kernels::gather_tokens<S>(rows_of<S>(tokens), job.index("index"), job.data<S>("pos_embed"),
-                              job.data<bool>("keep_pos"), job.output<S>("out", {batch, entries, width}),
-                              batch, places, entries, width, nullptr);
+    const auto out = [&](const char* name, int64_t rows) {
+      return dense(job.output<S>(name, {batch, rows, width}), rows, width);
+    };
+    kernels::gather_tokens<S>({tokens.rows<S>(),
+                               from,
+                               job.data<S>("pos_embed"),
+                               job.data<bool>("keep_pos"),
+                               {out("out", from.entries[0]), out("out2", from.entries[1])},
+                               batch,
+                               places,
+                               width},
+                              nullptr);
   });
 }
 
 KERNEL(gather_tokens_backward) {
   const Array& grad = job["grad"];
+  const int64_t batch = grad.size(0), width = grad.size(2), places = job.integer("num_tokens");
+  const kernels::Sources from = sources(job, "index", "second");
+  const kernels::Named* named = inverse(job, from, batch, places);
   with_floating(grad, [&](auto zero) {
     using S = decltype(zero);
-    const int64_t batch = grad.size(0), entries = grad.size(1), width = grad.size(2),
-                  places = job.integer("num_tokens");
-    S* grad_tokens = job.output<S>("grad_tokens", {batch, places, width});
-    kernels::gather_tokens_backward<S>(rows_of<S>(grad), job.index("index"), grad_tokens, batch, places,
-                                       entries, width, nullptr);
-    kernels::sum_positions<S>(grad_tokens, job.data<bool>("keep_pos"),
-                              job.scratch<Sum<S>>(kernels::position_parts(batch) * places * width),
-                              job.output<S>("grad_pos", {places, width}), batch, places * width, nullptr);
+    const Rows<const S> first = grad.rows<S>(), second = job.has("grad2") ? job["grad2"].rows<S>() : first;
+    const int64_t samples = job.integer("samples"), parts = kernels::ceil_div(batch, samples);
+    S* out = job.output<S>("grad_tokens", {batch, places, width});
+    Sum<S>* part = job.integer("needs_pos") ? job.scratch<Sum<S>>(parts * places * width) : nullptr;
+    kernels::scatter_tokens<S>(
+        {{first, second}, from, named, job.data<bool>("keep_pos"), out, part, batch, places, width, samples},
+        nullptr);
+    if (!part) return;
+    kernels::column_sums<Sum<S>, S>(part, places * width, job.output<S>("grad_pos", {places, width}), parts,
+                                    parts, places * width, nullptr);
+  });
+}
+
+KERNEL(restore_tokens) {
+  const Array &visible = job["visible"], &restore = job["restore"];
+  const int64_t batch = visible.size(0), kept = visible.size(1), width = visible.size(2),
+                places = restore.size(1);
+  with_floating(visible, [&](auto zero) {
+    using S = decltype(zero);
+    kernels::restore_tokens<S>(
+        {visible.rows<S>(), job.data<S>("mask_token"), job.index("restore"), job.data<S>("pos_embed"),
+         dense(job.output<S>("out", {batch, places, width}), places, width), batch, kept, places, width},
+        nullptr);
+  });
+}
+
+KERNEL(restore_tokens_backward) {
+  const Array& grad = job["grad"];
+  const int64_t batch = grad.size(0), places = grad.size(1), width = grad.size(2), kept = job.integer("kept");
+  const kernels::Sources from = sources(job, "restore", "");
+  const kernels::Named* named = inverse(job, from, batch, kept);
+  with_floating(grad, [&](auto zero) {
+    using S = decltype(zero);
+    const int64_t samples = job.integer("samples"), parts = kernels::ceil_div(batch, samples);
+    Sum<S>* masks = job.scratch<Sum<S>>(parts * places * width);
+    Sum<S>* part = job.integer("needs_pos") ? job.scratch<Sum<S>>(parts * places * width) : nullptr;
+    kernels::restore_tokens_backward<S>(
+        {grad.rows<S>(), from, named, job.output<S>("grad_visible", {batch, kept, width}), masks, part, batch,
+         kept, places, width, samples},
+        nullptr);
+    kernels::column_sums<Sum<S>, S>(masks, width, job.output<S>("grad_mask", {width}), parts * places,
+                                    parts * places, width, nullptr);
+    if (!part) return;
+    kernels::column_sums<Sum<S>, S>(part, places * width, job.output<S>("grad_pos", {places, width}), parts,
+                                    parts, places * width, nullptr);
   });
 }
 

@@ -1,34 +1,15 @@
-// Plain views of tensors for the loops: a tensor's accessors cross the C interface at each call.
+// Views of tensors for the loops: a tensor's accessors cross the C interface at each call.
 #pragma once
 
 #include "stable.h"
+#include "views.h"
 
 namespace cfmvit {
-
-// Rows of a (B, N, D) tensor whose channels are neighbours.
-template <typename S>
-struct Rows {
-  S* data;
-  int64_t sample, token;
-
-  S* at(int64_t b, int64_t n) const { return data + b * sample + n * token; }
-};
 
 template <typename S>
 Rows<S> view(const Tensor& x) {
   return {data<S>(x), x.stride(0), x.stride(1)};
 }
-
-// (B, C, H, W), any strides.
-template <typename S>
-struct Pixels {
-  S* data;
-  int64_t image, channel, row, column;
-
-  S* at(int64_t b, int64_t c, int64_t y, int64_t x) const {
-    return data + b * image + c * channel + y * row + x * column;
-  }
-};
 
 template <typename S>
 Pixels<S> pixels_of(const Tensor& x) {
@@ -47,6 +28,7 @@ std::vector<int64_t> entries_by_place(int64_t batch, int64_t places, int64_t ent
   return found;
 }
 
+// The dtype of sums of x.
 inline ScalarType sum_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

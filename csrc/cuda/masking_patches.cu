@@ -1,0 +1,73 @@
+// Cutting patches out of images on a GPU: checks, choice of dtypes, workspace, launches.
+#include "dispatch.h"
+#include "kernels/masking_patches.cuh"
+#include "launch.h"
+#include "masking_checks.h"
+#include "tensor_views.h"
+
+namespace cfmvit {
+
+Tensor gather_patches_cuda(Tensor images, std::optional<Tensor> index, int64_t patch_size,
+                           std::optional<Tensor> mean, std::optional<Tensor> std, ScalarType dtype) {
+  constexpr const char* op = "gather_patches";
+  const PatchGrid grid = checked_grid(op, images, patch_size);
+  const bool bytes = images.scalar_type() == ScalarType::Byte;
+  mean = checked_statistic(op, "mean", mean, grid.channels);
+  std = checked_statistic(op, "std", std, grid.channels);
+  const Index at =
+      index ? checked_index(op, "index", *index, images.size(0), grid.count()) : Index{nullptr, false, 0, 0};
+  images = rows_of(images);
+  const int64_t batch = images.size(0), kept = index ? index->size(1) : grid.count();
+  const Tensor out = like(images, {batch, kept, grid.width()}, dtype);
+  const auto from = [&](auto in) {
+    dispatch_floating(op, dtype, [&](auto zero) {
+      using In = decltype(in);
+      using Out = decltype(zero);
+      const kernels::GatherPatches<In, Out> gather{pixels_of<const In>(images),
+                                                   at,
+                                                   statistics_of(mean, std, bytes),
+                                                   grid,
+                                                   data<Out>(out),
+                                                   batch,
+                                                   kept};
+      on_device(images, [&](cudaStream_t stream) { kernels::gather_patches(gather, stream); });
+    });
+  };
+  bytes ? from(uint8_t{}) : dispatch_floating(op, images.scalar_type(), from);
+  return out;
+}
+
+Tensor gather_patches_backward_cuda(Tensor grad, std::optional<Tensor> index, int64_t patch_size,
+                                    std::optional<Tensor> std, int64_t channels, int64_t height,
+                                    int64_t width) {
+  constexpr const char* op = "gather_patches_backward";
+  const int64_t batch = grad.size(0), kept = grad.size(1);
+  const Tensor out = like(grad, {batch, channels, height, width});
+  const PatchGrid grid = checked_grid(op, out, patch_size);
+  check_patch_gradient(op, grad, index, grid);
+  std = checked_statistic(op, "std", std, channels);
+  const Index at =
+      index ? checked_index(op, "index", *index, batch, grid.count()) : Index{nullptr, false, 0, 0};
+  grad = torch::stable::contiguous(grad);
+  const Tensor named = workspace<kernels::Named>(grad, index ? batch * grid.count() : 0);
+  dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    const kernels::Sources sources = kernels::one_source(at, kept);
+    auto* inverse = index ? data<kernels::Named>(named) : nullptr;
+    const kernels::GatherPatchesBackward<S> backward{
+        data<const S>(grad), sources, inverse, statistics_of(std::nullopt, std, false), grid,
+        data<S>(out),        batch,   kept};
+    on_device(grad, [&](cudaStream_t stream) {
+      if (index) kernels::invert(sources, inverse, batch, grid.count(), stream);
+      kernels::gather_patches_backward(backward, stream);
+    });
+  });
+  return out;
+}
+
+}  // namespace cfmvit
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
+  m.impl("gather_patches", TORCH_BOX(&cfmvit::gather_patches_cuda));
+  m.impl("gather_patches_backward", TORCH_BOX(&cfmvit::gather_patches_backward_cuda));
+}
