@@ -84,12 +84,13 @@ def _measure(arguments: argparse.Namespace) -> None:
                 seconds=arguments.seconds,
                 compiled=arguments.compile,
             )
+            if arguments.output is not None:
+                record.write(arguments.output, done)  # what is measured stays, should the run be cut off
             bar.update()
     print(tables.table(done), end="")
     if arguments.output is not None:
         from cfmvit.bench.roofline import roofline
 
-        record.write(arguments.output, done)
         arguments.output.with_suffix(".svg").write_text(roofline(done))
 
 
