@@ -1,5 +1,6 @@
 // What the programs of the emulation share: they read jobs (a kernel's name, seeds, named arrays), call the
-// launchers of csrc/kernels, and write the outputs. Python's side is emulator.py. A kernel is added by
+// launchers of csrc/kernels, and write the outputs. Python's side is emulator.py, where each .cpp here is a
+// fixture of its name. A kernel is added by
 //
 //   KERNEL(name) { ... job["tokens"], job.output<S>("out", {B, K, D}) ... }
 #pragma once
