@@ -25,11 +25,11 @@
 // hardware: an exited thread counts as missing), on an exchange that the lanes of its mask do not all reach
 // at the same place, and on launches or shared memory beyond what every supported GPU has (99 KB with the
 // opt-in). Warps, lanes and blocks run in an order drawn from a seed, shared memory is poisoned before each
-// block; ASan watches global and dynamic shared memory, UBSan alignment and the bounds of static arrays.
+// block; ASan watches global and dynamic shared memory, UBSan alignment and the bounds of static arrays; a
+// second run reports races, of two accesses in shared or global memory that no barrier orders (races.h).
 //
-// It does not see: races that no schedule of whole steps between two barriers or exchanges shows (there is no
-// memory model, and atomics are trivially atomic); blocks that wait for one another (they run one after
-// another, a spin would hang); pointers that run past a static __shared__ array without its name; registers
+// It does not see: blocks that wait for one another (they run one after another, a spin would hang), or that
+// are ordered by fences; pointers that run past a static __shared__ array without its name; registers
 // (tests/build holds those) and the block size of __launch_bounds__. nvcc contracts a * b + c, g++ is told
 // not to: the last bits differ from a GPU's.
 #pragma once

@@ -36,8 +36,12 @@ struct Array {
   size_t bytes = 0, lead = 0;
   std::shared_ptr<char> memory;
 
-  void allocate() {
-    memory.reset(static_cast<char*>(std::malloc(lead + bytes)), std::free);
+  void allocate(const std::string& name) {
+    memory.reset(static_cast<char*>(std::malloc(lead + bytes)), [](char* p) {
+      forget(p);
+      std::free(p);
+    });
+    watch(memory.get(), lead + bytes, name);
 #ifdef __SANITIZE_ADDRESS__
     ASAN_POISON_MEMORY_REGION(memory.get(), lead);
 #endif
@@ -109,7 +113,7 @@ class Job {
     x.type = type_name<T>();
     x.sizes = sizes;
     x.bytes = sizeof(T) * count_of(sizes);
-    x.allocate();
+    x.allocate(name);
     std::memset(x.memory.get(), poison, x.bytes);
     return x.data<T>();
   }
@@ -149,7 +153,7 @@ inline Array read_array(std::istream& in, std::string& name) {
   for (auto& size : x.sizes) in >> size;
   for (auto& stride : x.strides) in >> stride;
   in.ignore(1);
-  x.allocate();
+  x.allocate(name);
   in.read(x.data<char>(), static_cast<std::streamsize>(x.bytes));
   return x;
 }

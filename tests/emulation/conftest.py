@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .emulator import HERE, Emulator, compiled
+from .emulator import HERE, WATCHES, Emulator, compiled
 
 FAMILIES = sorted(path.stem for path in HERE.glob("*.cpp"))
 
@@ -17,7 +17,7 @@ FAMILIES = sorted(path.stem for path in HERE.glob("*.cpp"))
 @pytest.fixture(scope="session")
 def programs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Path]]]:
+) -> Iterator[dict[str, dict[str, Future[Path]]]]:
     """Programs that this session's tests ask for, compiled two at a time and kept in pytest's cache."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ to compile the emulation with")
@@ -25,12 +25,18 @@ def programs(
     folder = cache.mkdir("emulation") if cache else tmp_path_factory.mktemp("emulation")
     wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
     with ThreadPoolExecutor(2) as pool:
-        yield {family: pool.submit(compiled, family, folder) for family in FAMILIES if family in wanted}
+        yield {
+            family: {watch: pool.submit(compiled, family, watch, folder) for watch in WATCHES}
+            for family in FAMILIES
+            if family in wanted
+        }
 
 
 def _fixture(family: str) -> Callable[..., Emulator]:
     @pytest.fixture(scope="session", name=family)
-    def emulator(programs: dict[str, Future[Path]], tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    def emulator(
+        programs: dict[str, dict[str, Future[Path]]], tmp_path_factory: pytest.TempPathFactory
+    ) -> Emulator:
         return Emulator(programs[family], tmp_path_factory.mktemp(family))
 
     return emulator

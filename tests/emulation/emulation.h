@@ -118,8 +118,10 @@ inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 3
 template <typename T, typename Update>
 T atomic_update(T* at, const Update& update) {
   static_assert(std::is_integral_v<T>, "atomics on floating point depend on the schedule");
+  cfmvit::emulation::races.now.atomic = true;
   const T before = *at;
   *at = update(before);
+  cfmvit::emulation::races.now.atomic = false;
   return before;
 }
 template <typename T>

@@ -17,12 +17,17 @@ from ..ops.families import TOLERANCES
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 
-# Without optimisation: half the time to compile, and the kernels run for milliseconds anyway.
 FLAGS = [
-    *("-std=c++20", "-O0", "-g1", "-ffp-contract=off", "-DCFMVIT_EMULATION"),
+    *("-std=c++20", "-g1", "-ffp-contract=off", "-DCFMVIT_EMULATION"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
-    *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
 ]
+SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+# What watches a program: flags to compile with, and to link with. ASan's needs no optimisation, which would take as long again to
+# compile; ThreadSanitizer's calls, fewer in optimised code, are answered by races.h instead of its library.
+WATCHES = {
+    "memory": (["-O0", *SANITIZERS], SANITIZERS),
+    "races": (["-O1", "-fsanitize=thread", "-DCFMVIT_RACES"], []),
+}
 SEEDS = (1, 2)
 DTYPES = list(TOLERANCES)
 # Channels around a lane, a warp, a block and a pack.
@@ -96,18 +101,21 @@ def _parse(data: bytes, runs: int) -> list[dict[str, Tensor]]:
     return results
 
 
-def compiled(family: str, folder: Path) -> Path:
+def compiled(family: str, watch: str, folder: Path) -> Path:
     """Return the family's program, compiled unless ``folder`` has it from the same sources, flags and compiler."""
-    source, flags = str(HERE / f"{family}.cpp"), [*FLAGS, f"-I{CSRC}", f"-I{HERE}"]
-    version, text = (_output("g++", *more) for more in (["--version"], [*flags, "-E", source]))
-    key = hashlib.sha256("".join([version, text, *FLAGS]).encode()).hexdigest()[:16]
-    program = folder / f"{family}-{key}"
+    to_compile, to_link = WATCHES[watch]
+    flags = [*FLAGS, *to_compile, f"-I{CSRC}", f"-I{HERE}", str(HERE / f"{family}.cpp")]
+    version, text = (_output("g++", *more) for more in (["--version"], [*flags, "-E"]))
+    key = hashlib.sha256("".join([version, text, *FLAGS, *to_compile]).encode()).hexdigest()[:16]
+    program = folder / f"{family}-{watch}-{key}"
     if not program.exists():
-        for old in folder.glob(f"{family}-*"):
-            old.unlink()
+        for old in folder.glob(f"{family}-{watch}-*"):
+            old.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            _output("g++", *flags, source, "-o", f"{unfinished}/program")
-            Path(unfinished, "program").rename(program)
+            compiled_to, linked_to = f"{unfinished}/object", Path(unfinished, "program")
+            _output("g++", *flags, "-c", "-o", compiled_to)
+            _output("g++", *to_link, compiled_to, "-o", str(linked_to))
+            linked_to.rename(program)
     return program
 
 
@@ -118,15 +126,15 @@ def _output(*command: str) -> str:
 
 
 class Emulator:
-    """One family's program.
+    """One family's kernels, run under each watch.
 
     Args:
-        program: the compiled one, perhaps still to come.
+        programs: by the watch, perhaps still to come.
         folder: for the files that are passed to and fro.
     """
 
-    def __init__(self, program: Future[Path], folder: Path) -> None:
-        self.program, self.folder = program, folder
+    def __init__(self, programs: Mapping[str, Future[Path]], folder: Path) -> None:
+        self.programs, self.folder = programs, folder
 
     def __call__(
         self, kernel: str, inputs: Mapping[str, Input], *, lead: int = 0, seeds: Sequence[int] = SEEDS
@@ -141,17 +149,21 @@ class Emulator:
             EmulationError: a rule of the emulation or of a sanitizer was broken; the message is the program's.
         """
         given = {name: value for name, value in inputs.items() if value is not None}
-        program, jobs, results = self.program.result(), self.folder / "jobs", self.folder / "results"
-        head = f"{kernel} {len(given)} {len(seeds)}{_numbers(seeds)}\n".encode()
-        jobs.write_bytes(head + b"".join(_record(name, value, lead) for name, value in given.items()))
-        done = subprocess.run(
-            [str(program), str(jobs), str(results)], capture_output=True, text=True, timeout=60
-        )
-        if done.returncode != 0:
-            raise EmulationError(f"{kernel} exits with {done.returncode}\n{done.stderr}")
-        first, *others = _parse(results.read_bytes(), len(seeds))
+        records = b"".join(_record(name, value, lead) for name, value in given.items())
+        first, *others = self._run("memory", kernel, len(given), seeds, records)
         for other in others:
             for name, x in first.items():
                 same = torch.equal(x.reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8))
                 assert same, f"{kernel}: {name} depends on the schedule, or is not all written"
+        self._run("races", kernel, len(given), seeds[:1], records)
         return first
+
+    def _run(
+        self, watch: str, kernel: str, arrays: int, seeds: Sequence[int], records: bytes
+    ) -> list[dict[str, Tensor]]:
+        program, jobs, results = self.programs[watch].result(), self.folder / "jobs", self.folder / "results"
+        jobs.write_bytes(f"{kernel} {arrays} {len(seeds)}{_numbers(seeds)}\n".encode() + records)
+        done = subprocess.run([program, jobs, results], capture_output=True, text=True, timeout=60)
+        if done.returncode != 0:
+            raise EmulationError(f"{kernel} exits with {done.returncode}\n{done.stderr}")
+        return _parse(results.read_bytes(), len(seeds))

@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "races.h"
+
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -55,6 +57,7 @@ struct Thread {
   unsigned mask = 0;
   uint64_t given = 0, taken = 0;
   int source = 0;
+  uint32_t warp_barriers = 0;  // that it has passed
 };
 
 // Everything that lives as long as the program.
@@ -64,6 +67,7 @@ struct Device {
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
   Thread* current = nullptr;
+  uint32_t launches = 0, barriers = 0;  // so far
   std::function<void()> kernel;
   std::unique_ptr<void, void (*)(void*)> shared{
       nullptr, std::free};  // a fresh allocation for each launch, so that ASan knows its end
@@ -72,6 +76,10 @@ struct Device {
 inline Device device;
 
 inline void seed(unsigned value) { device.random.seed(value); }
+
+inline uint64_t flat(uint3 at, dim3 size) {
+  return at.x + uint64_t{size.x} * (at.y + uint64_t{size.y} * at.z);
+}
 
 [[noreturn]] inline void fail(const char* format, ...) {
   va_list values;
@@ -108,11 +116,15 @@ CFMVIT_UNWATCHED inline void switch_to_scheduler(Jump& from) {
 inline void resume(Thread& thread) {
   device.current = &thread;
   threadIdx = thread.index;
+  races.now = {device.launches,      static_cast<uint32_t>(flat(blockIdx, gridDim)),   device.barriers,
+               thread.warp_barriers, static_cast<uint16_t>(flat(threadIdx, blockDim)), false};
+  watching = true;
 #ifdef __SANITIZE_ADDRESS__
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, thread.stack.get(), kStack);
 #endif
   switch_fiber(device.scheduler, thread);
+  watching = false;
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
@@ -158,10 +170,7 @@ inline std::unique_ptr<Thread> make_thread() {
   return thread;
 }
 
-inline int lane() {
-  const unsigned flat = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
-  return static_cast<int>(flat % kLanes);
-}
+inline int lane() { return static_cast<int>(flat(threadIdx, blockDim) % kLanes); }
 
 inline void barrier(Place place) {
   device.current->state = State::barrier;
@@ -260,6 +269,7 @@ class Block {
       if (!thread) continue;
       thread->taken = thread->source == kVote ? votes : lanes[thread->source]->given;
       thread->state = State::ready;
+      if (std::strcmp(thread->place.what, "__syncwarp") == 0) ++thread->warp_barriers;
     }
     return true;
   }
@@ -292,6 +302,7 @@ class Block {
       fail("barrier not reached by all: thread 0 %s, but thread %u %s", where(first).c_str(), i,
            where(at(i)).c_str());
     }
+    ++device.barriers;
     for (unsigned i = 0; i < count_; ++i) {
       if (at(i).state == State::barrier) at(i).state = State::ready;
     }
@@ -302,20 +313,29 @@ class Block {
 
 inline void* shared_memory() { return device.shared.get(); }
 
-// 0xff bytes: a NaN of every float type, and -1. The static __shared__ arrays are the program's thread-local
-// storage.
-inline void poison_shared(size_t dynamic_bytes) {
-  std::memset(device.shared.get(), 0xff, dynamic_bytes);
+struct Memory {
+  void* begin = nullptr;
+  size_t bytes = 0;
+};
+
+// The static __shared__ variables: the thread-local storage of the program.
+inline Memory static_shared() {
+  Memory found;
   dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void*) {
+      [](dl_phdr_info* info, size_t, void* memory) {
         for (int i = 0; i < info->dlpi_phnum; ++i) {
           const auto& header = info->dlpi_phdr[i];
-          if (header.p_type == PT_TLS && info->dlpi_tls_data)
-            std::memset(info->dlpi_tls_data, 0xff, header.p_memsz);
+          if (header.p_type == PT_TLS) *static_cast<Memory*>(memory) = {info->dlpi_tls_data, header.p_memsz};
         }
         return 1;  // the first entry is the program itself
       },
-      nullptr);
+      &found);
+  return found.begin ? found : Memory{};
+}
+
+// 0xff bytes: a NaN of every float type, and -1.
+inline void poison(Memory memory) {
+  if (memory.bytes) std::memset(memory.begin, 0xff, memory.bytes);
 }
 
 inline void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
@@ -328,7 +348,12 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::functi
   if (shared_bytes > kMostShared)
     fail("%zu bytes of shared memory, beyond the %zu of every GPU", shared_bytes, kMostShared);
   device.kernel = kernel;
+  forget(device.shared.get());
   device.shared.reset(std::malloc(shared_bytes));
+  watch(device.shared.get(), shared_bytes, "dynamic shared memory", true);
+  static const Memory fixed = static_shared();
+  watch(fixed.begin, fixed.bytes, "static shared memory", true);
+  ++device.launches;
   gridDim = grid;
   blockDim = block;
   std::vector<uint64_t> order(uint64_t{grid.x} * grid.y * grid.z);
@@ -337,7 +362,8 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::functi
   for (const uint64_t b : order) {
     blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                 static_cast<unsigned>(b / grid.x / grid.y)};
-    poison_shared(shared_bytes);
+    poison({device.shared.get(), shared_bytes});
+    poison(fixed);
     Block(block).run();
   }
 }

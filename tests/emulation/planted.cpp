@@ -18,6 +18,7 @@ enum Fault {
   kNoBarrier,
   kNothingInShared,
   kMisaligned,
+  kReadsAnotherBlock,
 };
 
 // out[block] = sum of in[block * blockDim.x + t] over the threads t, by shuffles, static and dynamic shared
@@ -47,6 +48,7 @@ __global__ void block_sums(const float* in, float* out, int64_t fault) {
   if (fault == kRace || t != 0 || (fault == kUnwritten && blockIdx.x == 1)) return;
   sum = 0;
   for (int w = 0; w < threads / 32; ++w) sum += of_warp[w];
+  if (fault == kReadsAnotherBlock) sum += 0 * out[(blockIdx.x + 1) % gridDim.x];
   out[blockIdx.x] = sum;
 }
 
@@ -55,6 +57,42 @@ KERNEL(block_sums) {
   kernels::launch(block_sums, static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
                   sizeof(float) * threads, nullptr, job.data<float>("in"), job.output<float>("out", {blocks}),
                   job.integer("fault"));
+}
+
+// What each lane takes from the others, by every exchange: out[which * count + thread].
+__global__ void exchanges(int* out) {
+  __shared__ int words[64];
+  const int lane = static_cast<int>(threadIdx.x + blockDim.x * threadIdx.y) % 32,
+            count = static_cast<int>(blockDim.x * blockDim.y);
+  const int thread = static_cast<int>(threadIdx.x + blockDim.x * threadIdx.y), value = 100 + thread;
+  int which = 0;
+  const auto put = [&](int taken) { out[which++ * count + thread] = taken; };
+  put(__shfl_sync(kernels::kAllLanes, value, 5));
+  put(__shfl_sync(kernels::kAllLanes, value, lane + 1, 8));
+  put(__shfl_xor_sync(kernels::kAllLanes, value, 3));
+  put(__shfl_xor_sync(kernels::kAllLanes, value, 8, 8));
+  put(__shfl_down_sync(kernels::kAllLanes, value, 30));
+  put(__shfl_up_sync(kernels::kAllLanes, value, 2, 4));
+  put(static_cast<int>(__ballot_sync(kernels::kAllLanes, lane % 3 == 0)));
+  put(__any_sync(kernels::kAllLanes, lane == 40) * 2 + __all_sync(kernels::kAllLanes, lane < 32));
+  const unsigned half = lane < 16 ? 0xffffu : 0xffff0000u;
+  put(lane < 16 ? __shfl_xor_sync(half, value, 15) : __shfl_sync(half, value, 31));
+  words[thread] = value;
+  __syncwarp();
+  put(words[thread ^ 31]);
+}
+
+KERNEL(exchanges) {
+  kernels::launch(exchanges, 1, dim3(16, 4), 0, nullptr, job.output<int>("out", {10, 64}));
+}
+
+__global__ void nothing() {}
+
+KERNEL(launches) {
+  const int64_t* size = job["size"].data<const int64_t>();  // grid, block, shared bytes
+  const auto word = [&](int i) { return static_cast<unsigned>(size[i]); };
+  kernels::launch(nothing, dim3(word(0), word(1), word(2)), dim3(word(3), word(4), word(5)), word(6),
+                  nullptr);
 }
 
 }  // namespace cfmvit::emulation

@@ -15,7 +15,9 @@ FAULTS = {
     "exited_before_barrier": (5, "barrier not reached by all: .* has exited"),
     "divergent_exchange": (6, "divergent exchange: __shfl_xor_sync .* waits at"),
     "lane_not_in_mask": (7, "which is not in the mask"),
+    "no_barrier": (10, "race: byte .* of dynamic shared memory is (read|written) and"),
     "misaligned": (12, "misaligned address"),
+    "reads_another_block": (13, "race: byte .* of out is"),
 }
 BLOCKS, THREADS = 3, 128
 
@@ -43,6 +45,44 @@ def test_outputs_that_depend_on_the_run(planted: Emulator, fault: int) -> None:
         sums(planted, fault)
 
 
-@pytest.mark.parametrize("fault", [10, 11], ids=["no_barrier", "nothing_in_shared"])
-def test_shared_memory_that_no_one_has_written_is_nan(planted: Emulator, fault: int) -> None:
-    assert sums(planted, fault).isnan().all()
+def test_shared_memory_that_no_one_has_written_is_nan(planted: Emulator) -> None:
+    assert sums(planted, 11).isnan().all()
+
+
+def test_exchanges_are_those_of_a_gpu(planted: Emulator) -> None:
+    """By the CUDA programming guide's definitions, in a block of 16 x 4 threads: two warps."""
+    thread = torch.arange(64)
+    lane, warp = thread % 32, thread // 32 * 32
+    out_of_segment = (lane ^ 8) // 8 > lane // 8
+    ballot = sum(1 << i for i in range(0, 32, 3))
+    expected = [
+        warp + 5,
+        warp + lane // 8 * 8 + (lane + 1) % 8,
+        warp + (lane ^ 3),
+        warp + torch.where(out_of_segment, lane, lane ^ 8),
+        warp + torch.where(lane + 30 < 32, lane + 30, lane),
+        warp + torch.where(lane % 4 >= 2, lane - 2, lane),
+        torch.full((64,), ballot) - 100,
+        torch.full((64,), 1) - 100,
+        warp + torch.where(lane < 16, lane ^ 15, 31),
+        warp + (lane ^ 31),
+    ]
+    found = planted("exchanges", {})["out"]
+    assert torch.equal(found, torch.stack(expected).int() + 100)
+
+
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        ((1, 1, 1, 1025, 1, 1, 0), "a block of 1025,1,1 threads"),
+        ((1, 1, 1, 1, 1, 65, 0), "a block of 1,1,65 threads"),
+        ((1, 65536, 1, 1, 1, 1, 0), "a grid of 1,65536,1 blocks"),
+        ((1, 1, 1, 1, 1, 1, 99 * 1024 + 1), "bytes of shared memory, beyond the 101376 of every GPU"),
+    ],
+    ids=["threads", "depth", "blocks", "shared"],
+)
+def test_launches_beyond_any_gpu(planted: Emulator, size: tuple[int, ...], message: str) -> None:
+    planted("launches", {"size": torch.tensor([2, 1, 1, 1024, 1, 1, 99 * 1024])})
+    planted("launches", {"size": torch.tensor([0, 1, 1, 2048, 1, 1, 0])})  # an empty grid is no launch
+    with pytest.raises(EmulationError, match=message):
+        planted("launches", {"size": torch.tensor(size)})
