@@ -1,4 +1,4 @@
-"""Contrastive losses: open_clip's, which hold the logits.
+"""Contrastive losses, beside open_clip's, which hold the logits, and the kernels of memeff, inf-cl and siglip-kernel.
 
 Letters: B pairs, D width, ``item`` bytes of an element.
 """
@@ -6,6 +6,8 @@ Letters: B pairs, D width, ``item`` bytes of an element.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,7 +24,14 @@ SIZES = {
     "large": {"B": 32768, "D": 768},
     "huge": {"B": 65536, "D": 512},
 }
-GATE = {"large": "small", "huge": "small"}
+# "32768x768": a point of the grid that the field measures; 131072 for memory, as it takes a fifth of a second.
+SIZES |= {f"{B}x{D}": {"B": B, "D": D} for B in (4096, 16384, 32768, 65536, 131072) for D in (512, 768, 1024)}
+GATE = {
+    name: "small" if name in ("large", "huge") else f"4096x{size['D']}"
+    for name, size in SIZES.items()
+    if size["B"] > 4096
+}
+SCALE = 30.0
 MOST_LOGITS = {"cpu": 2**29, "cuda": 2**31}  # of a peer that holds several matrices of them
 
 
@@ -33,7 +42,7 @@ def _pairs(draw: Draw, B: int, D: int) -> dict[str, Tensor]:
     return {
         "image": F.normalize(image, dim=1).to(draw.dtype),
         "text": text.to(draw.dtype),
-        "logit_scale": torch.tensor(30.0, device=draw.device),
+        "logit_scale": torch.tensor(SCALE, device=draw.device),
     }
 
 
@@ -48,6 +57,38 @@ def _open_clip(draw: Draw, B: int, loss: str) -> Peer | Skip:
 def _positional(loss: torch.nn.Module) -> Callable[..., Tensor]:
     """Call a loss whose arguments have other names in ours' order: image, text, scale, bias."""
     return lambda **inputs: loss(*inputs.values())
+
+
+def _kernels(
+    draw: Draw, library: str, run: Callable[[ModuleType], Callable[..., Tensor]], *, alike: bool = True
+) -> Peer | Skip:
+    """Return a peer whose Triton kernels take CUDA tensors alone."""
+    if draw.device.type != "cuda":
+        return Skip("its kernels need a GPU")
+    found = peer(library, run)
+    return found if isinstance(found, Skip) else replace(found, alike=alike)
+
+
+def _memeff(library: ModuleType) -> Callable[..., Tensor]:
+    """With the true gradient, which is not its default. It knows no gradient of the temperature, a number of Python."""
+    loss = library.MemoryEfficientCLIPLoss(temperature=1 / SCALE, normalized_inputs=True, stable=False)
+    return lambda image, text, logit_scale: loss(image, text)
+
+
+def _inf_cl(library: ModuleType) -> Callable[..., Tensor]:
+    """Both directions: it knows one at a time."""
+
+    def run(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+        one = lambda rows, cols: library.cal_flash_loss(rows, cols, scale=logit_scale).mean()
+        return (one(image, text) + one(text, image)) / 2
+
+    return run
+
+
+def _siglip_kernel(library: ModuleType) -> Callable[..., Tensor]:
+    return lambda image, text, logit_scale, logit_bias: library.fused_siglip_loss(
+        image, text, logit_scale.log(), logit_bias
+    )
 
 
 def _eager(draw: Draw, B: int, run: Callable[..., Any]) -> dict[str, Peer]:
@@ -71,7 +112,12 @@ def info_nce(draw: Draw, B: int, D: int) -> Case:
         forward=Cost(2 * B * D * item, 2 * B * B * D),
         backward=Cost(4 * B * D * item, 6 * B * B * D),
         gradients=("image", "text", "logit_scale"),
-        peers={"open_clip": _open_clip(draw, B, "ClipLoss"), **_eager(draw, B, eager)},
+        peers={
+            "open_clip": _open_clip(draw, B, "ClipLoss"),
+            **_eager(draw, B, eager),
+            "memeff": _kernels(draw, "memeff", _memeff, alike=False),
+            "inf-cl": _kernels(draw, "inf_cl", _inf_cl),
+        },
     )
 
 
@@ -87,5 +133,8 @@ def siglip_loss(draw: Draw, B: int, D: int) -> Case:
         forward=Cost(2 * B * D * item, 2 * B * B * D),
         backward=Cost(4 * B * D * item, 4 * B * B * D),
         gradients=("image", "text", "logit_scale", "logit_bias"),
-        peers={"open_clip": _open_clip(draw, B, "SigLipLoss")},
+        peers={
+            "open_clip": _open_clip(draw, B, "SigLipLoss"),
+            "siglip-kernel": _kernels(draw, "siglip_kernel", _siglip_kernel),
+        },
     )

@@ -117,13 +117,13 @@ class Sweep:
             grad_logit = image.new_empty(rows if needs_image or needs_text else 0, text.shape[0])
             launch(strip, grad_logit)
             if needs_image:
-                image_product = _product(grad_logit, text)
+                image_product = product(grad_logit, text)
             if needs_text:
                 of_strip = grad_logit.T, image[strip.first : strip.end]
                 if strip.first == 0:
-                    text_product = _product(*of_strip)
+                    text_product = product(*of_strip)
                 else:
-                    _add_product(text_product, *of_strip)
+                    add_product(text_product, *of_strip)
             last = strip is self.strips[-1]
             rows, cols = rows * needs_image, text.shape[0] * (needs_text and last)
             pairs = self.pairs if last and pair_parts is not None else 0
@@ -138,13 +138,15 @@ class Sweep:
         return grad_image, grad_text
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32."""
     if a.dtype == torch.float32:
         return a @ b
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out += a @ b, out in float32."""
     if a.dtype == torch.float32 or not a.is_cuda:
         out.addmm_(a.float(), b.float())
     else:

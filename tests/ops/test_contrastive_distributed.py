@@ -51,9 +51,8 @@ def info_nce_equals_one_device(rank: int, world: int) -> None:
         image, text, scale = features(world * rows, 0), features(world * rows, 1), torch.tensor(9.0).double()
         ids = torch.arange(world * rows) % (rows + 2)
         logits = (scale * image @ text.T).detach()
-        for direction, group_ids, smoothing, reduction in product(
-            ("both", "image_to_text", "text_to_image"), (None, ids), (0.0, 0.1), ("mean", "none")
-        ):
+        cases = product(("both", "image_to_text", "text_to_image"), (None, ids), (0.0, 0.1), ("mean", "none"))
+        for direction, group_ids, smoothing, reduction in list(cases)[:: 1 if rows > 1 and world == 2 else 5]:
             whole = leaves_of(image, text, scale)
             options = dict(direction=direction, label_smoothing=smoothing)
             expected = reference.info_nce(*whole, group_ids=group_ids, reduction="none", **options)

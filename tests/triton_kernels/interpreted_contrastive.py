@@ -105,6 +105,46 @@ def test_probable_pairs_keep_their_gradient(scale: float) -> None:
     check(image, text, scale, 0, 3e-3)
 
 
+@pytest.mark.parametrize("cosine", [0.2, 0.5])
+@pytest.mark.parametrize("scale", [14.3, 30.0, 100.0])
+def test_trained_pairs_in_bfloat16(scale: float, cosine: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter knows no bfloat16: its numbers in float32, and its two roundings, of the gradients by logits that the
+    matrix products take and of the result, are bfloat16's.
+    """
+    products = {name: getattr(contrastive_sweep, name) for name in ("product", "add_product")}
+    rounded = lambda x: x.bfloat16().float()
+    monkeypatch.setattr(contrastive_sweep, "product", lambda a, b: products["product"](rounded(a), b))
+    monkeypatch.setattr(
+        contrastive_sweep, "add_product", lambda out, a, b: products["add_product"](out, rounded(a), b)
+    )
+    image, noise = (features(256, 128, torch.float32, seed) for seed in (1, 2))
+    image = F.normalize(image, dim=1)
+    noise = F.normalize(noise - (noise * image).sum(1, keepdim=True) * image, dim=1)
+    image, text = rounded(image), rounded(cosine * image + (1 - cosine**2) ** 0.5 * noise)
+    logit_scale = torch.tensor(scale)
+    leaves = [x.double().requires_grad_() for x in (image, text, logit_scale)]
+    positive, *lses = reference.contrastive_lse(*leaves, 0)[:3]
+    loss = reference.pair_loss(positive, *lses, 0.5, 0.5, True)
+    expected = torch.autograd.grad(loss, leaves)
+    with torch.autocast("cpu", torch.bfloat16):
+        copies = [x.clone().requires_grad_() for x in (image, text, logit_scale)]
+        logits, labels = copies[2] * copies[0] @ copies[1].T, torch.arange(len(image))
+        eager = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    eager_grads = torch.autograd.grad(eager, copies)
+
+    found = contrastive.contrastive_lse(image, text, logit_scale, 0)[:3]
+    actual = contrastive.pair_loss(*found, 0.5, 0.5, True)
+    torch.testing.assert_close(actual.double(), loss.detach(), rtol=1e-5, atol=0)
+    grads = contrastive.pair_loss_backward(torch.ones(()), *found, 0.5, 0.5, True)
+    grads = contrastive.contrastive_lse_backward(image, text, logit_scale, 0, *found[1:], *grads, True, True)
+    error = lambda x, e: float((x.double() - e).norm() / e.norm())
+    for ours, theirs, e in zip([*map(rounded, grads[:2]), grads[2]], eager_grads, expected, strict=True):
+        assert error(ours, e) <= error(theirs, e)
+        assert error(ours, e) < 3e-3
+    if float(torch.sigmoid(found[0] - found[1]).mean()) > 0.99:
+        assert all(error(g, e) < 2e-3 for g, e in zip(grads[:2], expected, strict=False))
+
+
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)], ids=str)
 @pytest.mark.parametrize("rows", [1, 33, 2500])
 def test_pair_loss(rows: int, weights: tuple[float, float]) -> None:
