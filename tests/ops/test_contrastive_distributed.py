@@ -185,9 +185,10 @@ def a_rank_that_fails_alone_stops_the_others(rank: int, world: int) -> None:
     group = dist.new_group(timeout=timedelta(seconds=2))
     x, scale = features(4, rank), torch.tensor(9.0).double()
     bad = x.long() if rank == 0 else x
-    error, message = (TypeError, "floating point") if rank == 0 else (RuntimeError, "[Tt]imed out|closed")
+    error, message = (TypeError, "floating point") if rank == 0 else (RuntimeError, "[Tt]imed out")
     with pytest.raises(error, match=message):
         info_nce(bad, bad, scale, process_group=group)
+    dist.barrier()  # the failed rank lives on: it is the time-out that frees the others, not a closed connection
 
 
 def a_group_of_some(rank: int, world: int) -> None:

@@ -110,6 +110,15 @@ def test_large_batches_go_strip_by_strip(recorder: Recorder) -> None:
     assert len(forward) == 2 + 2 * 16 + 1
 
 
+def test_siglip_takes_five_launches_with_its_gradients(recorder: Recorder) -> None:
+    from cfmvit.triton_kernels import contrastive
+
+    image, text, scale = features(4096, 512, torch.bfloat16)
+    recorder.launches.clear()
+    contrastive.sigmoid_loss(image, text, scale, scale, 0, True, True)
+    assert recorder.launches == ["sigmoid_kernel", *BACKWARD[2:]]
+
+
 def test_siglip_and_blocks_of_other_ranks_read_nothing_back(recorder: Recorder) -> None:
     from cfmvit.triton_kernels import contrastive
 
