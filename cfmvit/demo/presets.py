@@ -20,11 +20,12 @@ class Preset:
     finetune: FinetuneConfig
 
 
-def _scenes(pretrain: int, train: int, val: int, *, shapes: int = 3) -> ScenesConfig:
-    """8 colours x 5 textures x ``shapes``; pretraining images as large as the detector's attention windows."""
+def _scenes(pretrain: int, train: int, val: int, words: tuple[int, int, int]) -> ScenesConfig:
+    """Categories of so many colours, textures and shapes; pretraining images as large as the detector's attention windows."""
+    colours, textures, shapes = words
     return ScenesConfig(
-        colours=8,
-        textures=5,
+        colours=colours,
+        textures=textures,
         shapes=shapes,
         pretrain=SplitConfig(images=pretrain, size=64, objects=(1, 2), scale=(26, 52)),
         train=SplitConfig(images=train, size=128, objects=(2, 4), scale=(26, 52), tail=0.8),
@@ -56,8 +57,8 @@ def _finetune(steps: int) -> FinetuneConfig:
 
 
 _ALL = (
-    Preset("quick", _scenes(2000, 200, 40), _pretrain(220), _finetune(80)),
-    Preset("default", _scenes(8000, 600, 100), _pretrain(750), _finetune(300)),
-    Preset("full", _scenes(40_000, 3000, 300, shapes=8), _pretrain(4500, batch_size=128), _finetune(2000)),
+    Preset("quick", _scenes(2000, 300, 40, (6, 4, 2)), _pretrain(170), _finetune(150)),
+    Preset("default", _scenes(8000, 600, 100, (8, 5, 3)), _pretrain(750), _finetune(300)),
+    Preset("full", _scenes(40_000, 3000, 300, (8, 5, 8)), _pretrain(4500, batch_size=128), _finetune(2000)),
 )
 PRESETS = {preset.name: preset for preset in _ALL}

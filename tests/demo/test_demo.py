@@ -1,4 +1,7 @@
-"""The quick demo, whole: what pretraining is worth, and a report that stands alone."""
+"""The quick demo, whole: what pretraining is worth, and a report that stands alone.
+
+In so short a run the boxes are still poor, which keeps AP low; the default preset shows what the detector can do.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,16 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def test_pretraining_finds_novel_categories_that_scratch_and_chance_miss(summary: dict[str, Any]) -> None:
     novel = {name: row["AP50_novel"] for name, row in summary["metrics"].items()}
-    assert summary["categories"] == {"all": 120, "novel": 40}
-    assert novel["pretrained"] > 0.08
+    assert summary["categories"] == {"all": 48, "novel": 16}
+    assert novel["pretrained"] > 0.005
     assert novel["pretrained"] > 4 * novel["from scratch"]
     assert novel["pretrained"] > 4 * novel["shuffled names"]
 
 
 def test_frozen_regions_are_named_better_than_by_chance(summary: dict[str, Any]) -> None:
     regions = summary["zero_shot_regions"]
-    assert regions["pretrained"]["top5"] > 3 * 5 / 120
-    assert regions["pretrained"]["top5"] > 3 * regions["from scratch"]["top5"]
+    assert regions["pretrained"]["top1"] > 3 / 48, "three times chance"
+    assert regions["pretrained"]["top5"] > max(0.4, 3 * regions["from scratch"]["top5"])
 
 
 def test_the_report_stands_alone(folder: Path) -> None:
