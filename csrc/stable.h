@@ -16,9 +16,12 @@ namespace cfmvit {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Never null: an empty tensor has no memory, and loops over nothing still form pointers into it.
 template <typename T>
 T* data(const Tensor& x) {
-  return static_cast<T*>(x.data_ptr());
+  alignas(64) static char nothing[64];
+  void* const found = x.data_ptr();
+  return static_cast<T*>(found ? found : nothing);
 }
 
 inline Tensor like(const Tensor& x, std::vector<int64_t> sizes,

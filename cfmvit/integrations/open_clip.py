@@ -20,6 +20,7 @@ from cfmvit._require import require
 from cfmvit.integrations import _fallback, _gathering
 from cfmvit.integrations._patch import Patch
 from cfmvit.ops import info_nce, siglip_loss
+from cfmvit.ops._contrastive_ops import why_not_triton
 
 
 class ClipLoss(nn.Module):
@@ -264,7 +265,7 @@ def _why_not(op: str, features: Tensor, *scalars: Tensor | None) -> str:
     """Say why the op can't take such input; empty where it can, or where the op is to reject it."""
     if any(x is not None and x.dim() for x in scalars):
         return "logit_scale and logit_bias of more than one element"
-    return _fallback.why_not(op, features)
+    return why_not_triton(features) if features.is_cuda else _fallback.why_not(op, features)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ class Table {
     if (!sampling.aligned) size = std::max(size, Coordinate(1));
     const Coordinate bin_size = size / static_cast<Coordinate>(bins);
     const Coordinate grid = sampling.ratio > 0 ? Coordinate(sampling.ratio) : std::ceil(bin_size);
-    const int64_t samples = readable && grid <= Coordinate(kMaxSamples) ? static_cast<int64_t>(grid) : 0;
+    const int64_t samples =
+        readable && grid > Coordinate(0) && grid <= Coordinate(kMaxSamples) ? static_cast<int64_t>(grid) : 0;
 
     const int64_t rows = sampling.merge ? 1 : bins;
     const double share = samples > 0 ? 1.0 / (double(samples) * (sampling.merge ? double(bins) : 1.0)) : 0.0;

@@ -238,3 +238,12 @@ def test_function_transforms_go_the_original_way() -> None:
     with pytest.warns(UserWarning, match="ClipLoss: a function transform; computed as the original does"):
         found = torch.func.grad(loss)(image)
     torch.testing.assert_close(found / 2, run(loss, image)[1])  # half: its upstream gradient
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_right_kernels_are_asked_for(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA features go to Triton, others to the native kernels; neither's absence concerns the other."""
+    monkeypatch.setattr(ours, "why_not_triton", lambda features: "" if device == "cuda" else "no Triton")
+    monkeypatch.setattr(ours._fallback, "why_not", lambda op, features: "" if device == "cpu" else "no core")
+    features = Namespace(is_cuda=device == "cuda")
+    assert ours._why_not("contrastive_lse", features, None) == ""

@@ -1,0 +1,108 @@
+"""The fuzz tests once more, on a core built with AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def tool(name: str) -> str:
+    """Return a program that its Python package brings, or that stands in this environment or in the system."""
+    brought = [
+        getattr(importlib.import_module(name), folder, "")
+        for folder in ("CMAKE_BIN_DIR", "BIN_DIR")
+        if importlib.util.find_spec(name)
+    ]
+    places = [*filter(None, brought), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        pytest.skip(f"no {name} to build the core under sanitizers with")
+    return found
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """Run a program; what it printed, from the sanitizers' report on if there is one, is the failure's message."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+    report = re.search("ERROR: AddressSanitizer|runtime error:", done.stdout)
+    shown = done.stdout[report.start() :][:4000] if report else done.stdout[-4000:]
+    assert done.returncode == 0, f"{command[0]} exits with {done.returncode}\n{shown}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runtimes() -> str:
+    """The sanitizer's runtime, which must come before all others, and that of C++ exceptions, which it watches."""
+    compiler = tool("g++")
+    found = [
+        Path(run(compiler, f"-print-file-name={name}").strip()) for name in ("libasan.so", "libstdc++.so")
+    ]
+    if not found[0].is_absolute():
+        pytest.skip("g++ has no libasan")
+    return " ".join(map(str, found))
+
+
+@pytest.fixture(scope="module")
+def core(runtimes: str, request: pytest.FixtureRequest) -> Path:
+    """The sanitized core, kept in pytest's cache: made in a minute or two, brought up to date in seconds."""
+    cmake, ninja = tool("cmake"), tool("ninja")
+    if importlib.util.find_spec("pybind11") is None:
+        pytest.skip("no pybind11 to build the core under sanitizers with")
+    version = re.search(r"version (\d+)\.(\d+)", run(cmake, "--version"))
+    if version is None or tuple(map(int, version.groups())) < (3, 28):
+        pytest.skip("no cmake of at least 3.28 to build the core under sanitizers with")
+    folder = request.config.cache.mkdir("sanitized")
+    run(
+        cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        "-DCFMVIT_SANITIZE=ON", "-DCFMVIT_CUDA=OFF", "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_CXX_COMPILER={tool('g++')}",
+        f"-Dpybind11_DIR={run(sys.executable, '-m', 'pybind11', '--cmakedir').strip()}",
+    )  # fmt: skip
+    run(cmake, "--build", folder, "--parallel", str(os.cpu_count()))
+    (built,) = folder.glob("_C.*")
+    return built
+
+
+def sanitized(core: Path, runtimes: str, *arguments: str) -> str:
+    # Python and torch keep some memory to the end: leaks are no finding here.
+    return run(
+        sys.executable, HERE / "with_core.py", core, "--capture=no", "-q", "-p", "no:cacheprovider", *arguments,
+        LD_PRELOAD=runtimes, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1", OMP_NUM_THREADS="2",
+    )  # fmt: skip
+
+
+def test_no_finding(core: Path, runtimes: str) -> None:
+    assert "passed" in sanitized(
+        core, runtimes, *(str(HERE / f"test_{part}.py") for part in ("ops", "dropins"))
+    )
+
+
+def test_a_planted_fault_is_found(core: Path, runtimes: str, tmp_path: Path) -> None:
+    """A tensor longer than its memory reaches the core: the run ends with the sanitizer's report."""
+    planted = tmp_path / "test_planted.py"
+    planted.write_text(
+        "import torch, cfmvit.ops\n"
+        "def test_fault():\n"
+        "    x = torch.zeros(2, 3, 4).as_strided((2, 3, 4), (12, 4, 1))\n"
+        "    x.untyped_storage().resize_(4)\n"
+        "    torch.ops.cfmvit.gather_tokens(x, torch.tensor([[2], [2]]), None, None)\n"
+    )
+    with pytest.raises(AssertionError, match="ERROR: AddressSanitizer: heap-buffer-overflow"):
+        sanitized(core, runtimes, str(planted))
