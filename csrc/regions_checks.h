@@ -58,6 +58,32 @@ inline void check_grid(const char* op, int64_t num_tokens, int64_t height, int64
                num_tokens);
 }
 
+// tokens (B, N, C)
+inline void check_pool(const char* op, const Tensor& tokens, const Tensor& rois, int64_t grid_height,
+                       int64_t grid_width, int64_t pooled_height, int64_t pooled_width,
+                       int64_t sampling_ratio, int64_t prefix) {
+  CFMVIT_CHECK(tokens.dim() == 3, op, ": tokens must have 3 dimensions, got ", tokens.dim());
+  check_rois(op, rois, tokens);
+  check_grid(op, tokens.size(1), grid_height, grid_width, prefix);
+  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
+}
+
+// grad (R, C), tokens (B, N, C) or none
+inline void check_pool_backward(const char* op, const Tensor& grad, const Tensor& rois,
+                                const std::optional<Tensor>& tokens, int64_t batch, int64_t num_tokens,
+                                int64_t grid_height, int64_t grid_width, int64_t pooled_height,
+                                int64_t pooled_width, int64_t sampling_ratio, int64_t prefix) {
+  check_rois(op, rois, grad);
+  CFMVIT_CHECK(grad.dim() == 2 && grad.size(0) == rois.size(0), op, ": grad must have shape (", rois.size(0),
+               ", C), got ", grad.dim(), " dimensions and ", grad.numel(), " entries");
+  check_grid(op, num_tokens, grid_height, grid_width, prefix);
+  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
+  if (tokens) {
+    check_shape(op, "tokens", *tokens, {batch, num_tokens, grad.size(1)});
+    check_type(op, "tokens", *tokens, grad);
+  }
+}
+
 inline void check_scores(const Tensor& logits, const std::optional<Tensor>& vlm_logits,
                          const Tensor& exponent, const std::optional<Tensor>& objectness) {
   const char* op = "combine_scores";

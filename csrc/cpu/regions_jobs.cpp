@@ -27,7 +27,7 @@ struct Blocks {
 }  // namespace
 
 template <typename T>
-Boxes<T>::Boxes(const char* op, const Tensor& rois, const int64_t* level, const std::vector<Level>& levels,
+Boxes<T>::Boxes(const char* op, const Tensor& rois, const int64_t* level, const std::vector<Size>& levels,
                 const Sampling& sampling, bool transposed)
     : maps_(static_cast<int64_t>(levels.size()) * levels[0].batch) {
   const int64_t count = rois.size(0);
@@ -39,7 +39,7 @@ Boxes<T>::Boxes(const char* op, const Tensor& rois, const int64_t* level, const 
 template <typename T>
 template <typename Coordinate>
 void Boxes<T>::build(const char* op, const Coordinate* rois, int64_t count, const int64_t* level,
-                     const std::vector<Level>& levels, const Sampling& sampling, bool transposed) {
+                     const std::vector<Size>& levels, const Sampling& sampling, bool transposed) {
   const int64_t batch = levels[0].batch;
   std::vector<int64_t> map(count);
   begin_.assign(maps_ + 1, 0);
@@ -60,7 +60,7 @@ void Boxes<T>::build(const char* op, const Coordinate* rois, int64_t count, cons
     for (int64_t t = begin; t < end; ++t) {
       const int64_t last = std::min(count, (t + 1) * kBoxesPerTable);
       for (int64_t i = t * kBoxesPerTable; i < last; ++i) {
-        const Level& on = levels[map[i] / batch];
+        const Size& on = levels[map[i] / batch];
         tables_[t].add(rois + 5 * i, static_cast<Coordinate>(on.scale), on.height, on.width, sampling,
                        transposed);
       }

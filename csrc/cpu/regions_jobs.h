@@ -4,15 +4,10 @@
 // their order; jobs may be cut differently, sums are not.
 #pragma once
 
-#include "../regions_checks.h"
+#include "../regions_ops.h"
 #include "regions_types.h"
 
 namespace cfmvit::regions {
-
-struct Level {
-  int64_t batch, channels, height, width;
-  double scale;
-};
 
 // The matrices of all boxes, grouped by map. Number of a map: level * batch + image.
 template <typename T>
@@ -20,7 +15,7 @@ class Boxes {
  public:
   // rois (R, 5) float32 or float64, contiguous; level (R,) or null where there is one. `transposed`: for the
   // backward.
-  Boxes(const char* op, const Tensor& rois, const int64_t* level, const std::vector<Level>& levels,
+  Boxes(const char* op, const Tensor& rois, const int64_t* level, const std::vector<Size>& levels,
         const Sampling& sampling, bool transposed);
 
   int64_t maps() const { return maps_; }
@@ -30,7 +25,7 @@ class Boxes {
  private:
   template <typename Coordinate>
   void build(const char* op, const Coordinate* rois, int64_t count, const int64_t* level,
-             const std::vector<Level>& levels, const Sampling& sampling, bool transposed);
+             const std::vector<Size>& levels, const Sampling& sampling, bool transposed);
 
   int64_t maps_;
   std::vector<int64_t> begin_;  // (maps + 1,)

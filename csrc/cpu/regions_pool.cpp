@@ -44,13 +44,11 @@ Tensor pool_regions_cpu(Tensor tokens, Tensor rois, int64_t grid_height, int64_t
                         double spatial_scale, int64_t pooled_height, int64_t pooled_width,
                         int64_t sampling_ratio, bool aligned, int64_t num_prefix_tokens, bool normalize) {
   const char* op = "pool_regions";
-  CFMVIT_CHECK(tokens.dim() == 3, op, ": tokens must have 3 dimensions, got ", tokens.dim());
-  check_rois(op, rois, tokens);
-  check_grid(op, tokens.size(1), grid_height, grid_width, num_prefix_tokens);
-  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
+  check_pool(op, tokens, rois, grid_height, grid_width, pooled_height, pooled_width, sampling_ratio,
+             num_prefix_tokens);
   const Tensor boxes = torch::stable::contiguous(rois);
   const Tensor out = like(tokens, {rois.size(0), tokens.size(2)});
-  const std::vector<r::Level> sizes{{tokens.size(0), tokens.size(2), grid_height, grid_width, spatial_scale}};
+  const std::vector<r::Size> sizes{{tokens.size(0), tokens.size(2), grid_height, grid_width, spatial_scale}};
   const r::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
   dispatch_floating(op, tokens.scalar_type(), [&]<typename S>(S) {
     using T = Sum<S>;
@@ -69,16 +67,9 @@ Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor>
                                  double spatial_scale, int64_t pooled_height, int64_t pooled_width,
                                  int64_t sampling_ratio, bool aligned, int64_t num_prefix_tokens) {
   const char* op = "pool_regions_backward";
-  check_rois(op, rois, grad);
-  CFMVIT_CHECK(grad.dim() == 2 && grad.size(0) == rois.size(0), op, ": grad must have shape (", rois.size(0),
-               ", C), got ", grad.dim(), " dimensions and ", grad.numel(), " entries");
-  check_grid(op, num_tokens, grid_height, grid_width, num_prefix_tokens);
-  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
+  check_pool_backward(op, grad, rois, tokens, batch, num_tokens, grid_height, grid_width, pooled_height,
+                      pooled_width, sampling_ratio, num_prefix_tokens);
   const int64_t channels = grad.size(1), prefix = num_prefix_tokens;
-  if (tokens) {
-    check_shape(op, "tokens", *tokens, {batch, num_tokens, channels});
-    check_type(op, "tokens", *tokens, grad);
-  }
   const Tensor boxes = torch::stable::contiguous(rois);
   const Tensor out = like(grad, {batch, num_tokens, channels});
   for (int64_t image = 0; image < batch && prefix > 0; ++image) {
@@ -86,7 +77,7 @@ Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor>
     Tensor first = torch::stable::narrow(tokens_of_image, 0, 0, prefix);
     torch::stable::zero_(first);
   }
-  const std::vector<r::Level> sizes{{batch, channels, grid_height, grid_width, spatial_scale}};
+  const std::vector<r::Size> sizes{{batch, channels, grid_height, grid_width, spatial_scale}};
   const r::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
   dispatch_floating(op, grad.scalar_type(), [&]<typename S>(S) {
     using T = Sum<S>;

@@ -1,31 +1,19 @@
-// From a box to the places of a map that it reads, and their weights. Knows nothing of torch.
-//
-// A RoIAlign sample is bilinear: its weight is a product of one factor for its row and one for its column,
-// and so are the rule for samples outside the map and the number of samples of a bin. Hence each axis of a
-// box is a small sparse matrix, bins x places, with the weights of all samples that share a place merged, and
-// out[p, q] = sum_y wy[p, y] * sum_x wx[q, x] * F[y, x].
+// From a box to the places of a map that it reads, and their weights: the sparse matrices of
+// regions_axis.h. Knows nothing of torch.
 //
 // Compiled for the baseline only: a fused multiply-add would move samples across the borders that torchvision
 // sees.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "../regions_axis.h"
+
 namespace cfmvit::regions {
 
-constexpr int64_t kMaxSamples =
-    65536;  // of a bin along one axis; adaptive sampling of a larger box gives zeros
 constexpr int64_t kBoxesPerTable = 64;
-
-struct Sampling {
-  int64_t bins_y, bins_x;
-  int64_t ratio;  // samples along each side of a bin; not positive: ceil(side in places)
-  bool aligned;
-  bool merge;  // one bin per axis: the mean of them all
-};
 
 // Row i of the matrix of an axis: entries [begin, begin + count) of the other side have weights from `weight`
 // on.
@@ -55,13 +43,8 @@ class Table {
   template <typename Coordinate>
   void add(const Coordinate* roi, Coordinate scale, int64_t height, int64_t width, const Sampling& sampling,
            bool transposed) {
-    const Coordinate shift = sampling.aligned ? Coordinate(0.5) : Coordinate(0);
-    const auto at = [&](int64_t i) { return roi[i] * scale - shift; };
-    bool readable = true;
-    for (int64_t i = 1; i < 5; ++i) readable = readable && std::isfinite(at(i));
-    if (sampling.merge) readable = readable && roi[3] > roi[1] && roi[4] > roi[2];
-    add_axis(at(2), at(4), height, sampling.bins_y, sampling, transposed, readable);
-    add_axis(at(1), at(3), width, sampling.bins_x, sampling, transposed, readable);
+    add_axis(samples_of(roi, scale, sampling, 0), height, sampling.bins_y, sampling.merge, transposed);
+    add_axis(samples_of(roi, scale, sampling, 1), width, sampling.bins_x, sampling.merge, transposed);
   }
 
   Box<T> box(int64_t i, int64_t number) const { return {number, axis(2 * i), axis(2 * i + 1)}; }
@@ -80,38 +63,26 @@ class Table {
     return {place_.data() + span.place, span.places, runs_.data() + span.run, weight_.data()};
   }
 
-  // Appends the matrix of one axis. The order of operations on coordinates is torchvision's.
+  // Appends the matrix of one axis.
   template <typename Coordinate>
-  void add_axis(Coordinate start, Coordinate end, int64_t length, int64_t bins, const Sampling& sampling,
-                bool transposed, bool readable) {
-    Coordinate size = end - start;
-    readable = readable && std::isfinite(size);
-    if (!sampling.aligned) size = std::max(size, Coordinate(1));
-    const Coordinate bin_size = size / static_cast<Coordinate>(bins);
-    const Coordinate grid = sampling.ratio > 0 ? Coordinate(sampling.ratio) : std::ceil(bin_size);
-    const int64_t samples =
-        readable && grid > Coordinate(0) && grid <= Coordinate(kMaxSamples) ? static_cast<int64_t>(grid) : 0;
-
-    const int64_t rows = sampling.merge ? 1 : bins;
-    const double share = samples > 0 ? 1.0 / (double(samples) * (sampling.merge ? double(bins) : 1.0)) : 0.0;
+  void add_axis(const Samples<Coordinate>& samples, int64_t length, int64_t bins, bool merge,
+                bool transposed) {
+    const int64_t rows = merge ? 1 : bins;
     if (static_cast<int64_t>(dense_.size()) < length) dense_.resize(length, 0.0);
     entries_.clear();
     row_end_.clear();
     int64_t low = length, high = -1;  // places of this row of the matrix
     for (int64_t bin = 0; bin < bins; ++bin) {
-      for (int64_t i = 0; i < samples; ++i) {
-        Coordinate at = start + static_cast<Coordinate>(bin) * bin_size +
-                        (static_cast<Coordinate>(i) + Coordinate(0.5)) * bin_size / grid;
-        if (!(at >= Coordinate(-1) && at <= static_cast<Coordinate>(length))) continue;
-        at = std::max(at, Coordinate(0));
-        const int64_t place = std::min(static_cast<int64_t>(at), length - 1);
-        const double fraction = place == length - 1 ? 0.0 : double(at - static_cast<Coordinate>(place));
-        dense_[place] += (1.0 - fraction) * share;
-        if (fraction > 0.0) dense_[place + 1] += fraction * share;
+      for (int64_t i = 0; i < samples.count; ++i) {
+        const Coordinate at = samples.position(bin, i);
+        if (!inside(at, length)) continue;
+        const auto [place, fraction] = bilinear(at, length);
+        dense_[place] += (1.0 - fraction) * samples.share;
+        if (fraction > 0.0) dense_[place + 1] += fraction * samples.share;
         low = std::min(low, place);
         high = std::max(high, place + (fraction > 0.0));
       }
-      if (sampling.merge && bin + 1 < bins) continue;
+      if (merge && bin + 1 < bins) continue;
       for (int64_t place = low; place <= high; ++place) {
         if (dense_[place] != 0.0) entries_.push_back({place, dense_[place]});
         dense_[place] = 0.0;

@@ -1,0 +1,124 @@
+// The mean over RoIAlign's bins of a map of tokens, on a GPU.
+#include "dispatch.h"
+#include "kernels/regions_lengths.cuh"
+#include "regions_views.h"
+
+namespace cfmvit {
+namespace {
+
+// The grid of tokens (B, N, C) as one level.
+template <typename S>
+kernels::Pyramid<S> grid_of(const Tensor& tokens, int64_t prefix, const regions::Size& size) {
+  kernels::Pyramid<S> out{};
+  out.levels = 1;
+  out.images = size.batch;
+  out.level[0] = {data<S>(tokens) + prefix * tokens.stride(1),
+                  size.height,
+                  size.width,
+                  tokens.stride(0),
+                  size.width * tokens.stride(1),
+                  tokens.stride(1),
+                  tokens.stride(2),
+                  size.scale};
+  return out;
+}
+
+template <typename S>
+kernels::Bins<S> pooled_bins(const Tensor& pooled) {  // (R, C)
+  return {data<S>(pooled), pooled.stride(0), 0, 0, pooled.stride(1)};
+}
+
+ScalarType sum_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace
+
+Tensor pool_regions_cuda(Tensor tokens, Tensor rois, int64_t grid_height, int64_t grid_width,
+                         double spatial_scale, int64_t pooled_height, int64_t pooled_width,
+                         int64_t sampling_ratio, bool aligned, int64_t num_prefix_tokens, bool normalize) {
+  const char* op = "pool_regions";
+  check_pool(op, tokens, rois, grid_height, grid_width, pooled_height, pooled_width, sampling_ratio,
+             num_prefix_tokens);
+  const regions::Size size{tokens.size(0), tokens.size(2), grid_height, grid_width, spatial_scale};
+  const regions::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
+  check_counts(op, rois.size(0), size.channels, {size}, sampling);
+  const Tensor boxes = torch::stable::contiguous(rois), out = like(tokens, {rois.size(0), size.channels});
+  if (out.numel() == 0) return out;
+  dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    const auto maps = grid_of<const S>(tokens, num_prefix_tokens, size);
+    const int64_t places = size.batch * grid_height * grid_width;
+    kernels::Tables<Sum<S>> tables;
+    Sum<S>* scale = nullptr;
+    const Tensor memory = carve_workspace(tokens, [&](kernels::Workspace& workspace) {
+      tables = carve_tables<Sum<S>>(workspace, rois.size(0), {size}, sampling);
+      if (normalize) scale = workspace.take<Sum<S>>(places);
+    });
+    on_device(tokens, [&](cudaStream_t stream) {
+      with_boxes(boxes, std::nullopt,
+                 [&](auto views) { kernels::make_tables(views, maps, sampling, tables, stream); });
+      if (normalize) {
+        kernels::for_each_warp(places, kernels::InverseLengths<S>{maps.level[0], scale, size.channels},
+                               stream);
+      }
+      kernels::gather<S>(
+          {maps, scale, tables, INT64_MAX, pooled_bins<S>(out), static_cast<int32_t>(size.channels)},
+          rois.size(0), stream);
+    });
+  });
+  return out;
+}
+
+// grad (R, C) -> (B, N, C). tokens: given where they were normalised, whose gradient depends on them.
+Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor> tokens, int64_t batch,
+                                  int64_t num_tokens, int64_t grid_height, int64_t grid_width,
+                                  double spatial_scale, int64_t pooled_height, int64_t pooled_width,
+                                  int64_t sampling_ratio, bool aligned, int64_t num_prefix_tokens) {
+  const char* op = "pool_regions_backward";
+  check_pool_backward(op, grad, rois, tokens, batch, num_tokens, grid_height, grid_width, pooled_height,
+                      pooled_width, sampling_ratio, num_prefix_tokens);
+  const regions::Size size{batch, grad.size(1), grid_height, grid_width, spatial_scale};
+  const regions::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
+  check_counts(op, rois.size(0), size.channels, {size}, sampling);
+  const Tensor boxes = torch::stable::contiguous(rois);
+  Tensor out = like(grad, {batch, num_tokens, size.channels});
+  if (out.numel() == 0) return out;
+  Tensor prefix = torch::stable::narrow(out, 1, 0, num_prefix_tokens);
+  if (num_prefix_tokens > 0) torch::stable::zero_(prefix);
+  dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    using T = Sum<S>;
+    const auto maps = grid_of<S>(out, num_prefix_tokens, size);
+    kernels::Tables<T> tables;
+    kernels::Groups by_map;
+    const Tensor memory = carve_workspace(grad, [&](kernels::Workspace& workspace) {
+      tables = carve_tables<T>(workspace, rois.size(0), {size}, sampling);
+      by_map = kernels::groups_of(workspace, rois.size(0), batch);
+    });
+    // With normalised tokens, the gradient of a token depends on all channels of that at unit length.
+    const Tensor unit =
+        tokens ? like(grad, {batch, grid_height * grid_width, size.channels}, sum_type(grad)) : grad;
+    on_device(grad, [&](cudaStream_t stream) {
+      with_boxes(boxes, std::nullopt,
+                 [&](auto views) { kernels::make_tables(views, maps, sampling, tables, stream); });
+      kernels::make_groups(kernels::MapOf<T>{tables}, rois.size(0), by_map, stream);
+      const auto bins = pooled_bins<const S>(grad);
+      if (!tokens) return kernels::scatter<S, S>(maps, tables, by_map, bins, size.channels, stream);
+      kernels::scatter<S, T>(grid_of<T>(unit, 0, size), tables, by_map, bins, size.channels, stream);
+      const auto features = grid_of<const S>(*tokens, num_prefix_tokens, size);
+      kernels::for_each_warp(
+          batch * grid_height * grid_width,
+          kernels::Unnormalize<S>{features.level[0], data<const T>(unit), maps.level[0], size.channels},
+          stream);
+    });
+  });
+  return out;
+}
+
+}  // namespace cfmvit
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
+  m.impl("pool_regions", TORCH_BOX(&cfmvit::pool_regions_cuda));
+  m.impl("pool_regions_backward", TORCH_BOX(&cfmvit::pool_regions_backward_cuda));
+}

@@ -1,0 +1,148 @@
+// Forward passes as a gather: out[r, p, q, c] = sum over the taps of y and x of wy * wx * F[y, x, c]. Every
+// output is written once, by one thread, in a fixed order of the sum.
+//
+// Where channels are neighbours in memory a thread owns up to 16 bytes of them, and a warp reads whole lines;
+// else neighbouring threads own neighbouring bins of a channel, which read neighbouring places.
+#pragma once
+
+#include "masking.cuh"
+#include "regions_tables.cuh"
+
+namespace cfmvit::kernels {
+
+// Per-box results or their gradients: element (box, p, q, channel).
+template <typename S>
+struct Bins {
+  S* data;
+  int64_t box, y, x, channel;  // strides
+
+  __device__ S* at(int64_t r, int64_t p, int64_t q, int64_t c) const {
+    return data + r * box + p * y + q * x + c * channel;
+  }
+};
+
+// Sum of the taps of a bin of a box, for V neighbouring channels. scale: factors (images, height * width) of
+// the one level's places, or null.
+template <int V, typename S, typename T>
+__device__ void gather_bin(const Level<const S>& on, const S* first, const T* scale, const Tables<T>& tables,
+                           int64_t box, int32_t p, int32_t q, T (&sum)[V]) {
+  const int32_t* const begin_y = tables.begins(0, box) + p;
+  const int32_t* const begin_x = tables.begins(1, box) + q;
+  const Tap<T>* const taps_y = tables.taps(0, box);
+  const Tap<T>* const taps_x = tables.taps(1, box);
+  const int32_t end_y = begin_y[1], first_x = begin_x[0], end_x = begin_x[1];
+  for (int32_t i = begin_y[0]; i < end_y; ++i) {
+    const Tap<T> y = taps_y[i];
+    const S* const row = first + y.place * on.row;
+    const T* const scale_row = scale == nullptr ? nullptr : scale + y.place * on.width;
+#pragma unroll 4
+    for (int32_t j = first_x; j < end_x; ++j) {
+      const Tap<T> x = taps_x[j];
+      T weight = y.weight * x.weight;
+      if (scale_row != nullptr) weight *= scale_row[x.place];
+      const auto pack = *reinterpret_cast<const Pack<S, V>*>(row + x.place * on.place);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[v] += weight * widen(pack.at[v]);
+    }
+  }
+}
+
+// A block works on one box. Boxes of more than `most` taps are left to another kernel.
+template <typename S>
+struct Gather {
+  Pyramid<const S> maps;
+  const Sum<S>* scale;
+  Tables<Sum<S>> tables;
+  int64_t most;
+  Bins<S> out;
+  int32_t channels;
+
+  __device__ bool skips(int64_t box) const {
+    return int64_t{tables.begins(0, box)[tables.bins[0]]} * tables.begins(1, box)[tables.bins[1]] > most;
+  }
+
+  // V channels of a bin, read and written as one.
+  template <int V>
+  __device__ void bin(int64_t box, int32_t p, int32_t q, int32_t c) const {
+    const int32_t map = tables.map[box], images = static_cast<int32_t>(maps.images);
+    Sum<S> sum[V] = {};
+    if (map >= 0) {
+      const Level<const S>& on = maps.level[map / images];
+      const int64_t image = map % images;
+      gather_bin<V>(on, on.data + image * on.image + c * on.channel,
+                    scale == nullptr ? nullptr : scale + image * on.height * on.width, tables, box, p, q,
+                    sum);
+    }
+    Pack<S, V> result;
+#pragma unroll
+    for (int v = 0; v < V; ++v) narrow(sum[v], result.at[v]);
+    *reinterpret_cast<Pack<S, V>*>(out.at(box, p, q, c)) = result;
+  }
+};
+
+constexpr int kGatherThreads = 256;
+
+// Neighbouring threads own neighbouring packs of channels, then bins.
+template <typename S, int V>
+__global__ void __launch_bounds__(kGatherThreads) gather_kernel(Gather<S> op) {
+  const int64_t box = blockIdx.x;
+  const int32_t packs = op.channels / V, bins_x = op.tables.bins[1],
+                count = packs * bins_x * op.tables.bins[0];
+  if (op.skips(box)) return;
+  for (int32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
+    const int32_t bin = i / packs;
+    op.template bin<V>(box, bin / bins_x, bin % bins_x, i % packs * V);
+  }
+}
+
+// Neighbouring threads own neighbouring bins along x, then y, then channels.
+template <typename S>
+__global__ void __launch_bounds__(kGatherThreads) gather_planes_kernel(Gather<S> op) {
+  const int64_t box = blockIdx.x;
+  const int32_t bins_x = op.tables.bins[1], bins = bins_x * op.tables.bins[0], count = op.channels * bins;
+  if (op.skips(box)) return;
+  for (int32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
+    const int32_t bin = i % bins;
+    op.template bin<1>(box, bin / bins_x, bin % bins_x, i / bins);
+  }
+}
+
+template <typename S>
+bool channels_are_neighbours(const Pyramid<S>& maps) {
+  for (int i = 0; i < maps.levels; ++i) {
+    if (maps.level[i].channel != 1) return false;
+  }
+  return true;
+}
+
+// Whether all rows of channels may be read and written in packs of V.
+template <int V, typename S, typename B>
+bool packs_fit(const Pyramid<S>& maps, const Bins<B>& bins, int64_t channels) {
+  int64_t strides = channels | bins.box | bins.y | bins.x;
+  bool fit = bins.channel == 1 && reinterpret_cast<uintptr_t>(bins.data) % (V * sizeof(B)) == 0 &&
+             channels_are_neighbours(maps);
+  for (int i = 0; i < maps.levels; ++i) {
+    const Level<S>& on = maps.level[i];
+    strides |= on.image | on.row | on.place;
+    fit = fit && reinterpret_cast<uintptr_t>(on.data) % (V * sizeof(S)) == 0;
+  }
+  return fit && strides % V == 0;
+}
+
+// Writes the bins of all boxes of at most op.most taps; channels * P * Q < 2^31.
+template <typename S>
+void gather(const Gather<S>& op, int64_t boxes, cudaStream_t stream) {
+  constexpr int kMost = 16 / sizeof(S);
+  const bool packed = packs_fit<kMost>(op.maps, op.out, op.channels);
+  const int64_t count = int64_t{op.channels} / (packed ? kMost : 1) * op.tables.bins[0] * op.tables.bins[1];
+  const int64_t threads = std::min<int64_t>(kGatherThreads, (count + 31) / 32 * 32);
+  if (count == 0) return;
+  launch(packed                             ? gather_kernel<S, kMost>
+         : channels_are_neighbours(op.maps) ? gather_kernel<S, 1>
+                                            : gather_planes_kernel<S>,
+         dim3(static_cast<unsigned>(boxes),
+              static_cast<unsigned>(std::min<int64_t>((count + threads - 1) / threads, 65535))),
+         static_cast<unsigned>(threads), 0, stream, op);
+}
+
+}  // namespace cfmvit::kernels

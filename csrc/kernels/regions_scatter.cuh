@@ -1,0 +1,191 @@
+// Backward passes: the gradient of a map, F'[y, x, c] = sum over boxes and bins of wy * wx * out'[r, p, q,
+// c].
+//
+// A block owns a stretch of a row of a map and some channels, each thread two of them; it looks through the
+// boxes of the map in their order for bins that read the row, and adds what they give in shared memory, where
+// no other thread writes. So nothing is zeroed beforehand, all of the gradient is written once, there are no
+// atomics, and the order of every sum is that of the boxes.
+#pragma once
+
+#include "regions_gather.cuh"
+#include "regions_groups.cuh"
+
+namespace cfmvit::kernels {
+
+constexpr int kScatterThreads = 128, kScatterPlaces = 32;
+
+// Channels of a thread: 8 bytes of sums.
+template <typename T>
+constexpr int kScatterPack = 8 / sizeof(T);
+
+// A bin row of a box that reads the block's row of the map.
+template <typename T>
+struct BinRow {
+  int32_t box, p;
+  T weight;
+};
+
+// Where `place` stands among ascending taps [begin, end): its weight, or zero.
+template <typename T>
+__device__ T weight_at(const Tap<T>* taps, int32_t begin, int32_t end, int32_t place) {
+  while (begin < end) {
+    const int32_t middle = (begin + end) / 2;
+    if (taps[middle].place < place) {
+      begin = middle + 1;
+    } else if (taps[middle].place > place) {
+      end = middle;
+    } else {
+      return taps[middle].weight;
+    }
+  }
+  return 0;
+}
+
+template <typename T, typename S, bool kPacked>
+__device__ Pack<T, kScatterPack<T>> load_gradient(const S* at, int64_t stride, int64_t channels) {
+  constexpr int V = kScatterPack<T>;
+  Pack<T, V> out{};
+  if constexpr (kPacked) {
+    const auto pack = *reinterpret_cast<const Pack<S, V>*>(at);
+    for (int v = 0; v < V; ++v) out.at[v] = static_cast<T>(widen(pack.at[v]));
+  } else {
+    for (int v = 0; v < V; ++v) {
+      if (v < channels) out.at[v] = static_cast<T>(widen(at[v * stride]));
+    }
+  }
+  return out;
+}
+
+// Adds a bin row to the sums of the thread's channels at places [first_place, first_place + kScatterPlaces);
+// sums of neighbouring places are `step` apart. `at`: the thread's channels of bin (p, 0).
+template <typename T, typename S, bool kPacked>
+__device__ void scatter_row(const Tables<T>& tables, const BinRow<T>& row, const Bins<const S>& grad,
+                            const S* at, int64_t channels, int32_t first_place,
+                            Pack<T, kScatterPack<T>>* sums, int step) {
+  const int32_t* const begin = tables.begins(1, row.box);
+  const Tap<T>* const taps = tables.taps(1, row.box);
+  for (int32_t q = 0; q < tables.bins[1]; ++q) {
+    const int32_t from = begin[q], to = begin[q + 1];
+    if (from == to || taps[from].place >= first_place + kScatterPlaces || taps[to - 1].place < first_place) {
+      continue;
+    }
+    const auto value = load_gradient<T, S, kPacked>(at + q * grad.x, grad.channel, channels);
+    for (int32_t i = from; i < to; ++i) {
+      const Tap<T> tap = taps[i];
+      const int32_t place = tap.place - first_place;
+      if (place < 0 || place >= kScatterPlaces) continue;
+      const T weight = row.weight * tap.weight;
+      auto& sum = sums[place * step];
+#pragma unroll
+      for (int v = 0; v < kScatterPack<T>; ++v) sum.at[v] += weight * value.at[v];
+    }
+  }
+}
+
+// The stretches of rows of all maps, in the order of blocks.
+template <typename S>
+struct Stretches {
+  int64_t count = 0;  // below 2^31
+  int32_t of_level[kMostLevels] = {};
+
+  explicit Stretches(const Pyramid<S>& maps) {
+    for (int l = 0; l < maps.levels; ++l) {
+      const int64_t stretches = maps.images * maps.level[l].height * across(maps.level[l]);
+      of_level[l] = static_cast<int32_t>(stretches);
+      count += stretches;
+    }
+  }
+  CFMVIT_INLINE static int32_t across(const Level<S>& level) {
+    return static_cast<int32_t>((level.width + kScatterPlaces - 1) / kScatterPlaces);
+  }
+};
+
+// Shared: (kScatterPlaces, blockDim.x) packs of sums. S: type of the gradient of the bins, G: of the maps.
+template <typename S, typename G, bool kPacked>
+__global__ void __launch_bounds__(kScatterThreads, 7)
+    scatter_kernel(Pyramid<G> maps, Stretches<G> stretches, Tables<Sum<S>> tables, Groups by_map,
+                   Bins<const S> grad, int64_t channels) {
+  using T = Sum<S>;
+  constexpr int V = kScatterPack<T>;
+  __shared__ BinRow<T> rows[kScatterThreads];
+  __shared__ int rows_of_warp[kScatterThreads / 32];
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32, warp = thread / 32;
+  Pack<T, V>* const sums = dynamic_shared<Pack<T, V>>() + thread;
+
+  auto stretch = static_cast<int32_t>(blockIdx.x);
+  int l = 0;
+  while (stretch >= stretches.of_level[l]) stretch -= stretches.of_level[l++];
+  const Level<G>& level = maps.level[l];
+  const int32_t across = Stretches<G>::across(level), height = static_cast<int32_t>(level.height);
+  const int32_t first_place = stretch % across * kScatterPlaces, y = stretch / across % height;
+  const int64_t image = stretch / across / height;
+  const int64_t c = (int64_t{blockIdx.y} * threads + thread) * V, mine = channels - c;
+  for (int i = 0; i < kScatterPlaces; ++i) sums[i * threads] = {};
+
+  const int64_t map = l * maps.images + image, first = by_map.begin[map];
+  const auto candidates = static_cast<int32_t>((by_map.begin[map + 1] - first) * tables.bins[0]);
+  for (int32_t begin = 0; begin < candidates; begin += threads) {
+    BinRow<T> row{};
+    if (begin + thread < candidates) {
+      row.box = by_map.order[first + (begin + thread) / tables.bins[0]];
+      row.p = (begin + thread) % tables.bins[0];
+      const int32_t* const begins = tables.begins(0, row.box) + row.p;
+      row.weight = weight_at(tables.taps(0, row.box), begins[0], begins[1], y);
+    }
+    const unsigned found = __ballot_sync(kAllLanes, row.weight != 0);
+    if (lane == 0) rows_of_warp[warp] = __popc(found);
+    __syncthreads();
+    int at = __popc(found & ((1u << lane) - 1)), count = 0;
+    for (int w = 0; w < threads / 32; ++w) {
+      if (w < warp) at += rows_of_warp[w];
+      count += rows_of_warp[w];
+    }
+    if (row.weight != 0) rows[at] = row;
+    __syncthreads();
+    for (int i = 0; i < count && mine > 0; ++i) {
+      scatter_row<T, S, kPacked>(tables, rows[i], grad, grad.at(rows[i].box, rows[i].p, 0, c), mine,
+                                 first_place, sums, threads);
+    }
+    __syncthreads();
+  }
+
+  const int places = static_cast<int>(min(int64_t{kScatterPlaces}, level.width - first_place));
+  G* const out = level.data + image * level.image + y * level.row + first_place * level.place;
+  if constexpr (kPacked) {
+    if (mine <= 0) return;
+    for (int i = 0; i < places; ++i) {
+      Pack<G, V> pack;
+      for (int v = 0; v < V; ++v) narrow(sums[i * threads].at[v], pack.at[v]);
+      *reinterpret_cast<Pack<G, V>*>(out + i * level.place + c) = pack;
+    }
+  } else {  // neighbouring threads write neighbours in memory
+    __syncthreads();
+    const int64_t first_channel = int64_t{blockIdx.y} * threads * V;
+    const int present = static_cast<int>(min(int64_t{threads} * V, channels - first_channel));
+    const Pack<T, V>* const all = dynamic_shared<Pack<T, V>>();
+    for (int i = thread; i < present * places; i += threads) {
+      const int place = level.channel == 1 ? i / present : i % places;
+      const int channel = level.channel == 1 ? i % present : i / places;
+      narrow(all[place * threads + channel / V].at[channel % V],
+             out[place * level.place + (first_channel + channel) * level.channel]);
+    }
+  }
+}
+
+// Writes all of every map. R * P and the number of stretches are below 2^31.
+template <typename S, typename G>
+void scatter(const Pyramid<G>& maps, const Tables<Sum<S>>& tables, const Groups& by_map,
+             const Bins<const S>& grad, int64_t channels, cudaStream_t stream) {
+  constexpr int V = kScatterPack<Sum<S>>;
+  const Stretches<G> stretches(maps);
+  const int64_t packs = (channels + V - 1) / V;
+  const int64_t threads = std::min<int64_t>(kScatterThreads, (packs + 31) / 32 * 32);
+  if (channels == 0) return;
+  launch(packs_fit<V>(maps, grad, channels) ? scatter_kernel<S, G, true> : scatter_kernel<S, G, false>,
+         dim3(static_cast<unsigned>(stretches.count), static_cast<unsigned>((packs + threads - 1) / threads)),
+         static_cast<unsigned>(threads), threads * kScatterPlaces * sizeof(Pack<Sum<S>, V>), stream, maps,
+         stretches, tables, by_map, grad, channels);
+}
+
+}  // namespace cfmvit::kernels

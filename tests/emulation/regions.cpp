@@ -1,0 +1,192 @@
+// The launchers of the regions family.
+#include "cases.h"
+#include "kernels/regions_gather.cuh"
+#include "kernels/regions_lengths.cuh"
+#include "kernels/regions_scatter.cuh"
+
+namespace cfmvit::emulation {
+
+using regions::Sampling;
+
+// sampling: P, Q, ratio, aligned
+Sampling sampling_of(const Job& job, bool merge) {
+  const auto* n = job.data<int64_t>("sampling");
+  return {n[0], n[1], n[2], n[3] != 0, merge};
+}
+
+// The levels "map0", "map1", ... (B, C, H, W); their scales in "scales".
+template <typename S, typename Array>
+kernels::Pyramid<S> pyramid_of(const Job& job, const std::vector<Array>& maps) {
+  kernels::Pyramid<S> out{};
+  out.levels = static_cast<int>(maps.size());
+  out.images = maps[0].size(0);
+  for (int l = 0; l < out.levels; ++l) {
+    const auto& x = maps[l];
+    out.level[l] = {x.template data<S>(), x.size(2),   x.size(3),   x.stride(0),
+                    x.stride(2),          x.stride(3), x.stride(1), job.data<double>("scales")[l]};
+  }
+  return out;
+}
+
+template <typename S>
+kernels::Bins<S> bins_of(const Array& x) {
+  return {x.data<S>(), x.stride(0), x.stride(2), x.stride(3), x.stride(1)};
+}
+
+std::vector<Array> maps_of(const Job& job) {
+  std::vector<Array> maps;
+  for (int l = 0; job.has("map" + std::to_string(l)); ++l) maps.push_back(job["map" + std::to_string(l)]);
+  return maps;
+}
+
+// A channels-last or a plain output (B, C, H, W), as an array with strides.
+template <typename S>
+Array output_map(Job& job, const std::string& name, const Sizes& size, bool channels_last) {
+  job.output<S>(name, channels_last ? Sizes{size[0], size[2], size[3], size[1]} : size);
+  Array out = job.outputs[name];
+  const int64_t c = size[1], h = size[2], w = size[3];
+  out.sizes = size;
+  out.strides = channels_last ? Sizes{h * w * c, 1, w * c, c} : Sizes{c * h * w, h * w, w, 1};
+  return out;
+}
+
+// Tables for the job's boxes; `carve` takes more of the workspace.
+template <typename T, typename S, typename Carve>
+kernels::Tables<T> tables_for(Job& job, const kernels::Pyramid<S>& maps, const Sampling& sampling,
+                              const Carve& carve) {
+  const Array& rois = job["rois"];
+  int64_t height = 0, width = 0;
+  for (int l = 0; l < maps.levels; ++l) {
+    height = std::max(height, maps.level[l].height);
+    width = std::max(width, maps.level[l].width);
+  }
+  kernels::Workspace counted;
+  kernels::tables_of<T>(counted, rois.size(0), sampling, height, width);
+  carve(counted);
+  kernels::Workspace workspace(reinterpret_cast<char*>(job.scratch<uint8_t>(counted.bytes())));
+  const auto tables = kernels::tables_of<T>(workspace, rois.size(0), sampling, height, width);
+  carve(workspace);
+  const auto make = [&](auto zero) {
+    using Coordinate = decltype(zero);
+    const kernels::Boxes<Coordinate> boxes{rois.data<const Coordinate>(), job.data<int64_t>("levels"),
+                                           rois.size(0)};
+    kernels::make_tables(boxes, maps, sampling, tables, nullptr);
+  };
+  rois.type == "float64" ? make(double{}) : make(float{});
+  return tables;
+}
+
+KERNEL(align) {
+  with_floating(job["map0"], [&](auto zero) {
+    using S = decltype(zero);
+    const Sampling sampling = sampling_of(job, false);
+    const auto maps = pyramid_of<const S>(job, maps_of(job));
+    const int64_t boxes = job["rois"].size(0), channels = job["map0"].size(1);
+    const auto tables = tables_for<Sum<S>>(job, maps, sampling, [](auto&) {});
+    const Array out = output_map<S>(job, "out", {boxes, channels, sampling.bins_y, sampling.bins_x},
+                                    job.integer("channels_last"));
+    kernels::gather<S>({maps, nullptr, tables, INT64_MAX, bins_of<S>(out), static_cast<int32_t>(channels)},
+                       boxes, nullptr);
+  });
+}
+
+// sizes: H, W of each level
+KERNEL(align_backward) {
+  const Array& grad = job["grad"];
+  with_floating(grad, [&](auto zero) {
+    using S = decltype(zero);
+    const Sampling sampling = sampling_of(job, false);
+    std::vector<Array> outs;
+    for (int64_t l = 0; l < job["scales"].size(0); ++l) {
+      const auto* size = job.data<int64_t>("sizes") + 2 * l;
+      outs.push_back(output_map<S>(job, "map" + std::to_string(l),
+                                   {job.integer("images"), grad.size(1), size[0], size[1]},
+                                   job.integer("channels_last")));
+    }
+    const auto maps = pyramid_of<S>(job, outs);
+    kernels::Groups by_map;
+    const auto tables = tables_for<Sum<S>>(job, maps, sampling, [&](kernels::Workspace& workspace) {
+      by_map = kernels::groups_of(workspace, grad.size(0), maps.images * maps.levels);
+    });
+    kernels::make_groups(kernels::MapOf<Sum<S>>{tables}, grad.size(0), by_map, nullptr);
+    kernels::scatter<S, S>(maps, tables, by_map, bins_of<const S>(grad), grad.size(1), nullptr);
+  });
+}
+
+// tokens (B, N, C) as the one level of a pyramid; sizes: H, W
+template <typename S>
+kernels::Pyramid<S> grid_of(const Job& job, const Array& tokens, int64_t prefix) {
+  const auto* size = job.data<int64_t>("sizes");
+  kernels::Pyramid<S> out{};
+  out.levels = 1;
+  out.images = tokens.size(0);
+  out.level[0] = {tokens.data<S>() + prefix * tokens.stride(1),
+                  size[0],
+                  size[1],
+                  tokens.stride(0),
+                  size[1] * tokens.stride(1),
+                  tokens.stride(1),
+                  tokens.stride(2),
+                  *job.data<double>("scales")};
+  return out;
+}
+
+KERNEL(pool) {
+  const Array& tokens = job["tokens"];
+  with_floating(tokens, [&](auto zero) {
+    using S = decltype(zero);
+    const int64_t boxes = job["rois"].size(0), channels = tokens.size(2);
+    const auto maps = grid_of<const S>(job, tokens, job.integer("prefix"));
+    const int64_t places = maps.images * maps.level[0].height * maps.level[0].width;
+    Sum<S>* scale = nullptr;
+    const bool normalize = job.integer("normalize");
+    const auto tables =
+        tables_for<Sum<S>>(job, maps, sampling_of(job, true), [&](kernels::Workspace& workspace) {
+          if (normalize) scale = workspace.take<Sum<S>>(places);
+        });
+    if (normalize) {
+      kernels::for_each_warp(places, kernels::InverseLengths<S>{maps.level[0], scale, channels}, nullptr);
+    }
+    S* const out = job.output<S>("out", {boxes, channels});
+    kernels::gather<S>(
+        {maps, scale, tables, INT64_MAX, {out, channels, 0, 0, 1}, static_cast<int32_t>(channels)}, boxes,
+        nullptr);
+  });
+}
+
+// tokens: given where they were normalised
+KERNEL(pool_backward) {
+  const Array& grad = job["grad"];
+  with_floating(grad, [&](auto zero) {
+    using S = decltype(zero);
+    using T = Sum<S>;
+    const int64_t images = job.integer("images"), channels = grad.size(1);
+    const int64_t places = job.data<int64_t>("sizes")[0] * job.data<int64_t>("sizes")[1];
+    const Sizes size{images, places, channels};
+    const kernels::Bins<const S> bins{grad.data<const S>(), grad.stride(0), 0, 0, grad.stride(1)};
+    job.output<S>("tokens", size);
+    const auto view = [&](const std::string& name) {
+      Array out = job.outputs[name];
+      out.sizes = size;
+      out.strides = {places * channels, channels, 1};
+      return out;
+    };
+    const auto maps = grid_of<S>(job, view("tokens"), 0);
+    kernels::Groups by_map;
+    const auto tables = tables_for<T>(job, maps, sampling_of(job, true), [&](kernels::Workspace& workspace) {
+      by_map = kernels::groups_of(workspace, grad.size(0), images);
+    });
+    kernels::make_groups(kernels::MapOf<T>{tables}, grad.size(0), by_map, nullptr);
+    if (!job.has("tokens")) {
+      return kernels::scatter<S, S>(maps, tables, by_map, bins, channels, nullptr);
+    }
+    const T* const unit = job.output<T>("scratch unit", size);
+    kernels::scatter<S, T>(grid_of<T>(job, view("scratch unit"), 0), tables, by_map, bins, channels, nullptr);
+    kernels::for_each_warp(images * places,
+                           kernels::Unnormalize<S>{grid_of<const S>(job, job["tokens"], 0).level[0], unit,
+                                                   maps.level[0], channels},
+                           nullptr);
+  });
+}
+
+}  // namespace cfmvit::emulation

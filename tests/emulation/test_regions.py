@@ -1,0 +1,206 @@
+"""The regions family's CUDA kernels, emulated, against the reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cfmvit.ops.reference import regions as reference
+
+from .emulator import DTYPES, Emulator, assert_matches, rand
+
+B = 2
+NAN, INF = float("nan"), float("inf")
+CHANNELS = (1, 31, 32, 33, 257)
+# P, Q, sampling ratio, aligned
+SAMPLINGS = ((3, 2, 2, 1), (2, 3, -1, 0), (1, 1, 3, 1))
+
+
+def boxes(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Boxes inside, across and beyond maps of about 12 x 15, tiny to huge, some inverted, empty, or of no image."""
+    generator = torch.Generator().manual_seed(2)
+    corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 22 - 4
+    size = torch.rand(count, 2, generator=generator, dtype=torch.float64) ** 3 * 30
+    size[::7] = -size[::7]
+    size[3::11] = 0
+    size[5::13] *= 1000
+    image = torch.randint(0, B, (count, 1), generator=generator)
+    return torch.cat([image, corner, corner + size], 1).to(dtype)
+
+
+def hostile() -> Tensor:
+    """Boxes that are not finite or beyond any map, and numbers of images that there are not."""
+    values = torch.tensor(list(itertools.product((NAN, INF, -INF, 3e38, -3e38, -1e9, 0.0, 7.5), repeat=4)))
+    rois = torch.cat([torch.zeros(len(values), 1), values], 1)[::29]
+    strangers = torch.tensor([[image, 1.0, 1, 5, 5] for image in (-1, B, NAN, INF, -INF, 1e30, -0.5)])
+    return torch.cat([rois, strangers, boxes(3)])
+
+
+def known(rois: Tensor) -> Tensor:
+    """What the reference, which expects boxes of images that there are, is given in place of the others."""
+    rois = rois.clone()
+    rois[~((rois[:, 0] >= 0) & (rois[:, 0] < B))] = torch.tensor([0, NAN, 0, 0, 0], dtype=rois.dtype)
+    return rois
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def check_align(
+    regions: Emulator,
+    maps: list[Tensor],
+    rois: Tensor,
+    sampling: tuple[int, ...],
+    levels: Tensor | None = None,
+    last: bool = True,
+    lead: int = 0,
+) -> None:
+    """Both passes, for maps (B, C, H, W) of any layout."""
+    p, q, ratio, aligned = sampling
+    scales = torch.tensor([1.0, 0.5, 0.25][: len(maps)], dtype=torch.float64)
+    shared = {
+        "rois": rois,
+        "levels": levels,
+        "scales": scales,
+        "sampling": torch.tensor(sampling),
+        "channels_last": int(last),
+    }
+    found = regions("align", {**{f"map{i}": x for i, x in enumerate(maps)}, **shared}, lead=lead)["out"]
+    found = found.permute(0, 3, 1, 2) if last else found
+    leaves = [x.double().requires_grad_() for x in maps]
+    of = torch.zeros(len(rois), dtype=torch.int64) if levels is None else levels
+    truth = reference.multilevel_roi_align(
+        leaves, known(rois), of, scales.tolist(), p, q, ratio, bool(aligned)
+    )
+    assert_matches(found, truth.detach())
+
+    grad = rand(*truth.shape, dtype=maps[0].dtype, seed=3)
+    expected = torch.autograd.grad(truth, leaves, grad.double())
+    sizes = torch.tensor([x.shape[2:] for x in maps])
+    for layout in (grad, channels_last(grad)) if lead == 0 else (channels_last(grad),):
+        given = {"grad": layout, "sizes": sizes, "images": B, **shared}
+        found_maps = regions("align_backward", given, lead=lead)
+        for i, e in enumerate(expected):
+            x = found_maps[f"map{i}"]
+            # Sums over many boxes: held to the size of the largest.
+            scale = max(1.0, float(e.abs().max()))
+            assert_matches(((x.permute(0, 3, 1, 2) if last else x).double() / scale).to(x.dtype), e / scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("last", [True, False], ids=["NHWC", "NCHW"])
+def test_roi_align(regions: Emulator, last: bool, channels: int, dtype: torch.dtype) -> None:
+    sampling = SAMPLINGS[channels % 3]
+    x = rand(B, channels, 12, 15, dtype=dtype)
+    check_align(regions, [channels_last(x) if last else x], boxes(25), sampling, last=last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_roi_align_in_packs(regions: Emulator, dtype: torch.dtype) -> None:
+    """Channels in packs of 16 bytes, more than one block of them; addresses and rows that no pack fits; boxes in float64."""
+    wide = channels_last(rand(B, 272, 5, 34, dtype=dtype))
+    for sampling in SAMPLINGS:
+        check_align(regions, [wide], boxes(20, torch.float64), sampling)
+    check_align(regions, [wide], boxes(5), SAMPLINGS[0], lead=1)
+    tokens = rand(B, 1 + 5 * 7, 40, dtype=dtype)[:, 1:, 3:35].transpose(1, 2).unflatten(2, (5, 7))
+    check_align(regions, [tokens], boxes(9), SAMPLINGS[1])
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_multilevel(regions: Emulator, sampling: tuple[int, ...]) -> None:
+    maps = [channels_last(rand(B, 40, h, w, dtype=torch.float32)) for h, w in ((12, 15), (6, 8), (3, 1))]
+    rois = boxes(40)
+    levels = torch.arange(40) % 3
+    check_align(regions, maps, rois, sampling, levels)
+    # Levels that there are not: as boxes that can't be read.
+    strange = levels.clone()
+    strange[3::5], strange[4::5] = -1, 3
+    given = {
+        "scales": torch.tensor([1.0, 0.5, 0.25]).double(),
+        "sampling": torch.tensor(sampling),
+        "channels_last": 1,
+    }
+    found = regions(
+        "align", {**{f"map{i}": x for i, x in enumerate(maps)}, "rois": rois, "levels": strange, **given}
+    )
+    assert not found["out"][strange != levels].any()
+    assert found["out"].isfinite().all()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("last", [True, False], ids=["NHWC", "NCHW"])
+def test_hostile_boxes(regions: Emulator, last: bool, sampling: tuple[int, ...]) -> None:
+    x = rand(B, 8, 12, 15, dtype=torch.float32)
+    check_align(regions, [channels_last(x) if last else x], hostile(), sampling, last=last)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 6, 8), (B, 0, 6, 8), (B, 5, 6, 8)], ids=str)
+def test_nothing(regions: Emulator, shape: tuple[int, ...]) -> None:
+    """No images, no channels, no boxes."""
+    rois = boxes(0 if shape[0] and shape[1] else 3)
+    given = {
+        "rois": rois,
+        "scales": torch.ones(1).double(),
+        "sampling": torch.tensor(SAMPLINGS[0]),
+        "channels_last": 1,
+    }
+    out = regions("align", {"map0": torch.zeros(shape), **given})["out"]
+    assert out.shape == (len(rois), 3, 2, shape[1])
+    assert not out.any()
+    back = {
+        "grad": torch.zeros(len(rois), shape[1], 3, 2),
+        "sizes": torch.tensor([shape[2:]]),
+        "images": shape[0],
+    }
+    assert not regions("align_backward", {**back, **given})["map0"].any()
+
+
+def check_pool(
+    regions: Emulator,
+    tokens: Tensor,
+    size: tuple[int, int],
+    rois: Tensor,
+    sampling: tuple[int, ...],
+    normalize: bool,
+) -> None:
+    """Both passes, for tokens (B, prefix + H * W, C) of any strides."""
+    p, q, ratio, aligned = sampling
+    prefix = tokens.shape[1] - size[0] * size[1]
+    shared = {
+        "rois": rois, "sizes": torch.tensor(size), "scales": torch.ones(1).double(), "sampling": torch.tensor(sampling)
+    }  # fmt: skip
+    found = regions("pool", {"tokens": tokens, "prefix": prefix, "normalize": int(normalize), **shared})[
+        "out"
+    ]
+    leaf = tokens[:, prefix:].double().requires_grad_()
+    truth = reference.pool_regions(leaf, known(rois), *size, 1.0, p, q, ratio, bool(aligned), 0, normalize)
+    assert_matches(found, truth.detach())
+    grad = rand(*truth.shape, dtype=tokens.dtype, seed=3)
+    (expected,) = torch.autograd.grad(truth, leaf, grad.double())
+    given = {"grad": grad, "images": B, "tokens": tokens[:, prefix:] if normalize else None, **shared}
+    back = regions("pool_backward", given)["tokens"]
+    scale = max(1.0, float(expected.abs().max()))
+    assert_matches((back.double() / scale).to(back.dtype), expected / scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_pool_regions(regions: Emulator, normalize: bool, channels: int, dtype: torch.dtype) -> None:
+    tokens = rand(B, 2 + 9 * 11, channels, dtype=dtype)
+    check_pool(regions, tokens, (9, 11), boxes(30), SAMPLINGS[channels % 3], normalize)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_pool_regions_anywhere_in_memory(regions: Emulator, dtype: torch.dtype) -> None:
+    rois = torch.cat([hostile(), boxes(10)])
+    padded = F.pad(rand(B, 5 * 34, 48, dtype=dtype), (8, 8, 1, 0), value=NAN)
+    check_pool(regions, padded[:, 1:, 8:56], (5, 34), rois, SAMPLINGS[0], False)  # packs, rows with gaps
+    check_pool(regions, padded[:, 1:, 8:55:2], (5, 34), rois, SAMPLINGS[1], True)
+    check_pool(regions, rand(B, 17, 5 * 34, dtype=dtype).transpose(1, 2), (5, 34), rois, SAMPLINGS[2], False)
