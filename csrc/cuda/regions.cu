@@ -52,7 +52,7 @@ struct AlignCuda {
       on_device(grad, [&](cudaStream_t stream) {
         with_boxes(rois, levels,
                    [&](auto boxes) { kernels::make_tables(boxes, views, sampling, tables, stream); });
-        kernels::make_groups(kernels::MapOf<Sum<S>>{tables}, rois.size(0), by_map, stream);
+        kernels::make_groups(tables.map, rois.size(0), by_map, stream);
         kernels::scatter<S, S>(views, tables, by_map, bins_of<const S>(grad), grad.size(1), stream);
       });
     });

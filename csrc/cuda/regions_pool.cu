@@ -1,6 +1,7 @@
 // The mean over RoIAlign's bins of a map of tokens, on a GPU.
 #include "dispatch.h"
 #include "kernels/regions_lengths.cuh"
+#include "kernels/regions_products.cuh"
 #include "regions_views.h"
 
 namespace cfmvit {
@@ -51,9 +52,11 @@ Tensor pool_regions_cuda(Tensor tokens, Tensor rois, int64_t grid_height, int64_
     const int64_t places = size.batch * grid_height * grid_width;
     kernels::Tables<Sum<S>> tables;
     Sum<S>* scale = nullptr;
+    kernels::Products products;
     const Tensor memory = carve_workspace(tokens, [&](kernels::Workspace& workspace) {
       tables = carve_tables<Sum<S>>(workspace, rois.size(0), {size}, sampling);
       if (normalize) scale = workspace.take<Sum<S>>(places);
+      products = kernels::products_of(workspace, rois.size(0), size.batch);
     });
     on_device(tokens, [&](cudaStream_t stream) {
       with_boxes(boxes, std::nullopt,
@@ -62,9 +65,9 @@ Tensor pool_regions_cuda(Tensor tokens, Tensor rois, int64_t grid_height, int64_
         kernels::for_each_warp(places, kernels::InverseLengths<S>{maps.level[0], scale, size.channels},
                                stream);
       }
-      kernels::gather<S>(
+      kernels::pool<S>(
           {maps, scale, tables, INT64_MAX, pooled_bins<S>(out), static_cast<int32_t>(size.channels)},
-          rois.size(0), stream);
+          products, rois.size(0), stream);
     });
   });
   return out;
@@ -102,7 +105,7 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
     on_device(grad, [&](cudaStream_t stream) {
       with_boxes(boxes, std::nullopt,
                  [&](auto views) { kernels::make_tables(views, maps, sampling, tables, stream); });
-      kernels::make_groups(kernels::MapOf<T>{tables}, rois.size(0), by_map, stream);
+      kernels::make_groups(tables.map, rois.size(0), by_map, stream);
       const auto bins = pooled_bins<const S>(grad);
       if (!tokens) return kernels::scatter<S, S>(maps, tables, by_map, bins, size.channels, stream);
       kernels::scatter<S, T>(grid_of<T>(unit, 0, size), tables, by_map, bins, size.channels, stream);

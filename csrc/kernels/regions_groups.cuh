@@ -2,6 +2,8 @@
 // a group keep their order and everything that walks a group is the same on every run.
 #pragma once
 
+#include <algorithm>
+
 #include "regions_tables.cuh"
 
 namespace cfmvit::kernels {
@@ -40,23 +42,26 @@ __device__ inline int64_t sum_before(int64_t value, int64_t& total) {
   return before + sum - value;
 }
 
-// group_of(box): its group, or -1 for none. A block makes one group: it counts the boxes of those before,
-// then writes its own; each thread looks at one stretch of the boxes.
-template <typename GroupOf>
-__global__ void __launch_bounds__(kGroupThreads) group_kernel(GroupOf group_of, int64_t boxes, Groups out) {
+// group (R,): of each box, or -1 for none. A block makes one group: it counts the boxes of those before, then
+// writes its own; each thread looks at one stretch of the boxes.
+template <typename Key>
+__global__ void __launch_bounds__(kGroupThreads, 4)
+    group_kernel(const Key* of_box, int64_t boxes, Groups out) {
   const int64_t stretch = (boxes + kGroupThreads - 1) / kGroupThreads;
   const int64_t first = threadIdx.x * stretch, end = min(first + stretch, boxes);
   for (int64_t group = blockIdx.x; group < out.count; group += gridDim.x) {
     int64_t below = 0, mine = 0, all_below = 0, all = 0;
+#pragma unroll 8
     for (int64_t box = first; box < end; ++box) {
-      const int64_t g = group_of(box);
+      const Key g = __ldg(of_box + box);
       below += g >= 0 && g < group;
       mine += g == group;
     }
     sum_before(below, all_below);
     int64_t at = sum_before(mine, all) + all_below;
+#pragma unroll 8
     for (int64_t box = first; box < end; ++box) {
-      if (group_of(box) == group) out.order[at++] = static_cast<int32_t>(box);
+      if (__ldg(of_box + box) == group) out.order[at++] = static_cast<int32_t>(box);
     }
     if (threadIdx.x == 0) {
       out.begin[group] = all_below;
@@ -65,17 +70,10 @@ __global__ void __launch_bounds__(kGroupThreads) group_kernel(GroupOf group_of, 
   }
 }
 
-template <typename GroupOf>
-void make_groups(const GroupOf& group_of, int64_t boxes, const Groups& out, cudaStream_t stream) {
+inline void make_groups(const int32_t* of_box, int64_t boxes, const Groups& out, cudaStream_t stream) {
   constexpr int64_t kMostBlocks = 65535;
-  launch(group_kernel<GroupOf>, static_cast<unsigned>(std::min(out.count, kMostBlocks)), kGroupThreads, 0,
-         stream, group_of, boxes, out);
+  launch(group_kernel<int32_t>, static_cast<unsigned>(std::min(out.count, kMostBlocks)), kGroupThreads, 0,
+         stream, of_box, boxes, out);
 }
-
-template <typename T>
-struct MapOf {
-  Tables<T> tables;
-  __device__ int64_t operator()(int64_t box) const { return tables.map[box]; }
-};
 
 }  // namespace cfmvit::kernels

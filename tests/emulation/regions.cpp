@@ -2,7 +2,9 @@
 #include "cases.h"
 #include "kernels/regions_gather.cuh"
 #include "kernels/regions_lengths.cuh"
+#include "kernels/regions_products.cuh"
 #include "kernels/regions_scatter.cuh"
+#include "kernels/regions_scores.cuh"
 
 namespace cfmvit::emulation {
 
@@ -108,7 +110,7 @@ KERNEL(align_backward) {
     const auto tables = tables_for<Sum<S>>(job, maps, sampling, [&](kernels::Workspace& workspace) {
       by_map = kernels::groups_of(workspace, grad.size(0), maps.images * maps.levels);
     });
-    kernels::make_groups(kernels::MapOf<Sum<S>>{tables}, grad.size(0), by_map, nullptr);
+    kernels::make_groups(tables.map, grad.size(0), by_map, nullptr);
     kernels::scatter<S, S>(maps, tables, by_map, bins_of<const S>(grad), grad.size(1), nullptr);
   });
 }
@@ -139,18 +141,20 @@ KERNEL(pool) {
     const auto maps = grid_of<const S>(job, tokens, job.integer("prefix"));
     const int64_t places = maps.images * maps.level[0].height * maps.level[0].width;
     Sum<S>* scale = nullptr;
+    kernels::Products products;
     const bool normalize = job.integer("normalize");
     const auto tables =
         tables_for<Sum<S>>(job, maps, sampling_of(job, true), [&](kernels::Workspace& workspace) {
           if (normalize) scale = workspace.take<Sum<S>>(places);
+          products = kernels::products_of(workspace, boxes, maps.images);
         });
     if (normalize) {
       kernels::for_each_warp(places, kernels::InverseLengths<S>{maps.level[0], scale, channels}, nullptr);
     }
     S* const out = job.output<S>("out", {boxes, channels});
-    kernels::gather<S>(
-        {maps, scale, tables, INT64_MAX, {out, channels, 0, 0, 1}, static_cast<int32_t>(channels)}, boxes,
-        nullptr);
+    kernels::pool<S>(
+        {maps, scale, tables, INT64_MAX, {out, channels, 0, 0, 1}, static_cast<int32_t>(channels)}, products,
+        boxes, nullptr);
   });
 }
 
@@ -176,7 +180,7 @@ KERNEL(pool_backward) {
     const auto tables = tables_for<T>(job, maps, sampling_of(job, true), [&](kernels::Workspace& workspace) {
       by_map = kernels::groups_of(workspace, grad.size(0), images);
     });
-    kernels::make_groups(kernels::MapOf<T>{tables}, grad.size(0), by_map, nullptr);
+    kernels::make_groups(tables.map, grad.size(0), by_map, nullptr);
     if (!job.has("tokens")) {
       return kernels::scatter<S, S>(maps, tables, by_map, bins, channels, nullptr);
     }
@@ -187,6 +191,24 @@ KERNEL(pool_backward) {
                                                    maps.level[0], channels},
                            nullptr);
   });
+}
+
+KERNEL(scores) {
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const auto view = [&](const std::string& name) {
+      if (!job.has(name)) return kernels::Logits<T>{};
+      const Array& x = job[name];
+      return kernels::Logits<T>{x.data<const T>(), x.stride(0), x.stride(1)};
+    };
+    const int64_t rows = job["logits"].size(0), labels = job["logits"].size(1) - 1;
+    kernels::combine_scores<T>(
+        {view("logits"), view("vlm"), job.data<T>("exponent"), job["exponent"].stride(0),
+         job.data<T>("objectness"), 1, job.real("power"), job.integer("renormalize") != 0,
+         job.output<T>("out", {rows, labels}), labels},
+        rows, nullptr);
+  };
+  job["logits"].type == "float64" ? run(double{}) : run(float{});
 }
 
 }  // namespace cfmvit::emulation

@@ -204,3 +204,58 @@ def test_pool_regions_anywhere_in_memory(regions: Emulator, dtype: torch.dtype) 
     check_pool(regions, padded[:, 1:, 8:56], (5, 34), rois, SAMPLINGS[0], False)  # packs, rows with gaps
     check_pool(regions, padded[:, 1:, 8:55:2], (5, 34), rois, SAMPLINGS[1], True)
     check_pool(regions, rand(B, 17, 5 * 34, dtype=dtype).transpose(1, 2), (5, 34), rois, SAMPLINGS[2], False)
+
+
+def large_boxes(count: int, width: float, height: float) -> Tensor:
+    """Boxes of many taps over the whole map, with a few small ones among them."""
+    generator = torch.Generator().manual_seed(7)
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 0.6
+    size = (0.3 + torch.rand(count, 2, generator=generator)) * torch.tensor([width, height])
+    size[::6] = 1.5
+    image = torch.arange(count) % B
+    return torch.cat([image[:, None], corner, corner + size], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_pool_regions_by_products(regions: Emulator, dtype: torch.dtype) -> None:
+    """Large boxes on tensor cores: tiles of several images, rows of more than one stretch, the last channels apart."""
+    for size, channels, count in (((11, 75), 72, 70), ((37, 9), 8, 20)):
+        tokens = rand(B, 3 + size[0] * size[1], channels, dtype=dtype)
+        rois = torch.cat([large_boxes(count, size[1], size[0]), hostile()[::3]])
+        for sampling in ((7, 7, 2, 1), (1, 1, -1, 1)):
+            check_pool(regions, tokens, size, rois, sampling, False)
+
+
+def test_places_that_no_box_reads_do_not_matter_to_products(regions: Emulator) -> None:
+    size, channels = (12, 20), 16
+    tokens = rand(B, size[0] * size[1], channels, dtype=torch.bfloat16)
+    rois = torch.tensor([[0, 2.0, 3, 9, 11], [1, 1, 1, 19, 11], [0, 12, 0, 19, 9]])
+    given = {
+        "rois": rois, "sizes": torch.tensor(size), "scales": torch.ones(1).double(), "prefix": 0, "normalize": 0,
+        "sampling": torch.tensor((7, 7, 2, 1)),
+    }  # fmt: skip
+    expected = regions("pool", {"tokens": tokens, **given})["out"]
+    hidden = tokens.view(B, *size, channels).clone()
+    hidden[0, :, 10], hidden[0, 0, :10], hidden[0, 5, 15, 3] = NAN, INF, INF
+    found = regions("pool", {"tokens": hidden.flatten(1, 2), **given})["out"]
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-2, atol=1e-3)
+    assert found[2].isinf().tolist() == [c == 3 for c in range(channels)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("labels", [1, 31, 128, 300])
+def test_combine_scores(regions: Emulator, labels: int, dtype: torch.dtype) -> None:
+    """Logits up to 100 either way, rows with gaps, labels that are impossible, every option."""
+    logits, vlm = (30 * rand(5, 1 + labels, 2, dtype=dtype, seed=seed)[..., 0] for seed in (0, 1))
+    logits[0, 0] = vlm[1, -1] = -INF
+    exponent, objectness = rand(labels, dtype=dtype).sigmoid(), rand(5, dtype=dtype, seed=2).sigmoid()
+    for second, sure, renormalize in itertools.product((None, vlm), (None, objectness), (0, 1)):
+        given = {"logits": logits, "vlm": second, "exponent": exponent, "objectness": sure, "power": 3.0}
+        found = regions("scores", {**given, "renormalize": renormalize})["out"]
+        exact = [x.double() if x is not None else None for x in (logits, second, exponent, sure)]
+        assert_matches(found, reference.combine_scores(*exact, 3.0, bool(renormalize)))
+    logits[2, 1] = NAN
+    given = {"logits": logits, "exponent": exponent, "power": 3.0, "renormalize": 1}
+    found = regions("scores", given)["out"]
+    assert found[2].isnan().all()
+    assert found[3:].isfinite().all()
