@@ -26,10 +26,10 @@ struct Bins {
 template <int V, typename S, typename T>
 __device__ void gather_bin(const Level<const S>& on, const S* first, const T* scale, const Tables<T>& tables,
                            int64_t box, int32_t p, int32_t q, T (&sum)[V]) {
-  const int32_t* const begin_y = tables.begins(0, box) + p;
-  const int32_t* const begin_x = tables.begins(1, box) + q;
-  const Tap<T>* const taps_y = tables.taps(0, box);
-  const Tap<T>* const taps_x = tables.taps(1, box);
+  const int32_t* const begin_y = tables.y.begins(box) + p;
+  const int32_t* const begin_x = tables.x.begins(box) + q;
+  const Tap<T>* const taps_y = tables.y.taps(box);
+  const Tap<T>* const taps_x = tables.x.taps(box);
   const int32_t end_y = begin_y[1], first_x = begin_x[0], end_x = begin_x[1];
   for (int32_t i = begin_y[0]; i < end_y; ++i) {
     const Tap<T> y = taps_y[i];
@@ -58,7 +58,7 @@ struct Gather {
   int32_t channels;
 
   __device__ bool skips(int64_t box) const {
-    return int64_t{tables.begins(0, box)[tables.bins[0]]} * tables.begins(1, box)[tables.bins[1]] > most;
+    return int64_t{tables.y.count(box)} * tables.x.count(box) > most;
   }
 
   // V channels of a bin, read and written as one.
@@ -86,8 +86,7 @@ constexpr int kGatherThreads = 256;
 template <typename S, int V>
 __global__ void __launch_bounds__(kGatherThreads) gather_kernel(Gather<S> op) {
   const int64_t box = blockIdx.x;
-  const int32_t packs = op.channels / V, bins_x = op.tables.bins[1],
-                count = packs * bins_x * op.tables.bins[0];
+  const int32_t packs = op.channels / V, bins_x = op.tables.x.bins, count = packs * bins_x * op.tables.y.bins;
   if (op.skips(box)) return;
   for (int32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
     const int32_t bin = i / packs;
@@ -99,7 +98,7 @@ __global__ void __launch_bounds__(kGatherThreads) gather_kernel(Gather<S> op) {
 template <typename S>
 __global__ void __launch_bounds__(kGatherThreads) gather_planes_kernel(Gather<S> op) {
   const int64_t box = blockIdx.x;
-  const int32_t bins_x = op.tables.bins[1], bins = bins_x * op.tables.bins[0], count = op.channels * bins;
+  const int32_t bins_x = op.tables.x.bins, bins = bins_x * op.tables.y.bins, count = op.channels * bins;
   if (op.skips(box)) return;
   for (int32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
     const int32_t bin = i % bins;
@@ -134,7 +133,7 @@ template <typename S>
 void gather(const Gather<S>& op, int64_t boxes, cudaStream_t stream) {
   constexpr int kMost = 16 / sizeof(S);
   const bool packed = packs_fit<kMost>(op.maps, op.out, op.channels);
-  const int64_t count = int64_t{op.channels} / (packed ? kMost : 1) * op.tables.bins[0] * op.tables.bins[1];
+  const int64_t count = int64_t{op.channels} / (packed ? kMost : 1) * op.tables.y.bins * op.tables.x.bins;
   const int64_t threads = std::min<int64_t>(kGatherThreads, (count + 31) / 32 * 32);
   if (count == 0) return;
   launch(packed                             ? gather_kernel<S, kMost>

@@ -48,10 +48,10 @@ struct ProductGroup {
   int32_t* group;
 
   __device__ void operator()(int64_t box) const {
-    const int32_t map = tables.map[box], count_y = tables.begins(0, box)[1];
+    const int32_t map = tables.map[box], count_y = tables.y.count(box);
     int32_t out = -1;
-    if (int64_t{count_y} * tables.begins(1, box)[1] > kProductTaps) {
-      const Tap<float>* const taps = tables.taps(0, box);
+    if (int64_t{count_y} * tables.x.count(box) > kProductTaps) {
+      const Tap<float>* const taps = tables.y.taps(box);
       const int32_t twice_centre = taps[0].place + taps[count_y - 1].place;
       out = map * kCentres + twice_centre * kCentres / (2 * rows);
     }
@@ -99,9 +99,9 @@ __device__ void list_rows(const Tables<float>& tables, int32_t image, ProductSha
   __syncthreads();
   const int32_t box = shared.box[thread / 2];
   if (box >= 0 && shared.image[thread / 2] == image) {
-    const int32_t count = tables.begins(0, box)[1];
+    const int32_t count = tables.y.count(box);
     for (int32_t i = thread % 2; i < count; i += 2) {
-      const int32_t y = tables.taps(0, box)[i].place;
+      const int32_t y = tables.y.taps(box)[i].place;
       atomicOr(&shared.reads[y / 32], 1u << (y % 32));
     }
   }
@@ -136,8 +136,8 @@ __device__ unsigned load_weights(const Tables<float>& tables, int32_t image, int
   __syncwarp();
   const int r = lane / 2, slot = warp * kWarpBoxes + r;
   if (shared.box[slot] >= 0 && shared.image[slot] == image) {
-    const Tap<float>* const taps = tables.taps(1, shared.box[slot]);
-    const int32_t count = tables.begins(1, shared.box[slot])[1];
+    const Tap<float>* const taps = tables.x.taps(shared.box[slot]);
+    const int32_t count = tables.x.count(shared.box[slot]);
     for (int32_t i = lane % 2; i < count; i += 2) {
       const int32_t x = taps[i].place - first;
       if (x < 0 || x >= kTilePlaces) continue;
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kProductThreads, 3) products_kernel(Gather<S> 
       RowWeights weights[2];
       for (int i = 0; i < 2; ++i) {
         const int32_t box = shared.image[mine + 8 * i] == image ? shared.box[mine + 8 * i] : -1;
-        if (box >= 0) weights[i].begin(op.tables.taps(0, box), op.tables.begins(0, box)[1]);
+        if (box >= 0) weights[i].begin(op.tables.y.taps(box), op.tables.y.count(box));
       }
       const S* const from = on.data + image * on.image + first * on.place + first_channel;
       const auto start = [&](int i) {

@@ -62,9 +62,9 @@ template <typename T, typename S, bool kPacked>
 __device__ void scatter_row(const Tables<T>& tables, const BinRow<T>& row, const Bins<const S>& grad,
                             const S* at, int64_t channels, int32_t first_place,
                             Pack<T, kScatterPack<T>>* sums, int step) {
-  const int32_t* const begin = tables.begins(1, row.box);
-  const Tap<T>* const taps = tables.taps(1, row.box);
-  for (int32_t q = 0; q < tables.bins[1]; ++q) {
+  const int32_t* const begin = tables.x.begins(row.box);
+  const Tap<T>* const taps = tables.x.taps(row.box);
+  for (int32_t q = 0; q < tables.x.bins; ++q) {
     const int32_t from = begin[q], to = begin[q + 1];
     if (from == to || taps[from].place >= first_place + kScatterPlaces || taps[to - 1].place < first_place) {
       continue;
@@ -124,14 +124,14 @@ __global__ void __launch_bounds__(kScatterThreads, 7)
   for (int i = 0; i < kScatterPlaces; ++i) sums[i * threads] = {};
 
   const int64_t map = l * maps.images + image, first = by_map.begin[map];
-  const auto candidates = static_cast<int32_t>((by_map.begin[map + 1] - first) * tables.bins[0]);
+  const auto candidates = static_cast<int32_t>((by_map.begin[map + 1] - first) * tables.y.bins);
   for (int32_t begin = 0; begin < candidates; begin += threads) {
     BinRow<T> row{};
     if (begin + thread < candidates) {
-      row.box = by_map.order[first + (begin + thread) / tables.bins[0]];
-      row.p = (begin + thread) % tables.bins[0];
-      const int32_t* const begins = tables.begins(0, row.box) + row.p;
-      row.weight = weight_at(tables.taps(0, row.box), begins[0], begins[1], y);
+      row.box = by_map.order[first + (begin + thread) / tables.y.bins];
+      row.p = (begin + thread) % tables.y.bins;
+      const int32_t* const begins = tables.y.begins(row.box) + row.p;
+      row.weight = weight_at(tables.y.taps(row.box), begins[0], begins[1], y);
     }
     const unsigned found = __ballot_sync(kAllLanes, row.weight != 0);
     if (lane == 0) rows_of_warp[warp] = __popc(found);

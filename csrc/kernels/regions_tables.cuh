@@ -61,19 +61,23 @@ struct Tap {
   T weight;
 };
 
-// Entry [axis] is of y, then of x. A box whose image or level is none of the pyramid's has no taps.
+template <typename T>
+struct AxisTables {
+  int32_t* begin;  // (R, bins + 1) where the taps of each bin begin
+  Tap<T>* tap;     // (R, most) ascending in each bin
+  int32_t bins;
+  int64_t most;
+
+  __device__ const int32_t* begins(int64_t box) const { return begin + box * (bins + 1); }
+  __device__ const Tap<T>* taps(int64_t box) const { return tap + box * most; }
+  __device__ int32_t count(int64_t box) const { return begins(box)[bins]; }
+};
+
+// A box whose image or level is none of the pyramid's has no taps.
 template <typename T>
 struct Tables {
-  int32_t* map;       // (R,) level * images + image, or -1
-  int32_t* begin[2];  // (R, bins + 1) where the taps of each bin begin
-  Tap<T>* tap[2];     // (R, most) ascending in each bin
-  int32_t bins[2];
-  int64_t most[2];
-
-  __device__ const int32_t* begins(int axis, int64_t box) const {
-    return begin[axis] + box * (bins[axis] + 1);
-  }
-  __device__ const Tap<T>* taps(int axis, int64_t box) const { return tap[axis] + box * most[axis]; }
+  int32_t* map;  // (R,) level * images + image, or -1
+  AxisTables<T> y, x;
 };
 
 // Carves arrays out of one workspace; counts its bytes where there is none yet.
@@ -94,25 +98,23 @@ class Workspace {
 };
 
 // length: of the axis, on the largest level.
-inline int64_t most_taps(const Sampling& sampling, int axis, int64_t length) {
-  const int64_t bins = sampling.bins(axis);
+template <typename T>
+AxisTables<T> axis_tables(Workspace& workspace, int64_t boxes, const Sampling& sampling, int64_t bins,
+                          int64_t length) {
   // Bins follow one another along the axis and share at most the places of a border, three by rounding.
   const int64_t places = sampling.merge ? length : length + 3 * bins;
-  return sampling.ratio > 0 && sampling.ratio < places / (2 * bins) ? 2 * bins * sampling.ratio : places;
+  const bool few = sampling.ratio > 0 && sampling.ratio < places / (2 * bins);
+  const int64_t most = few ? 2 * bins * sampling.ratio : places, lists = sampling.merge ? 1 : bins;
+  int32_t* const begin = workspace.take<int32_t>(boxes * (lists + 1));
+  return {begin, workspace.take<Tap<T>>(boxes * most), static_cast<int32_t>(lists), most};
 }
 
 template <typename T>
 Tables<T> tables_of(Workspace& workspace, int64_t boxes, const Sampling& sampling, int64_t height,
                     int64_t width) {
-  Tables<T> out{};
-  out.map = workspace.take<int32_t>(boxes);
-  for (int axis = 0; axis < 2; ++axis) {
-    out.bins[axis] = sampling.merge ? 1 : static_cast<int32_t>(sampling.bins(axis));
-    out.most[axis] = most_taps(sampling, axis, axis == 0 ? height : width);
-    out.begin[axis] = workspace.take<int32_t>(boxes * (out.bins[axis] + 1));
-    out.tap[axis] = workspace.take<Tap<T>>(boxes * out.most[axis]);
-  }
-  return out;
+  int32_t* const map = workspace.take<int32_t>(boxes);
+  const auto y = axis_tables<T>(workspace, boxes, sampling, sampling.bins_y, height);
+  return {map, y, axis_tables<T>(workspace, boxes, sampling, sampling.bins_x, width)};
 }
 
 // Merges samples, which come in ascending order, by place.
@@ -179,8 +181,9 @@ __global__ void __launch_bounds__(128)
   auto samples = regions::samples_of(roi, static_cast<Coordinate>(maps.scale[on]), sampling, axis);
   if (!known) samples.count = 0;
 
-  int32_t* const begin = out.begin[axis] + box * (out.bins[axis] + 1);
-  TapWriter<T> writer(out.tap[axis] + box * out.most[axis], out.most[axis]);
+  const AxisTables<T> mine = axis == 0 ? out.y : out.x;
+  int32_t* const begin = mine.begin + box * (mine.bins + 1);
+  TapWriter<T> writer(mine.tap + box * mine.most, mine.most);
   begin[0] = 0;
   // Of an inverted box positions fall with the number of the sample.
   const bool falls = samples.bin_size < Coordinate(0);
