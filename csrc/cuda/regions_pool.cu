@@ -3,34 +3,26 @@
 #include "kernels/regions_lengths.cuh"
 #include "kernels/regions_products.cuh"
 #include "regions_views.h"
+#include "tensor_views.h"
 
 namespace cfmvit {
 namespace {
 
 // The grid of tokens (B, N, C) as one level.
 template <typename S>
-kernels::Pyramid<S> grid_of(const Tensor& tokens, int64_t prefix, const regions::Size& size) {
+kernels::Pyramid<S> grid_of(const char* op, const Tensor& tokens, int64_t prefix, const regions::Size& size) {
   kernels::Pyramid<S> out{};
   out.levels = 1;
   out.images = size.batch;
-  out.level[0] = {data<S>(tokens) + prefix * tokens.stride(1),
-                  size.height,
-                  size.width,
-                  tokens.stride(0),
-                  size.width * tokens.stride(1),
-                  tokens.stride(1),
-                  tokens.stride(2),
-                  size.scale};
+  const int64_t token = tokens.stride(1);
+  out.level[0] = level_of(op, data<S>(tokens) + prefix * token, size, tokens.stride(0), size.width * token,
+                          token, tokens.stride(2));
   return out;
 }
 
 template <typename S>
 kernels::Bins<S> pooled_bins(const Tensor& pooled) {  // (R, C)
   return {data<S>(pooled), pooled.stride(0), 0, 0, pooled.stride(1)};
-}
-
-ScalarType sum_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 }  // namespace
@@ -48,7 +40,7 @@ Tensor pool_regions_cuda(Tensor tokens, Tensor rois, int64_t grid_height, int64_
   if (out.numel() == 0) return out;
   dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const auto maps = grid_of<const S>(tokens, num_prefix_tokens, size);
+    const auto maps = grid_of<const S>(op, tokens, num_prefix_tokens, size);
     const int64_t places = size.batch * grid_height * grid_width;
     kernels::Tables<Sum<S>> tables;
     Sum<S>* scale = nullptr;
@@ -92,7 +84,7 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Sum<S>;
-    const auto maps = grid_of<S>(out, num_prefix_tokens, size);
+    const auto maps = grid_of<S>(op, out, num_prefix_tokens, size);
     kernels::Tables<T> tables;
     kernels::Groups by_map;
     const Tensor memory = carve_workspace(grad, [&](kernels::Workspace& workspace) {
@@ -108,8 +100,8 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
       kernels::make_groups(tables.map, rois.size(0), by_map, stream);
       const auto bins = pooled_bins<const S>(grad);
       if (!tokens) return kernels::scatter<S, S>(maps, tables, by_map, bins, size.channels, stream);
-      kernels::scatter<S, T>(grid_of<T>(unit, 0, size), tables, by_map, bins, size.channels, stream);
-      const auto features = grid_of<const S>(*tokens, num_prefix_tokens, size);
+      kernels::scatter<S, T>(grid_of<T>(op, unit, 0, size), tables, by_map, bins, size.channels, stream);
+      const auto features = grid_of<const S>(op, *tokens, num_prefix_tokens, size);
       kernels::for_each_warp(
           batch * grid_height * grid_width,
           kernels::Unnormalize<S>{features.level[0], data<const T>(unit), maps.level[0], size.channels},

@@ -8,7 +8,16 @@
 
 namespace cfmvit {
 
-// Levels (B, C, H, W); scale of each in `sizes`.
+// A level of these strides.
+template <typename S>
+kernels::Level<S> level_of(const char* op, S* data, const regions::Size& size, int64_t image, int64_t row,
+                           int64_t place, int64_t channel) {
+  CFMVIT_CHECK(place <= INT32_MAX, op, ": features must have neighbours in a row of the map less than 2**31 ",
+               "elements apart on a GPU, got ", place);
+  return {data, size.height, size.width, image, row, static_cast<int32_t>(place), channel, size.scale};
+}
+
+// Levels (B, C, H, W).
 template <typename S>
 kernels::Pyramid<S> pyramid_of(const char* op, const std::vector<Tensor>& maps,
                                const std::vector<regions::Size>& sizes) {
@@ -19,8 +28,8 @@ kernels::Pyramid<S> pyramid_of(const char* op, const std::vector<Tensor>& maps,
   out.images = maps[0].size(0);
   for (int i = 0; i < out.levels; ++i) {
     const Tensor& map = maps[i];
-    out.level[i] = {data<S>(map),  map.size(2),   map.size(3),   map.stride(0),
-                    map.stride(2), map.stride(3), map.stride(1), sizes[i].scale};
+    out.level[i] =
+        level_of(op, data<S>(map), sizes[i], map.stride(0), map.stride(2), map.stride(3), map.stride(1));
   }
   return out;
 }

@@ -5,7 +5,7 @@
 // else neighbouring threads own neighbouring bins of a channel, which read neighbouring places.
 #pragma once
 
-#include "masking.cuh"
+#include "packs.cuh"
 #include "regions_tables.cuh"
 
 namespace cfmvit::kernels {
@@ -21,28 +21,49 @@ struct Bins {
   }
 };
 
-// Sum of the taps of a bin of a box, for V neighbouring channels. scale: factors (images, height * width) of
-// the one level's places, or null.
+// sum += weight * the pack, two 16-bit features to a word: an instruction each to widen them.
 template <int V, typename S, typename T>
-__device__ void gather_bin(const Level<const S>& on, const S* first, const T* scale, const Tables<T>& tables,
-                           int64_t box, int32_t p, int32_t q, T (&sum)[V]) {
+__device__ __forceinline__ void add_pack(const S* at, T weight, T (&sum)[V]) {
+  if constexpr (std::is_same_v<S, BFloat16> && V % 2 == 0) {
+    const auto pack = *reinterpret_cast<const Pack<uint32_t, V / 2>*>(at);
+#pragma unroll
+    for (int v = 0; v < V / 2; ++v) {
+      sum[2 * v] += weight * float_of(pack.at[v] << 16);
+      sum[2 * v + 1] += weight * float_of(pack.at[v] & 0xffff0000u);
+    }
+  } else {
+    const auto pack = *reinterpret_cast<const Pack<S, V>*>(at);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum[v] += weight * widen(pack.at[v]);
+  }
+}
+
+// Sum of the taps of a bin of a box, for V neighbouring channels. scale: factors (height * width) of the
+// image's places, or null.
+template <int V, typename S, typename T>
+__device__ __forceinline__ void gather_bin(const Level<const S>& on, const S* first, const T* scale,
+                                           const Tables<T>& tables, int64_t box, int32_t p, int32_t q,
+                                           T (&sum)[V]) {
   const int32_t* const begin_y = tables.y.begins(box) + p;
   const int32_t* const begin_x = tables.x.begins(box) + q;
   const Tap<T>* const taps_y = tables.y.taps(box);
   const Tap<T>* const taps_x = tables.x.taps(box);
-  const int32_t end_y = begin_y[1], first_x = begin_x[0], end_x = begin_x[1];
+  const int32_t end_y = begin_y[1], first_x = begin_x[0], end_x = begin_x[1], place = on.place;
   for (int32_t i = begin_y[0]; i < end_y; ++i) {
     const Tap<T> y = taps_y[i];
     const S* const row = first + y.place * on.row;
-    const T* const scale_row = scale == nullptr ? nullptr : scale + y.place * on.width;
+    if (scale == nullptr) {
 #pragma unroll 4
-    for (int32_t j = first_x; j < end_x; ++j) {
-      const Tap<T> x = taps_x[j];
-      T weight = y.weight * x.weight;
-      if (scale_row != nullptr) weight *= scale_row[x.place];
-      const auto pack = *reinterpret_cast<const Pack<S, V>*>(row + x.place * on.place);
-#pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] += weight * widen(pack.at[v]);
+      for (int32_t j = first_x; j < end_x; ++j) {
+        const Tap<T> x = taps_x[j];
+        add_pack<V>(row + int64_t{x.place} * place, y.weight * x.weight, sum);
+      }
+    } else {
+      const T* const scale_row = scale + y.place * on.width;
+      for (int32_t j = first_x; j < end_x; ++j) {
+        const Tap<T> x = taps_x[j];
+        add_pack<V>(row + int64_t{x.place} * place, y.weight * x.weight * scale_row[x.place], sum);
+      }
     }
   }
 }
@@ -82,21 +103,22 @@ struct Gather {
 
 constexpr int kGatherThreads = 256;
 
-// Neighbouring threads own neighbouring packs of channels, then bins.
+// Threads along x own packs of channels, along y bins.
 template <typename S, int V>
-__global__ void __launch_bounds__(kGatherThreads) gather_kernel(Gather<S> op) {
+__global__ void __launch_bounds__(kGatherThreads, 2) gather_kernel(Gather<S> op) {
   const int64_t box = blockIdx.x;
-  const int32_t packs = op.channels / V, bins_x = op.tables.x.bins, count = packs * bins_x * op.tables.y.bins;
+  const int32_t packs = op.channels / V, bins_x = op.tables.x.bins, bins = bins_x * op.tables.y.bins;
   if (op.skips(box)) return;
-  for (int32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
-    const int32_t bin = i / packs;
-    op.template bin<V>(box, bin / bins_x, bin % bins_x, i % packs * V);
+  for (int32_t bin = blockIdx.y * blockDim.y + threadIdx.y; bin < bins; bin += gridDim.y * blockDim.y) {
+    const int32_t p = bin / bins_x, q = bin % bins_x;
+    for (int32_t pack = threadIdx.x; pack < packs; pack += blockDim.x)
+      op.template bin<V>(box, p, q, pack * V);
   }
 }
 
 // Neighbouring threads own neighbouring bins along x, then y, then channels.
 template <typename S>
-__global__ void __launch_bounds__(kGatherThreads) gather_planes_kernel(Gather<S> op) {
+__global__ void __launch_bounds__(kGatherThreads, 2) gather_planes_kernel(Gather<S> op) {
   const int64_t box = blockIdx.x;
   const int32_t bins_x = op.tables.x.bins, bins = bins_x * op.tables.y.bins, count = op.channels * bins;
   if (op.skips(box)) return;
@@ -131,17 +153,28 @@ bool packs_fit(const Pyramid<S>& maps, const Bins<B>& bins, int64_t channels) {
 // Writes the bins of all boxes of at most op.most taps; channels * P * Q < 2^31.
 template <typename S>
 void gather(const Gather<S>& op, int64_t boxes, cudaStream_t stream) {
+  const auto blocks = [](int64_t count, int64_t each) {
+    return static_cast<unsigned>(std::min<int64_t>((count + each - 1) / each, 65535));
+  };
+  const int64_t bins = int64_t{op.tables.y.bins} * op.tables.x.bins;
+  const auto boxes_x = static_cast<unsigned>(boxes);
+  if (op.channels == 0) return;
+  if (!channels_are_neighbours(op.maps)) {
+    const int64_t count = bins * op.channels,
+                  threads = std::min<int64_t>(kGatherThreads, (count + 31) / 32 * 32);
+    return launch(gather_planes_kernel<S>, dim3(boxes_x, blocks(count, threads)),
+                  static_cast<unsigned>(threads), 0, stream, op);
+  }
+  const auto run = [&](auto v) {
+    constexpr int V = decltype(v)::value;
+    const int64_t along = std::min<int64_t>(op.channels / V, kGatherThreads);
+    const int64_t across = std::min(kGatherThreads / along, bins);
+    launch(gather_kernel<S, V>, dim3(boxes_x, blocks(bins, across)),
+           dim3(static_cast<unsigned>(along), static_cast<unsigned>(across)), 0, stream, op);
+  };
   constexpr int kMost = 16 / sizeof(S);
-  const bool packed = packs_fit<kMost>(op.maps, op.out, op.channels);
-  const int64_t count = int64_t{op.channels} / (packed ? kMost : 1) * op.tables.y.bins * op.tables.x.bins;
-  const int64_t threads = std::min<int64_t>(kGatherThreads, (count + 31) / 32 * 32);
-  if (count == 0) return;
-  launch(packed                             ? gather_kernel<S, kMost>
-         : channels_are_neighbours(op.maps) ? gather_kernel<S, 1>
-                                            : gather_planes_kernel<S>,
-         dim3(static_cast<unsigned>(boxes),
-              static_cast<unsigned>(std::min<int64_t>((count + threads - 1) / threads, 65535))),
-         static_cast<unsigned>(threads), 0, stream, op);
+  packs_fit<kMost>(op.maps, op.out, op.channels) ? run(std::integral_constant<int, kMost>())
+                                                 : run(std::integral_constant<int, 1>());
 }
 
 }  // namespace cfmvit::kernels

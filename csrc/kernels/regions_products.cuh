@@ -16,6 +16,7 @@
 // 6 ps a box, equal near T = 40.
 #pragma once
 
+#include "for_each.cuh"
 #include "regions_gather.cuh"
 #include "regions_groups.cuh"
 #include "tensor_cores.cuh"
@@ -164,10 +165,10 @@ __device__ unsigned load_weights(const Tables<float>& tables, int32_t image, int
 
 // Starts copying kTilePlaces places and kTileChannels channels of a row, zeros beyond the map.
 template <typename S>
-__device__ void copy_row(S (&to)[kTilePlaces][kTileChannels], const S* from, int64_t stride, int places,
-                         int channels) {
+__device__ void fetch_row(S (&to)[kTilePlaces][kTileChannels], const S* from, int64_t stride, int places,
+                          int channels) {
   constexpr int kPack = 16 / sizeof(S), kChunks = kTileChannels / kPack;
-#pragma unroll
+#pragma unroll 2
   for (int i = 0; i < kTilePlaces * kChunks / kProductThreads; ++i) {
     const int at = i * kProductThreads + static_cast<int>(threadIdx.x), x = at / kChunks,
               chunk = at % kChunks;
@@ -250,11 +251,11 @@ __global__ void __launch_bounds__(kProductThreads, 3) products_kernel(Gather<S> 
         const int32_t box = shared.image[mine + 8 * i] == image ? shared.box[mine + 8 * i] : -1;
         if (box >= 0) weights[i].begin(op.tables.y.taps(box), op.tables.y.count(box));
       }
-      const S* const from = on.data + image * on.image + first * on.place + first_channel;
+      const S* const from = on.data + image * on.image + int64_t{first} * on.place + first_channel;
       const auto start = [&](int i) {
         if (i < rows) {
-          copy_row(shared.rows[i % kStages], from + shared.row[i] * on.row, on.place, width - first,
-                   channels);
+          fetch_row(shared.rows[i % kStages], from + shared.row[i] * on.row, on.place, width - first,
+                    channels);
         }
         commit_copies();
       };

@@ -151,13 +151,13 @@ __global__ void __launch_bounds__(kScatterThreads, 7)
   }
 
   const int places = static_cast<int>(min(int64_t{kScatterPlaces}, level.width - first_place));
-  G* const out = level.data + image * level.image + y * level.row + first_place * level.place;
+  G* const out = level.data + image * level.image + y * level.row + int64_t{first_place} * level.place;
   if constexpr (kPacked) {
     if (mine <= 0) return;
     for (int i = 0; i < places; ++i) {
       Pack<G, V> pack;
       for (int v = 0; v < V; ++v) narrow(sums[i * threads].at[v], pack.at[v]);
-      *reinterpret_cast<Pack<G, V>*>(out + i * level.place + c) = pack;
+      *reinterpret_cast<Pack<G, V>*>(out + int64_t{i} * level.place + c) = pack;
     }
   } else {  // neighbouring threads write neighbours in memory
     __syncthreads();
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kScatterThreads, 7)
       const int place = level.channel == 1 ? i / present : i % places;
       const int channel = level.channel == 1 ? i % present : i / places;
       narrow(all[place * threads + channel / V].at[channel % V],
-             out[place * level.place + (first_channel + channel) * level.channel]);
+             out[int64_t{place} * level.place + (first_channel + channel) * level.channel]);
     }
   }
 }

@@ -68,7 +68,7 @@ __device__ SumOfExponentials<T> join_block(SumOfExponentials<T> mine) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kScoreThreads, 8) combine_scores_kernel(Scores<T> op) {
+__global__ void __launch_bounds__(kScoreThreads, 6) combine_scores_kernel(Scores<T> op) {
   const int64_t region = blockIdx.x;
   const T* const logit = op.detector.data + region * op.detector.row;
   const T* const vlm = op.vlm.data == nullptr ? nullptr : op.vlm.data + region * op.vlm.row;

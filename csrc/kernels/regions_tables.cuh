@@ -18,7 +18,9 @@ constexpr int kMostLevels = 32;  // of a pyramid: what travels as a kernel's par
 template <typename S>
 struct Level {
   S* data;  // (images, height, width, channels) of these strides
-  int64_t height, width, image, row, place, channel;
+  int64_t height, width, image, row;
+  int32_t place;  // with 32 bits, an address is one instruction
+  int64_t channel;
   double scale;  // places per unit of the boxes
 };
 
@@ -56,7 +58,7 @@ struct Boxes {
 };
 
 template <typename T>
-struct Tap {
+struct alignas(2 * sizeof(T)) Tap {  // read at once
   int32_t place;
   T weight;
 };
@@ -86,7 +88,7 @@ class Workspace {
   explicit Workspace(char* base = nullptr) : base_(base) {}
   template <typename T>
   T* take(int64_t count) {
-    T* const out = reinterpret_cast<T*>(base_ + bytes_);
+    T* const out = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
     bytes_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
     return out;
   }

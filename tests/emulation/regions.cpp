@@ -24,8 +24,14 @@ kernels::Pyramid<S> pyramid_of(const Job& job, const std::vector<Array>& maps) {
   out.images = maps[0].size(0);
   for (int l = 0; l < out.levels; ++l) {
     const auto& x = maps[l];
-    out.level[l] = {x.template data<S>(), x.size(2),   x.size(3),   x.stride(0),
-                    x.stride(2),          x.stride(3), x.stride(1), job.data<double>("scales")[l]};
+    out.level[l] = {x.template data<S>(),
+                    x.size(2),
+                    x.size(3),
+                    x.stride(0),
+                    x.stride(2),
+                    static_cast<int32_t>(x.stride(3)),
+                    x.stride(1),
+                    job.data<double>("scales")[l]};
   }
   return out;
 }
@@ -127,7 +133,7 @@ kernels::Pyramid<S> grid_of(const Job& job, const Array& tokens, int64_t prefix)
                   size[1],
                   tokens.stride(0),
                   size[1] * tokens.stride(1),
-                  tokens.stride(1),
+                  static_cast<int32_t>(tokens.stride(1)),
                   tokens.stride(2),
                   *job.data<double>("scales")};
   return out;
