@@ -26,17 +26,16 @@ __device__ Sum<S> inverse_length(const S* token, int64_t stride, int64_t channel
   return 1 / (length > kSmallestLength<Sum<S>> ? length : kSmallestLength<Sum<S>>);
 }
 
-// Runs body(i) for i in [0, count), a warp each.
+// Runs body(i) for i in [0, count), a warp each; no loop around it, for its state would be spilled at the
+// calls of the square root. count < 2**34.
 template <typename Body>
 __global__ void __launch_bounds__(256) for_each_warp_kernel(Body body, int64_t count) {
-  const int64_t warps = blockDim.x / 32, step = gridDim.x * warps;
-  for (int64_t i = blockIdx.x * warps + threadIdx.x / 32; i < count; i += step) body(i);
+  const int64_t i = blockIdx.x * int64_t{blockDim.x / 32} + threadIdx.x / 32;
+  if (i < count) body(i);
 }
 template <typename Body>
 void for_each_warp(int64_t count, const Body& body, cudaStream_t stream) {
-  constexpr int64_t kMostBlocks = 1 << 20;
-  launch(for_each_warp_kernel<Body>, static_cast<unsigned>(std::min((count + 7) / 8, kMostBlocks)), 256, 0,
-         stream, body, count);
+  launch(for_each_warp_kernel<Body>, static_cast<unsigned>((count + 7) / 8), 256, 0, stream, body, count);
 }
 
 // Level 0 of the maps -> out (images, height * width).
@@ -66,8 +65,9 @@ struct Unnormalize {
 
   __device__ void operator()(int64_t i) const {
     using T = Sum<S>;
-    const int64_t grid = tokens.height * tokens.width, image = i / grid, y = i % grid / tokens.width,
-                  x = i % grid % tokens.width;
+    const int64_t grid = tokens.height * tokens.width, image = i / grid;
+    const auto place = static_cast<uint32_t>(i - image * grid), width = static_cast<uint32_t>(tokens.width);
+    const int64_t y = place / width, x = place % width;
     const S* const token = tokens.data + image * tokens.image + y * tokens.row + x * tokens.place;
     S* const target = out.data + image * out.image + y * out.row + x * out.place;
     const T* const g = grad + i * channels;
