@@ -42,9 +42,9 @@ def output(*command: str, given: str | None = None) -> str:
 
 
 def short_name(demangled: str) -> str:
-    """void cfmvit::kernels::sum_kernel<float, 4>(...) is sum_kernel; a body of for_each_kernel stands for it."""
+    """void cfmvit::kernels::sum_kernel<float, 4>(...) is sum_kernel; of for_each_kernel and for_each_warp_kernel, the body."""
     names = re.findall(r"cfmvit::kernels::(?:\(anonymous namespace\)::)?(\w+)", demangled)
-    return names[1] if names[0] == "for_each_kernel" else names[0]
+    return names[1] if names[0].startswith("for_each_") else names[0]
 
 
 @pytest.fixture(scope="module")
