@@ -163,7 +163,7 @@ class Emulator:
     ) -> list[dict[str, Tensor]]:
         program, jobs, results = self.programs[watch].result(), self.folder / "jobs", self.folder / "results"
         jobs.write_bytes(f"{kernel} {arrays} {len(seeds)}{_numbers(seeds)}\n".encode() + records)
-        done = subprocess.run([program, jobs, results], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([program, jobs, results], capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
             raise EmulationError(f"{kernel} exits with {done.returncode}\n{done.stderr}")
         return _parse(results.read_bytes(), len(seeds))
