@@ -40,9 +40,15 @@ class XformersAttention(Attention):
     """timm's attention computed by ``xformers.ops.memory_efficient_attention``; the same weights and numbers."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Attend over x, (B, N, C); ``attn_mask`` is broadcastable to (B, H, N, N), boolean, True where allowed."""
-        if attn_mask is not None or is_causal:
+        """Attend over x, (B, N, C); ``attn_mask`` is broadcastable to (B, H, N, N), boolean, True where allowed.
+
+        Masks, and tensors on the CPU, for which xformers has no kernel, go through torch's SDPA.
+        """
+        if attn_mask is not None or is_causal or x.device.type == "cpu":
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        return self._by_xformers(x)
+
+    def _by_xformers(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         ops = require("xformers.ops", extra="xformers")
         query, key, value = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).unbind(2)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from cfmvit.models import CFMViT, Tokenizer, create_model, list_models, model_config
+from cfmvit.models.blocks import make_block
 from cfmvit.models.positions import resize_positions, sincos_2d
 
 CAPTIONS = ["a photo of a red cup", "two dogs on a blue sofa", "an old green bicycle"]
@@ -237,10 +241,28 @@ def test_reconstruct_predicts_every_token_without_seeing_it(model: CFMViT) -> No
         create_model("cfm_vit_tiny", vocab_size=300, reconstruction="none").reconstruct(pixels)
 
 
+def test_attention_by_xformers_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xformers has no kernels for the CPU: here one of its documented layout, (B, N, H, D), stands for them."""
+
+    def memory_efficient_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        return torch.einsum(
+            "bhnm,bmhd->bnhd", (scale * torch.einsum("bnhd,bmhd->bhnm", query, key)).softmax(-1), value
+        )
+
+    ops = ModuleType("xformers.ops")
+    ops.memory_efficient_attention = memory_efficient_attention
+    monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    attention = make_block(32, 4, "xformers").attn
+    x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(attention._by_xformers(x), attention(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 def test_xformers_gives_the_same_numbers(model: CFMViT, tmp_path: Path) -> None:
     pytest.importorskip("xformers.ops", reason="xformers is not installed")
     model.save_pretrained(tmp_path / "m")
-    other = CFMViT.from_pretrained(tmp_path / "m", attention="xformers").eval()
-    torch.testing.assert_close(
-        other.encode_image(images()), model.encode_image(images()), atol=1e-5, rtol=1e-4
-    )
+    other = CFMViT.from_pretrained(tmp_path / "m", attention="xformers").eval().cuda()
+    found = other.encode_image(images().cuda()).cpu()
+    torch.testing.assert_close(found, model.encode_image(images()), atol=1e-3, rtol=1e-3)
