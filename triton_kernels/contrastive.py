@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import contrastive_tiles as tiles
 from . import contrastive_vectors as vectors
-from .contrastive_sweep import PAIRS, Strip, Sweep, cdiv, config_of, first_pair, options
+from .contrastive_sweep import PAIRS, Strip, Sweep, cdiv, config_of, first_pair, operands, options
 
 FORWARD_STRIP = 8192  # rows whose partial sums exist at one time
 
@@ -33,6 +33,7 @@ def contrastive_lse(
     config = config_of(image, "forward")
     vector = lambda *shape: image.new_empty(shape, dtype=torch.float32)
     positive = _pairs(image, text, logit_scale, label_offset)
+    operand = operands(image, text)
     pair = first_pair(label_offset, text)
     image_lse, text_lse = vector(images), vector(texts)
     with_max = text_groups is not None
@@ -49,7 +50,7 @@ def contrastive_lse(
         row_max_part = torch.empty_like(row_part) if with_max else row_part
         col_max_part = torch.empty_like(col_part) if with_max else col_part
         tiles.lse_fwd_kernel[(tiles_m * tiles_n,)](
-            image, text, logit_scale, *groups, row_part, col_part, row_max_part, col_max_part,
+            *operand, logit_scale, *groups, row_part, col_part, row_max_part, col_max_part,
             first, end, strip, texts, width, pair, WITH_MAX=with_max, **options(config, image),
         )  # fmt: skip
         last = strips == 1
@@ -89,7 +90,7 @@ def contrastive_lse_backward(
 
     def launch(strip: Strip, grad_logit: Tensor) -> None:
         tiles.lse_bwd_kernel[(strip.programs,)](
-            image, text, logit_scale, image_lse, text_lse, row_grad, col_grad, store_scale,
+            *sweep.operands, logit_scale, image_lse, text_lse, row_grad, col_grad, store_scale,
             grad_logit, scale_parts[strip.first_program :], strip.first, strip.end, text.shape[0], image.shape[1],
             sweep.first_pair, WITH_GRAD=needs_image or needs_text, **sweep.options,
         )  # fmt: skip
@@ -122,7 +123,7 @@ def sigmoid_loss(
     def launch(strip: Strip, grad_logit: Tensor) -> None:
         parts = (x[strip.first_program :] for x in sums)
         tiles.sigmoid_kernel[(strip.programs,)](
-            image, text, logit_scale, logit_bias, store_scale, grad_logit, pair_grad, *parts,
+            *sweep.operands, logit_scale, logit_bias, store_scale, grad_logit, pair_grad, *parts,
             strip.first, strip.end, text.shape[0], image.shape[1], sweep.first_pair,
             WITH_GRAD=needs_image or needs_text, PAIRS=PAIRS, **sweep.options,
         )  # fmt: skip

@@ -45,12 +45,28 @@ def config_of(features: Tensor, pass_: str) -> Config:
     return config_for(features.dtype, features.shape[1], capability, pass_)
 
 
+def precision_of(features: Tensor) -> str:
+    """Precision of matrix products of such features: that of PyTorch's own, IEEE unless TF32 is allowed there."""
+    # torch.get_float32_matmul_precision raises where TF32 was allowed by this newer name.
+    allowed = features.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed and features.dtype == torch.float32 else "ieee"
+
+
+def operands(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Features as the matrix units should have them: rounded beforehand, where those would truncate them."""
+    if precision_of(image) != "tf32":
+        return image, text
+    rounded, block = tuple(torch.empty_like(x) for x in (image, text)), 4096
+    blocks = cdiv(image.numel(), block) + cdiv(text.numel(), block)
+    vectors.round_kernel[(blocks,)](image, text, *rounded, image.numel(), text.numel(), BLOCK=block)
+    return rounded
+
+
 def options(config: Config, features: Tensor) -> dict:
-    """What the matrix kernels are compiled for. float32 follows torch.set_float32_matmul_precision: IEEE unless TF32 is allowed."""
-    tf32 = features.is_cuda and torch.get_float32_matmul_precision() != "highest"
+    """What the matrix kernels are compiled for."""
     return dict(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
-        EVEN_D=features.shape[1] % config.block_d == 0, PRECISION="tf32" if tf32 else "ieee",
+        EVEN_D=features.shape[1] % config.block_d == 0, PRECISION=precision_of(features),
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
 
@@ -74,6 +90,7 @@ class Sweep:
 
     def __init__(self, image: Tensor, text: Tensor, label_offset: int | None, pass_: str):
         self.image, self.text, self.first_pair = image, text, first_pair(label_offset, text)
+        self.operands = operands(image, text)
         config = config_of(image, pass_)
         self.options = options(config, image)
         images, texts = image.shape[0], text.shape[0]
@@ -107,19 +124,23 @@ class Sweep:
         pair_parts: takes what each PAIRS pairs add to the gradient of the scale.
         """
         image, text = self.image, self.text
+        image_operand, text_operand = self.operands
         grad_image, grad_text = (
             x.new_empty(x.shape if needed else (0, 0), dtype=dtype)
             for x, needed in ((image, needs_image), (text, needs_text))
         )
         image_product = text_product = logit_scale  # any pointer: not read where not needed
+        # One for all strips: a new one for each would exist beside the last.
+        tallest = self.strips[0].end if needs_image or needs_text else 0
+        workspace = image.new_empty(tallest, text.shape[0])
         for strip in self.strips:
             rows = strip.end - strip.first
-            grad_logit = image.new_empty(rows if needs_image or needs_text else 0, text.shape[0])
+            grad_logit = workspace[:rows]
             launch(strip, grad_logit)
             if needs_image:
-                image_product = product(grad_logit, text)
+                image_product = product(grad_logit, text_operand)
             if needs_text:
-                of_strip = grad_logit.T, image[strip.first : strip.end]
+                of_strip = grad_logit.T, image_operand[strip.first : strip.end]
                 if strip.first == 0:
                     text_product = product(*of_strip)
                 else:

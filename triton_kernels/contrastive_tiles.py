@@ -8,7 +8,7 @@ of log 2. Nothing here is atomic.
 import triton
 import triton.language as tl
 
-from .contrastive_vectors import LOG2E, NEG_INF, pair_similarities, softplus
+from .contrastive_vectors import LOG2E, NEG_INF, pair_similarities, softplus, to_tf32
 
 # Smallest sum, relative to the tile's largest term, of which float32 loses nothing: terms vanish below 2^-126.
 LEAST_SUM = tl.constexpr(2.0**-100)
@@ -47,6 +47,17 @@ def _similarities(
         p_image += BLOCK_D
         p_text += BLOCK_D
     return b_sim
+
+
+@triton.jit
+def _store_grad(grad_logit, b_grad, store_scale, i_row, i_col, texts, mask, PRECISION: tl.constexpr):
+    """Store the gradient by a tile of logits as the matrix units take it."""
+    if store_scale is not None:
+        b_grad *= tl.load(store_scale)
+    if PRECISION == "tf32":
+        b_grad = to_tf32(b_grad)
+    p_grad = grad_logit + i_row.to(tl.int64)[:, None] * texts + i_col[None, :]
+    tl.store(p_grad, b_grad.to(grad_logit.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -149,10 +160,7 @@ def lse_bwd_kernel(
     b_grad = tl.where(m_in & (i_col[None, :] != i_row[:, None] + label_offset), b_grad, 0.0)
     tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.sum(b_grad * b_sim, 1), 0))
     if WITH_GRAD:
-        p_grad = grad_logit + (i_row - first_row).to(tl.int64)[:, None] * texts + i_col[None, :]
-        if store_scale is not None:
-            b_grad *= tl.load(store_scale)
-        tl.store(p_grad, b_grad.to(grad_logit.dtype.element_ty), mask=m_in)
+        _store_grad(grad_logit, b_grad, store_scale, i_row - first_row, i_col, texts, m_in, PRECISION)
 
 
 @triton.jit
@@ -178,10 +186,7 @@ def _sigmoid_tile(
     tl.store(grad_bias_part + tl.program_id(0), tl.sum(tl.sum(b_grad, 1), 0))
     tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.sum(b_grad * b_sim, 1), 0))
     if WITH_GRAD:
-        p_grad = grad_logit + (i_row - first_row).to(tl.int64)[:, None] * texts + i_col[None, :]
-        if store_scale is not None:
-            b_grad *= tl.load(store_scale)
-        tl.store(p_grad, b_grad.to(grad_logit.dtype.element_ty), mask=m_in)
+        _store_grad(grad_logit, b_grad, store_scale, i_row - first_row, i_col, texts, m_in, PRECISION)
 
 
 @triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])

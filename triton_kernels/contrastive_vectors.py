@@ -24,6 +24,34 @@ def softplus(b_logit):
 
 
 @triton.jit
+def to_tf32(b_x):
+    """Round float32 to the nearest TF32, ties away from zero; the matrix units would truncate, which shortens every feature."""
+    b_bits = (b_x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    # The bits of a NaN could carry into its sign.
+    return tl.where(b_x == b_x, b_bits.to(tl.float32, bitcast=True), b_x)
+
+
+@triton.jit
+def _round(x, out, count, i_block, BLOCK: tl.constexpr):
+    i_x = i_block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i_x, to_tf32(tl.load(x + i_x, mask=i_x < count)), mask=i_x < count)
+
+
+@triton.jit(do_not_specialize=["images", "texts"])
+def round_kernel(
+    image, text, image_out, text_out,  # float32, images and texts elements
+    images, texts, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Round both towers to TF32."""
+    i_block = tl.program_id(0)
+    blocks = tl.cdiv(images, BLOCK)
+    if i_block < blocks:
+        _round(image, image_out, images, i_block, BLOCK)
+    else:
+        _round(text, text_out, texts, i_block - blocks, BLOCK)
+
+
+@triton.jit
 def _merge(
     part, out, parts, size, i_block,
     IS_MAX: tl.constexpr, TO_NATURAL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,

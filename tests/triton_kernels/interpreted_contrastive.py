@@ -166,6 +166,41 @@ def test_pair_loss(rows: int, weights: tuple[float, float]) -> None:
     torch.testing.assert_close(total, actual * rows, rtol=1e-6, atol=0)
 
 
+def as_tf32(x: Tensor) -> Tensor:
+    """The nearest number of eleven significant bits, ties away from zero."""
+    fraction, exponent = x.double().frexp()
+    return ((fraction.abs() * 2**11 + 0.5).floor() * fraction.sign() / 2**11).ldexp(exponent).float()
+
+
+def test_tf32_rounds_rather_than_truncates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's products are exact, so that they are those of features rounded to TF32; the pairs stay unrounded."""
+    monkeypatch.setattr(contrastive_sweep, "precision_of", lambda features: "tf32")
+    image, text = features(150, 40, torch.float32, 0), features(170, 40, torch.float32, 1)
+    ties = torch.tensor([1 + 2**-11, -1 - 3 * 2**-11, 0.0, -0.0, float("inf"), float("nan")]).repeat(150, 1)
+    ties[:, 2] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # a NaN that would become -0
+    found = contrastive_sweep.operands(ties, text)
+    expected = [1 + 2**-10, -1 - 2**-9, float("nan"), -0.0, float("inf"), float("nan")]
+    torch.testing.assert_close(found[0][-1], torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found[1], as_tf32(text))
+
+    scale, ones = torch.tensor(50.0), torch.ones(150)
+    positive, *lses = contrastive.contrastive_lse(image, text, scale, 20)[:3]
+    exact = reference.contrastive_lse(as_tf32(image).double(), as_tf32(text).double(), scale.double(), 20)
+    torch.testing.assert_close([x.double() for x in lses], list(exact[1:3]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        positive.double(), 50 * (image.double() * text[20:].double()).sum(1), rtol=1e-6, atol=1e-6
+    )
+    args = (20, *lses, -ones, ones, torch.ones(170))
+    grads = contrastive.contrastive_lse_backward(image, text, scale, *args, True, True)
+    exact = reference.contrastive_lse_backward(
+        as_tf32(image).double(), as_tf32(text).double(), scale.double(), *(
+            x.double() if isinstance(x, Tensor) else x for x in args
+        )
+    )  # fmt: skip
+    for a, e in zip(grads[:2], exact, strict=False):
+        assert (a.double() - e).norm() < 2e-4 * e.norm()  # of the gradients by logits, which are rounded too
+
+
 def test_frozen_towers_get_nothing() -> None:
     image, text = features(20, 16, torch.float32, 0), features(20, 16, torch.float32, 1)
     scale, ones = torch.tensor(5.0), torch.ones(20)

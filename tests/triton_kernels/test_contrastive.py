@@ -116,8 +116,8 @@ def test_vector_kernels_compile_for(capability: int, compile_for, tmp_path: Path
     integers = (
         "rows", "cols", "pairs", "row_parts", "col_parts", "images", "texts", "first_row", "width", "label_offset", "count"
     )  # fmt: skip
-    types = dict.fromkeys(("image", "text", "grad_image", "grad_text"), "*bf16")
-    types |= dict.fromkeys(integers, "i32") | dict.fromkeys(("image_weight", "text_weight"), "fp32")
+    types = dict.fromkeys(("grad_image", "grad_text"), "*bf16") | dict.fromkeys(integers, "i32")
+    types |= dict.fromkeys(("image_weight", "text_weight"), "fp32")
     for kernel, constants in (
         (vectors.merge_kernel, dict(IS_MAX=False, COLS_TO_NATURAL=True, BLOCK_P=32, BLOCK=64)),
         (vectors.merge_kernel, dict(IS_MAX=True, COLS_TO_NATURAL=False, BLOCK_P=32, BLOCK=64)),
@@ -128,8 +128,10 @@ def test_vector_kernels_compile_for(capability: int, compile_for, tmp_path: Path
         (vectors.total_kernel, dict(BLOCK=4096)),
         (vectors.pair_loss_kernel, dict(BLOCK=1024)),
         (vectors.pair_loss_bwd_kernel, dict(BLOCK=256)),
+        (vectors.round_kernel, dict(BLOCK=4096)),
     ):
         warps = 8 if constants["BLOCK"] >= 1024 else 4
+        types |= dict.fromkeys(("image", "text"), "*fp32" if kernel is vectors.round_kernel else "*bf16")
         compiled = compile_for(kernel, capability, types, constants, warps, 2)
         assert not re.search(r"arith.muli .* : tensor<\S+xi32>", compiled.asm["ttir"])
         assert registers_without_spills(compiled, tmp_path) * warps * 32 <= 65536
