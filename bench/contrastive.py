@@ -91,8 +91,9 @@ def _siglip_kernel(library: ModuleType) -> Callable[..., Tensor]:
     )
 
 
-def _eager(draw: Draw, B: int, run: Callable[..., Any]) -> dict[str, Peer]:
-    return {} if MOST_LOGITS[draw.device.type] < B * B else {"eager": Peer(run)}
+def _exact(draw: Draw, B: int, run: Callable[..., Any]) -> dict[str, Peer]:
+    """Return a peer that takes logits in float32 whatever the features, as ours does."""
+    return {} if MOST_LOGITS[draw.device.type] < B * B else {"float32": Peer(run)}
 
 
 @benchmark("contrastive", gate_size=GATE, **SIZES)
@@ -100,7 +101,7 @@ def info_nce(draw: Draw, B: int, D: int) -> Case:
     """The loss of CLIP."""
     item = draw.dtype.itemsize
 
-    def eager(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    def exact(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
         logits = logit_scale * image.float() @ text.float().T
         pairs = torch.arange(B, device=image.device)
         return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
@@ -114,7 +115,7 @@ def info_nce(draw: Draw, B: int, D: int) -> Case:
         gradients=("image", "text", "logit_scale"),
         peers={
             "open_clip": _open_clip(draw, B, "ClipLoss"),
-            **_eager(draw, B, eager),
+            **_exact(draw, B, exact),
             "memeff": _kernels(draw, "memeff", _memeff, alike=False),
             "inf-cl": _kernels(draw, "inf_cl", _inf_cl),
         },

@@ -125,8 +125,9 @@ def _pass(case: Case, x: Peer, name: str) -> Callable[[], Any]:
 
 
 def _with_compiled(case: Case) -> Case:
-    """Add torch.compile's version of the eager peer, or of MAE's formulation."""
-    name = next((name for name in ("eager", "MAE") if isinstance(case.peers.get(name), Peer)), None)
+    """Add torch.compile's version of the eager peer, or of MAE's or open_clip's formulation."""
+    names = (name for name in ("eager", "MAE", "open_clip") if isinstance(case.peers.get(name), Peer))
+    name = next(names, None)
     if name is None:
         return case
     eager = case.peers[name].run
