@@ -33,7 +33,7 @@ def summary(folder: Path) -> dict[str, Any]:
 def test_pretraining_finds_novel_categories_that_scratch_and_chance_miss(summary: dict[str, Any]) -> None:
     novel = {name: row["AP50_novel"] for name, row in summary["metrics"].items()}
     assert summary["categories"] == {"all": 48, "novel": 16}
-    assert novel["pretrained"] > 0.005
+    assert novel["pretrained"] > 0.02
     assert novel["pretrained"] > 4 * novel["from scratch"]
     assert novel["pretrained"] > 4 * novel["shuffled names"]
 
