@@ -88,21 +88,21 @@ __global__ void __launch_bounds__(kThreads, kPositions ? 3 : 4) scatter_tokens_k
       if (named[u].last > named[u].first) {
         Sum<S> sum[V];
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum[v] = widen(rows[u].at[v]);
+        for (int v = 0; v < V; ++v) sum[v] = rows[u][v];
         for (int32_t e = named[u].first; e < named[u].last;) {
           e = s.sources.next(b, e, n);
           const Pack<S, V> more = pack<V>(s.row(b, e), p);
 #pragma unroll
-          for (int v = 0; v < V; ++v) sum[v] += widen(more.at[v]);
+          for (int v = 0; v < V; ++v) sum[v] += more[v];
         }
 #pragma unroll
-        for (int v = 0; v < V; ++v) narrow(sum[v], rows[u].at[v]);
+        for (int v = 0; v < V; ++v) rows[u].set(v, sum[v]);
       }
       if (s.out) pack<V>(s.out + (b * s.places + n) * s.width, p) = rows[u];
       if constexpr (kPositions) {
         if (s.coins && !s.coins[b]) continue;
 #pragma unroll
-        for (int v = 0; v < V; ++v) total[v] += widen(rows[u].at[v]);
+        for (int v = 0; v < V; ++v) total[v] += rows[u][v];
       }
     }
   }

@@ -68,10 +68,10 @@ __global__ void __launch_bounds__(kThreads, 3)
         const int r = first + u * static_cast<int>(blockDim.x);
         if (r >= runs) break;
         const Real times = scale[channel[u]], plus = scale[channels + channel[u]];
-        Pack<Out, V> run;
+        Pack<Out, V> run{};
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          narrow(static_cast<Sum<Out>>(widen(pixels[u].at[v]) * times + plus), run.at[v]);
+          run.set(v, static_cast<Sum<Out>>(pixels[u][v] * times + plus));
         }
         pack<V>(to, r) = run;
       }
@@ -130,11 +130,11 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int32_t e = named.first; e <= named.last; e = e < named.last ? g.sources.next(b, e, n) : e + 1) {
       const Pack<S, V> run = pack<V>(g.grad + (b * g.kept + e) * g.grid.width() + within, x);
 #pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] += widen(run.at[v]);
+      for (int v = 0; v < V; ++v) sum[v] += run[v];
     }
-    Pack<S, V> run;
+    Pack<S, V> run{};
 #pragma unroll
-    for (int v = 0; v < V; ++v) narrow(sum[v] * scale, run.at[v]);
+    for (int v = 0; v < V; ++v) run.set(v, sum[v] * scale);
     pack<V>(to, r) = run;
   }
 }

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 3) restore_tokens_backward_kernel(Re
       if (k < 0 || k >= r.places) continue;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const Sum<S> value = widen(rows[u].at[v]);
+        const Sum<S> value = rows[u][v];
         all[v] += value;
         if (k >= r.kept) masked[v] += value;
       }
@@ -91,15 +91,15 @@ __global__ void __launch_bounds__(kThreads, 3) restore_tokens_backward_kernel(Re
       if (places.last > n) {  // not a permutation: several places restore token k
         Sum<S> sum[V];
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum[v] = widen(rows[u].at[v]);
+        for (int v = 0; v < V; ++v) sum[v] = rows[u][v];
         for (int32_t e = places.first; e < places.last;) {
           e = r.restore.next(b, e, k);
           const Pack<S, V> more = pack<V>(r.grad.at(b, e), p);
 #pragma unroll
-          for (int v = 0; v < V; ++v) sum[v] += widen(more.at[v]);
+          for (int v = 0; v < V; ++v) sum[v] += more[v];
         }
 #pragma unroll
-        for (int v = 0; v < V; ++v) narrow(sum[v], rows[u].at[v]);
+        for (int v = 0; v < V; ++v) rows[u].set(v, sum[v]);
       }
       pack<V>(r.visible + (b * r.kept + k) * r.width, p) = rows[u];
     }

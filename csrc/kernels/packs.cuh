@@ -16,10 +16,42 @@ namespace cfmvit::kernels {
 constexpr int kThreads = 256;
 constexpr int kLanes = 32;
 
-// V neighbouring channels, moved by instructions of up to 16 bytes.
-template <typename S, int V>
-struct alignas(sizeof(S) * V < 16 ? sizeof(S) * V : 16) Pack {
+constexpr int pack_alignment(int bytes) { return bytes < 16 ? bytes : 16; }
+
+// V neighbouring channels, moved by instructions of up to 16 bytes, read and written as sums are.
+template <typename S, int V, bool kInWords = (sizeof(S) < 4 && sizeof(S) * V % 4 == 0)>
+struct alignas(pack_alignment(sizeof(S) * V)) Pack {
   S at[V];
+
+  CFMVIT_INLINE auto operator[](int v) const { return widen(at[v]); }
+  template <typename Real>
+  CFMVIT_INLINE void set(int v, Real value) {
+    narrow(value, at[v]);
+  }
+};
+
+// Numbers of less than 32 bits stay in words: each would take a register of its own.
+template <typename S, int V>
+struct alignas(pack_alignment(sizeof(S) * V)) Pack<S, V, true> {
+  static constexpr int kBits = 8 * sizeof(S), kPerWord = 32 / kBits;
+  uint32_t words[V / kPerWord];
+
+  CFMVIT_INLINE float operator[](int v) const {
+    const uint32_t bits = words[v / kPerWord] >> v % kPerWord * kBits;
+    if constexpr (std::is_same_v<S, uint8_t>) {
+      return widen(static_cast<uint8_t>(bits));
+    } else {
+      return widen(S{static_cast<uint16_t>(bits)});
+    }
+  }
+  CFMVIT_INLINE void set(int v, float value) {
+    constexpr uint32_t kMask = (uint32_t{1} << kBits) - 1;
+    S narrowed;
+    narrow(value, narrowed);
+    const int shift = v % kPerWord * kBits;
+    uint32_t& word = words[v / kPerWord];
+    word = (word & ~(kMask << shift)) | uint32_t{narrowed.bits} << shift;
+  }
 };
 
 template <int V, typename S>
@@ -50,7 +82,7 @@ __device__ __forceinline__ void copy_row(S* to, const S* from, const S* added, i
       if (added) {
         const Pack<S, V> more = pack<V>(added, p);
 #pragma unroll
-        for (int v = 0; v < V; ++v) narrow(widen(row[u].at[v]) + widen(more.at[v]), row[u].at[v]);
+        for (int v = 0; v < V; ++v) row[u].set(v, row[u][v] + more[v]);
       }
       pack<V>(to, p) = row[u];
     }
@@ -59,9 +91,9 @@ __device__ __forceinline__ void copy_row(S* to, const S* from, const S* added, i
 
 template <int V, typename S>
 __device__ __forceinline__ void fill_row(S* to, Sum<S> value, int packs) {
-  Pack<S, V> all;
+  Pack<S, V> all{};
 #pragma unroll
-  for (int v = 0; v < V; ++v) narrow(value, all.at[v]);
+  for (int v = 0; v < V; ++v) all.set(v, value);
   for (int p = threadIdx.x; p < packs; p += blockDim.x) pack<V>(to, p) = all;
 }
 

@@ -21,21 +21,12 @@ struct Bins {
   }
 };
 
-// sum += weight * the pack, two 16-bit features to a word: an instruction each to widen them.
+// sum += weight * the pack
 template <int V, typename S, typename T>
 __device__ __forceinline__ void add_pack(const S* at, T weight, T (&sum)[V]) {
-  if constexpr (std::is_same_v<S, BFloat16> && V % 2 == 0) {
-    const auto pack = *reinterpret_cast<const Pack<uint32_t, V / 2>*>(at);
+  const auto pack = *reinterpret_cast<const Pack<S, V>*>(at);
 #pragma unroll
-    for (int v = 0; v < V / 2; ++v) {
-      sum[2 * v] += weight * float_of(pack.at[v] << 16);
-      sum[2 * v + 1] += weight * float_of(pack.at[v] & 0xffff0000u);
-    }
-  } else {
-    const auto pack = *reinterpret_cast<const Pack<S, V>*>(at);
-#pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] += weight * widen(pack.at[v]);
-  }
+  for (int v = 0; v < V; ++v) sum[v] += weight * pack[v];
 }
 
 // Sum of the taps of a bin of a box, for V neighbouring channels. scale: factors (height * width) of the
@@ -94,9 +85,9 @@ struct Gather {
                     scale == nullptr ? nullptr : scale + image * on.height * on.width, tables, box, p, q,
                     sum);
     }
-    Pack<S, V> result;
+    Pack<S, V> result{};
 #pragma unroll
-    for (int v = 0; v < V; ++v) narrow(sum[v], result.at[v]);
+    for (int v = 0; v < V; ++v) result.set(v, sum[v]);
     *reinterpret_cast<Pack<S, V>*>(out.at(box, p, q, c)) = result;
   }
 };

@@ -279,10 +279,10 @@ __global__ void __launch_bounds__(kProductThreads, 3) products_kernel(Gather<S> 
     for (int half = 0; half < 2; ++half) {
       const int32_t box = shared.box[mine + 8 * half], c = 8 * n + 2 * (lane % 4);
       if (box < 0 || c >= channels) continue;
-      Pack<S, 2> pack;
+      Pack<S, 2> pack{};
       for (int i = 0; i < 2; ++i) {
         finite = finite && regions::finite(sum[n][2 * half + i]);
-        narrow(sum[n][2 * half + i], pack.at[i]);
+        pack.set(i, sum[n][2 * half + i]);
       }
       *reinterpret_cast<Pack<S, 2>*>(op.out.at(box, 0, 0, first_channel + c)) = pack;
     }

@@ -47,10 +47,10 @@ __device__ Pack<T, kScatterPack<T>> load_gradient(const S* at, int64_t stride, i
   Pack<T, V> out{};
   if constexpr (kPacked) {
     const auto pack = *reinterpret_cast<const Pack<S, V>*>(at);
-    for (int v = 0; v < V; ++v) out.at[v] = static_cast<T>(widen(pack.at[v]));
+    for (int v = 0; v < V; ++v) out.set(v, static_cast<T>(pack[v]));
   } else {
     for (int v = 0; v < V; ++v) {
-      if (v < channels) out.at[v] = static_cast<T>(widen(at[v * stride]));
+      if (v < channels) out.set(v, static_cast<T>(widen(at[v * stride])));
     }
   }
   return out;
@@ -77,7 +77,7 @@ __device__ void scatter_row(const Tables<T>& tables, const BinRow<T>& row, const
       const T weight = row.weight * tap.weight;
       auto& sum = sums[place * step];
 #pragma unroll
-      for (int v = 0; v < kScatterPack<T>; ++v) sum.at[v] += weight * value.at[v];
+      for (int v = 0; v < kScatterPack<T>; ++v) sum.set(v, sum[v] + weight * value[v]);
     }
   }
 }
@@ -155,8 +155,8 @@ __global__ void __launch_bounds__(kScatterThreads, 7)
   if constexpr (kPacked) {
     if (mine <= 0) return;
     for (int i = 0; i < places; ++i) {
-      Pack<G, V> pack;
-      for (int v = 0; v < V; ++v) narrow(sums[i * threads].at[v], pack.at[v]);
+      Pack<G, V> pack{};
+      for (int v = 0; v < V; ++v) pack.set(v, sums[i * threads][v]);
       *reinterpret_cast<Pack<G, V>*>(out + int64_t{i} * level.place + c) = pack;
     }
   } else {  // neighbouring threads write neighbours in memory
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kScatterThreads, 7)
     for (int i = thread; i < present * places; i += threads) {
       const int place = level.channel == 1 ? i / present : i % places;
       const int channel = level.channel == 1 ? i % present : i / places;
-      narrow(all[place * threads + channel / V].at[channel % V],
+      narrow(all[place * threads + channel / V][channel % V],
              out[int64_t{place} * level.place + (first_channel + channel) * level.channel]);
     }
   }
