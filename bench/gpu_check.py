@@ -146,7 +146,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pytest", default="tests/ops", help="what the test part gives to pytest")
     parser.add_argument(
-        "--sanitized", default="same_bits or nothing or hostile", help="pytest -k for the sanitizers"
+        "--sanitized",
+        default="same_bits or nothing or hostile or no_check",
+        help="pytest -k for the sanitizers",
     )
     parser.add_argument("--bench", default="--dtype bfloat16 --seconds 0.5", help="options of cfmvit bench")
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 Importing this needs torch and numpy alone.
 """
 
+from cfmvit.ops._checks import check_indices
 from cfmvit.ops.contrastive import InfoNCEStats, info_nce, siglip_loss
 from cfmvit.ops.masking import (
     Masking,
@@ -18,6 +19,7 @@ from cfmvit.ops.regions import multilevel_roi_align, pool_regions, roi_align, sc
 __all__ = [
     "InfoNCEStats",
     "Masking",
+    "check_indices",
     "gather_patches",
     "gather_tokens",
     "info_nce",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_on_devices = os.environ.get("CFMVIT_CHECK_INDICES", "0") not in ("", "0")
 
 
 def tensor(op: str, name: str, value: Any, ndim: int, shape: str) -> None:
@@ -52,20 +55,22 @@ def index(
 ) -> None:
     """Raise unless ``value`` is int32 or int64, (batch, K), with entries in 0..count-1, ``distinct`` ones in each row.
 
-    Values are looked at on the CPU only, and not without ``values``: the native ops look by themselves.
+    ``values`` as for ``readable``.
     """
     tensor(op, name, value, 2, shape)
     if value.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: {name} must be int32 or int64, got {value.dtype}")
     if value.shape[0] != batch:
         raise ValueError(f"{op}: {name} must have one row a sample, {batch} rows, got {value.shape[0]}")
-    if not values or not readable(value) or not value.numel():
+    if not readable(value, values) or not value.numel():
         return
     low, high = (int(bound) for bound in value.aminmax())
     if low < 0 or high >= count:
         raise ValueError(f"{op}: {name} must lie in 0..{count - 1}, got {low if low < 0 else high}")
     if distinct:
-        named = torch.zeros(batch, count, dtype=torch.bool).scatter_(1, value.long(), True)
+        named = torch.zeros(batch, count, dtype=torch.bool, device=value.device).scatter_(
+            1, value.long(), True
+        )
         if int(named.sum()) != value.numel():
             row = int((named.sum(1) != value.shape[1]).nonzero()[0])
             entry = int(value[row].long().bincount().argmax())
@@ -86,8 +91,23 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
     raise ValueError(f"{op}: all tensors must be on one device, got {found}")
 
 
-def readable(value: Tensor) -> bool:
-    """Whether a check may look at the values: on the CPU, outside tracing. On a GPU it would wait for the device."""
-    if torch.compiler.is_compiling():
+def readable(value: Tensor, values: bool = True) -> bool:
+    """Whether a check may look at the values: outside tracing, and on a GPU only after ``check_indices``: it waits for the device.
+
+    Args:
+        values: False where a native op looks for itself, as those of the CPU do.
+    """
+    if torch.compiler.is_compiling() or type(value) is not Tensor:
         return False
-    return value.device.type == "cpu" and type(value) is Tensor
+    return values if value.device.type == "cpu" else _on_devices
+
+
+def check_indices(enabled: bool = True) -> None:
+    """Check the values of indices and noise on a GPU too, as on the CPU: a bad one raises ValueError, which names the op.
+
+    Without it an index out of range reads zeros and passes no gradient on, and noise that is NaN ranks last. Each op then waits
+    for the device, so this is for finding a fault, not for CUDA graphs. The environment variable CFMVIT_CHECK_INDICES=1 does it
+    from the start. What ``torch.compile`` has traced is not checked.
+    """
+    global _on_devices
+    _on_devices = enabled

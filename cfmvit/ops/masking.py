@@ -6,6 +6,7 @@ Letters: B samples, N tokens of an image, K kept (visible), M = N - K masked, D 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -65,10 +66,11 @@ def random_masking(
     check.floating(op, "noise", noise, 2, "(B, N)")
     check.shape(op, "noise", noise, (batch_size, num_tokens))
     kept = int(num_tokens * (1 - mask_ratio))
-    if _library.use_native(op, noise, impl):
-        return Masking(*_NATIVE[op](noise.detach(), kept))
-    if check.readable(noise) and noise.isnan().any():
+    native = _library.use_native(op, noise, impl)
+    if check.readable(noise, values=not native) and noise.isnan().any():
         raise ValueError(f"{op}: noise must not hold NaN, got {int(noise.isnan().sum())}")
+    if native:
+        return Masking(*_NATIVE[op](noise.detach(), kept))
     return Masking(*reference.random_masking(noise, kept))
 
 
@@ -198,9 +200,20 @@ def _like(value: Tensor | None, features: Tensor) -> Tensor | None:
 def _statistics(op: str, name: str, value: Sequence[float] | Tensor | None, images: Tensor) -> Tensor | None:
     if value is None:
         return None
-    values = torch.as_tensor(value, dtype=torch.float64, device=images.device)
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    if not traced and isinstance(value, (list, tuple)) and all(isinstance(x, (int, float)) for x in value):
+        values = _constant(tuple(value), images.device)
+    else:
+        values = torch.as_tensor(value, dtype=torch.float64, device=images.device)
     if values.shape != (images.shape[1],):
         raise ValueError(
             f"{op}: {name} must have {images.shape[1]} entries, one a channel, got {tuple(values.shape)}"
         )
     return values
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers on a device, copied there once: a copy waits for the device, and no CUDA graph can hold it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float64, device=device)

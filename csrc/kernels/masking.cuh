@@ -8,7 +8,7 @@
 
 namespace cfmvit::kernels {
 
-// out[b, e] = tokens[b, n] + coins[b] * pos[n], n = sources(b, e); rows of entries out of range are NaN.
+// out[b, e] = tokens[b, n] + coins[b] * pos[n], n = sources(b, e); rows of entries out of range are zero.
 template <typename S>
 struct Gather {
   Rows<const S> tokens;  // (B, N, D)
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, 4) gather_tokens_kernel(Gather<S> g)
   const int64_t n = g.sources(b, e);
   const int packs = static_cast<int>(g.width / V);
   S* to = e < g.sources.entries[0] ? g.out[0].at(b, e) : g.out[1].at(b, e - g.sources.entries[0]);
-  if (n < 0 || n >= g.places) return fill_row<V>(to, Sum<S>(NAN), packs);
+  if (n < 0 || n >= g.places) return fill_row<V>(to, Sum<S>(0), packs);
   const bool placed = g.pos && (!g.coins || g.coins[b]);
   copy_row<V>(to, g.tokens.at(b, n), placed ? g.pos + n * g.width : nullptr, packs);
 }

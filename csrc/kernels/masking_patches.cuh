@@ -17,7 +17,7 @@ struct PatchDividers {
 };
 
 // out[b, j] = pixels * scale[c] + shift[c] of patch n = index[b, j], by channel, row, column; patches out of
-// range are NaN.
+// range are zero.
 template <typename In, typename Out>
 struct GatherPatches {
   Pixels<const In> images;  // (B, C, H, W), columns neighbours
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int64_t b = row / g.kept, j = row - b * g.kept, n = g.index.data ? g.index(b, j) : j;
     Out* to = g.out + row * width;
     if (n < 0 || n >= g.grid.count()) {
-      fill_row<V>(to, Sum<Out>(NAN), runs);
+      fill_row<V>(to, Sum<Out>(0), runs);
       continue;
     }
     int column = static_cast<int>(n);

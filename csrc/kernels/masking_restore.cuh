@@ -7,7 +7,7 @@
 namespace cfmvit::kernels {
 
 // out[b, n] = (k < K ? visible[b, k] : mask) + pos[n], k = restore[b, n]; rows of entries out of range are
-// NaN.
+// zero.
 template <typename S>
 struct Restore {
   Rows<const S> visible;  // (B, K, D)
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads, 4) restore_tokens_kernel(Restore<S> 
   if (b >= r.batch) return;
   const int64_t k = r.restore(b, n);
   const int packs = static_cast<int>(r.width / V);
-  if (k < 0 || k >= r.places) return fill_row<V>(r.out.at(b, n), Sum<S>(NAN), packs);
+  if (k < 0 || k >= r.places) return fill_row<V>(r.out.at(b, n), Sum<S>(0), packs);
   copy_row<V>(r.out.at(b, n), k < r.kept ? r.visible.at(b, k) : r.mask, r.pos ? r.pos + n * r.width : nullptr,
               packs);
 }
