@@ -1,6 +1,7 @@
 // Sums over the rows of a matrix in an order that its shape alone decides. Knows nothing of torch.
 #pragma once
 
+#include "for_each.cuh"
 #include "packs.cuh"
 
 namespace cfmvit::kernels {
@@ -45,6 +46,20 @@ void column_sums(const In* in, int64_t stride, Out* out, int64_t rows, int64_t r
   const dim3 grid(grid_size(ceil_div(columns, kLanes)), grid_size(parts));
   launch(column_sums_kernel<In, Out>, grid, dim3(kLanes, across), 0, stream, in, stride, out, rows,
          rows_per_part, columns);
+}
+
+template <typename Real>
+struct Add {
+  Real* out;
+  const Real* in;
+
+  __device__ void operator()(int64_t i) const { out[i] += in[i]; }
+};
+
+// out += in
+template <typename Real>
+void add(Real* out, const Real* in, int64_t count, cudaStream_t stream) {
+  for_each(count, Add<Real>{out, in}, stream);
 }
 
 }  // namespace cfmvit::kernels

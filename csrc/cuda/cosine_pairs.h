@@ -1,0 +1,21 @@
+// The launchers of the row kernels of both cosine losses, for the dtypes of pred and target that
+// dispatch_pair knows: reconstruction.cu compiles them, reconstruction_linear.cu uses them.
+#pragma once
+
+#include "kernels/reconstruction.cuh"
+
+#define CFMVIT_COSINE_PAIR(prefix, S, T)                                                              \
+  prefix template void cfmvit::kernels::cosine_losses(const cfmvit::kernels::CosineLosses<S, T>&,     \
+                                                      cudaStream_t);                                  \
+  prefix template void cfmvit::kernels::cosine_gradient(const cfmvit::kernels::CosineGradient<S, T>&, \
+                                                        cudaStream_t);
+
+#define CFMVIT_COSINE_PAIRS(prefix)                              \
+  CFMVIT_COSINE_PAIR(prefix, float, float)                       \
+  CFMVIT_COSINE_PAIR(prefix, double, double)                     \
+  CFMVIT_COSINE_PAIR(prefix, cfmvit::BFloat16, cfmvit::BFloat16) \
+  CFMVIT_COSINE_PAIR(prefix, cfmvit::Half, cfmvit::Half)         \
+  CFMVIT_COSINE_PAIR(prefix, float, cfmvit::BFloat16)            \
+  CFMVIT_COSINE_PAIR(prefix, float, cfmvit::Half)                \
+  CFMVIT_COSINE_PAIR(prefix, cfmvit::BFloat16, float)            \
+  CFMVIT_COSINE_PAIR(prefix, cfmvit::Half, float)

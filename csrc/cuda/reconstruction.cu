@@ -1,0 +1,69 @@
+// The feature loss on a GPU: checks, choice of dtypes, workspace, launches.
+#include "cosine_pairs.h"
+#include "dispatch.h"
+#include "launch.h"
+#include "reconstruction_checks.h"
+
+CFMVIT_COSINE_PAIRS()
+
+namespace cfmvit {
+
+// pred, target (B, N, D), index (B, M) or none -> losses (B, M)
+Tensor masked_cosine_loss_cuda(Tensor pred, Tensor target, std::optional<Tensor> index, double eps) {
+  constexpr const char* op = "masked_cosine_loss";
+  const Tokens tokens = check_cosine(op, pred, target, index);
+  const int64_t batch = pred.size(0), places = pred.size(1), width = pred.size(2);
+  pred = rows_of(pred), target = rows_of(target);
+  const Tensor losses = like(pred, {batch, tokens.masked}, sum_type(pred));
+  dispatch_pair(op, pred, target, [&](auto p, auto t) {
+    using S = decltype(p);
+    using T = decltype(t);
+    const kernels::CosineLosses<S, T> work{{view<const S>(pred), view<const T>(target), nullptr, width, eps},
+                                           tokens.index.value_or(Index{}),
+                                           data<Sum<S>>(losses),
+                                           batch,
+                                           places,
+                                           tokens.masked};
+    on_device(pred, [&](cudaStream_t stream) { kernels::cosine_losses(work, stream); });
+  });
+  return losses;
+}
+
+// grad (B, M) -> gradient of pred (B, N, D)
+Tensor masked_cosine_loss_backward_cuda(Tensor grad, Tensor pred, Tensor target, std::optional<Tensor> index,
+                                        double eps) {
+  constexpr const char* op = "masked_cosine_loss_backward";
+  const Tokens tokens = check_cosine(op, pred, target, index);
+  const int64_t batch = pred.size(0), places = pred.size(1), width = pred.size(2);
+  grad = checked_upstream(op, grad, {batch, tokens.masked}, sum_type(pred));
+  pred = rows_of(pred), target = rows_of(target);
+  const Tensor out = like(pred, {batch, places, width});
+  const Tensor named = workspace<kernels::Named>(pred, index ? batch * places : 0);
+  const kernels::Sources sources = kernels::one_source(tokens.index.value_or(Index{}), tokens.masked);
+  auto* inverse = index ? data<kernels::Named>(named) : nullptr;
+  dispatch_pair(op, pred, target, [&](auto p, auto t) {
+    using S = decltype(p);
+    using T = decltype(t);
+    const kernels::CosineGradient<S, T> work{
+        {view<const S>(pred), view<const T>(target), nullptr, width, eps},
+        sources,
+        inverse,
+        data<const Sum<S>>(grad),
+        data<S>(out),
+        batch,
+        places,
+        tokens.masked};
+    on_device(pred, [&](cudaStream_t stream) {
+      if (inverse) kernels::invert(sources, inverse, batch, places, stream);
+      kernels::cosine_gradient(work, stream);
+    });
+  });
+  return out;
+}
+
+}  // namespace cfmvit
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
+  m.impl("masked_cosine_loss", TORCH_BOX(&cfmvit::masked_cosine_loss_cuda));
+  m.impl("masked_cosine_loss_backward", TORCH_BOX(&cfmvit::masked_cosine_loss_backward_cuda));
+}

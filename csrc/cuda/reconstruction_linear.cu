@@ -1,0 +1,146 @@
+// The feature loss with the decoder's last projection fused in, on a GPU: rows go in chunks, each projected
+// by torch's matrix product into one buffer that mostly stays in the cache, read there by the row kernel. The
+// prediction is never held.
+#include <tuple>
+
+#include "cosine_pairs.h"
+#include "dispatch.h"
+#include "kernels/sums.cuh"
+#include "launch.h"
+#include "multiply.h"
+#include "reconstruction_checks.h"
+
+CFMVIT_COSINE_PAIRS(extern)
+
+namespace cfmvit {
+namespace {
+
+constexpr int64_t kChunkBytes = 32 * 1048576;  // of projected rows: less than the cache of an H100
+constexpr int64_t kBlock = 256;                // rows of a part of the bias's gradient
+
+// The projection of a chunk of rows, and what the row kernels read.
+struct Projection {
+  Tensor hidden, across, target, pred;  // (R, H), (H, D), (R, D), (chunk, D)
+  std::optional<Tensor> bias;
+  int64_t chunk;
+
+  Projection(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& added, const Tensor& wanted)
+      : hidden(x), across(torch::stable::transpose(weight, 0, 1)), target(rows_of(wanted)) {
+    if (added) bias = torch::stable::contiguous(*added);
+    const int64_t width = weight.size(0), row = std::max<int64_t>(1, width * bytes(x.scalar_type()));
+    const int64_t most = std::max(kBlock, kChunkBytes / row / kBlock * kBlock);
+    chunk = std::min(most, std::max(kBlock, kernels::ceil_div(x.size(0), kBlock) * kBlock));
+    pred = like(x, {chunk, width});
+  }
+
+  int64_t rows() const { return hidden.size(0); }
+  int64_t width() const { return pred.size(1); }
+
+  // Calls visit(first row, rows, their hidden, their pred) for each chunk.
+  template <typename Visit>
+  void each_chunk(const Visit& visit) {
+    for (int64_t first = 0; first < rows(); first += chunk) {
+      const int64_t count = std::min(chunk, rows() - first);
+      const Tensor in = torch::stable::narrow(hidden, 0, first, count),
+                   out = torch::stable::narrow(pred, 0, 0, count);
+      multiply(out, in, across);
+      visit(first, count, in, out);
+    }
+  }
+
+  template <typename S, typename T>
+  kernels::Pairs<S, T> pairs(int64_t first, double eps) const {
+    return {{data<const S>(pred), 0, width()},
+            {data<const T>(target) + first * target.stride(0), 0, target.stride(0)},
+            bias ? data<const S>(*bias) : nullptr,
+            width(),
+            eps};
+  }
+
+ private:
+  static int64_t bytes(ScalarType type) {
+    return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+  }
+};
+
+}  // namespace
+
+// hidden (R, H), weight (D, H), bias (D,) or none, target (R, D) -> losses (R,)
+Tensor linear_masked_cosine_loss_cuda(Tensor hidden, Tensor weight, std::optional<Tensor> bias, Tensor target,
+                                      double eps) {
+  constexpr const char* op = "linear_masked_cosine_loss";
+  check_linear(op, hidden, weight, bias, target);
+  const Tensor losses = like(hidden, {hidden.size(0)}, sum_type(hidden));
+  Projection projection(hidden, weight, bias, target);
+  dispatch_pair(op, hidden, target, [&](auto p, auto t) {
+    using S = decltype(p);
+    using T = decltype(t);
+    projection.each_chunk([&](int64_t first, int64_t count, const Tensor&, const Tensor& pred) {
+      const kernels::CosineLosses<S, T> work{
+          projection.pairs<S, T>(first, eps), Index{}, data<Sum<S>>(losses) + first, 1, count, count};
+      on_device(pred, [&](cudaStream_t stream) { kernels::cosine_losses(work, stream); });
+    });
+  });
+  return losses;
+}
+
+// grad (R,) -> gradients of hidden (R, H), weight (D, H), bias (D,), the last zero without one; weight and
+// bias in float32 or better
+std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cuda(Tensor grad, Tensor hidden,
+                                                                           Tensor weight,
+                                                                           std::optional<Tensor> bias,
+                                                                           Tensor target, double eps) {
+  constexpr const char* op = "linear_masked_cosine_loss_backward";
+  check_linear(op, hidden, weight, bias, target);
+  grad = checked_upstream(op, grad, {hidden.size(0)}, sum_type(hidden));
+  const int64_t rows = hidden.size(0), width = weight.size(0), inner = weight.size(1);
+  const ScalarType sums = sum_type(hidden);
+  const bool wide = hidden.scalar_type() == sums;
+  Tensor grad_hidden = like(hidden, {rows, inner});
+  const Tensor grad_weight = torch::stable::new_zeros(weight, {width, inner}, sums);
+  const Tensor grad_bias = like(weight, {width}, sums);
+  const Tensor share =
+      like(weight, {wide ? 0 : width, inner}, sums);  // one chunk's, of the weight's gradient
+  const int64_t parts = bias ? kernels::ceil_div(rows, kBlock) : 0;
+  const Tensor part = like(weight, {parts, width}, sums);
+  Projection projection(hidden, weight, bias, target);
+  dispatch_pair(op, hidden, target, [&](auto p, auto t) {
+    using S = decltype(p);
+    using T = decltype(t);
+    projection.each_chunk([&](int64_t first, int64_t count, const Tensor& in, const Tensor& pred) {
+      const kernels::CosineGradient<S, T> work{projection.pairs<S, T>(first, eps),
+                                               {},
+                                               nullptr,
+                                               data<const Sum<S>>(grad) + first,
+                                               data<S>(pred),  // becomes its own gradient
+                                               1,
+                                               count,
+                                               count};
+      on_device(pred, [&](cudaStream_t stream) {
+        kernels::cosine_gradient(work, stream);
+        if (!bias) return;
+        kernels::column_sums(data<const S>(pred), width, data<Sum<S>>(part) + first / kBlock * width, count,
+                             kBlock, width, stream);
+      });
+      multiply(torch::stable::narrow(grad_hidden, 0, first, count), pred, weight);
+      const Tensor turned = torch::stable::transpose(pred, 0, 1);
+      if (wide) return multiply_add(grad_weight, turned, in);
+      multiply_wide(share, turned, in);
+      on_device(pred, [&](cudaStream_t stream) {
+        kernels::add(data<Sum<S>>(grad_weight), data<const Sum<S>>(share), width * inner, stream);
+      });
+    });
+    on_device(hidden, [&](cudaStream_t stream) {
+      kernels::column_sums(data<const Sum<S>>(part), width, data<Sum<S>>(grad_bias), parts,
+                           std::max<int64_t>(parts, 1), width, stream);
+    });
+  });
+  return {grad_hidden, grad_weight, grad_bias};
+}
+
+}  // namespace cfmvit
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
+  m.impl("linear_masked_cosine_loss", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_cuda));
+  m.impl("linear_masked_cosine_loss_backward", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_backward_cuda));
+}

@@ -1,0 +1,69 @@
+// MAE's loss on a GPU: checks, choice of dtype, workspace, launches.
+#include "dispatch.h"
+#include "kernels/reconstruction_pixels.cuh"
+#include "launch.h"
+#include "reconstruction_checks.h"
+
+namespace cfmvit {
+namespace {
+
+template <typename S>
+kernels::PatchPairs<S> pairs_of(const Tensor& pred, const Tensor& images, const MaskedPatches& patches,
+                                bool normalize) {
+  return {view<const S>(pred), pixels_of<const Sum<S>>(images), patches.grid, patches.all, normalize};
+}
+
+}  // namespace
+
+// pred (B, N or M, P * P * C), images (B, C, H, W), index (B, M) -> losses (B, M)
+Tensor masked_pixel_loss_cuda(Tensor pred, Tensor images, Tensor index, int64_t patch_size, bool normalize) {
+  constexpr const char* op = "masked_pixel_loss";
+  const MaskedPatches patches = check_pixels(op, pred, images, index, patch_size);
+  pred = rows_of(pred);
+  const int64_t batch = pred.size(0), masked = index.size(1);
+  const Tensor losses = like(images, {batch, masked});
+  dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    const kernels::PixelLosses<S> work{pairs_of<S>(pred, images, patches, normalize), patches.index,
+                                       data<Sum<S>>(losses), batch, masked};
+    on_device(pred, [&](cudaStream_t stream) { kernels::pixel_losses(work, stream); });
+  });
+  return losses;
+}
+
+// grad (B, M) -> gradient of pred
+Tensor masked_pixel_loss_backward_cuda(Tensor grad, Tensor pred, Tensor images, Tensor index,
+                                       int64_t patch_size, bool normalize) {
+  constexpr const char* op = "masked_pixel_loss_backward";
+  const MaskedPatches patches = check_pixels(op, pred, images, index, patch_size);
+  const int64_t batch = pred.size(0), rows = pred.size(1), masked = index.size(1);
+  grad = checked_upstream(op, grad, {batch, masked}, sum_type(pred));
+  pred = rows_of(pred);
+  const Tensor out = like(pred, {batch, rows, pred.size(2)});
+  const Tensor named = workspace<kernels::Named>(pred, patches.all ? batch * rows : 0);
+  const kernels::Sources sources = kernels::one_source(patches.index, masked);
+  auto* inverse = patches.all ? data<kernels::Named>(named) : nullptr;
+  dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    const kernels::PixelGradient<S> work{pairs_of<S>(pred, images, patches, normalize),
+                                         sources,
+                                         inverse,
+                                         data<const Sum<S>>(grad),
+                                         data<S>(out),
+                                         batch,
+                                         rows,
+                                         masked};
+    on_device(pred, [&](cudaStream_t stream) {
+      if (inverse) kernels::invert(sources, inverse, batch, rows, stream);
+      kernels::pixel_gradient(work, stream);
+    });
+  });
+  return out;
+}
+
+}  // namespace cfmvit
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
+  m.impl("masked_pixel_loss", TORCH_BOX(&cfmvit::masked_pixel_loss_cuda));
+  m.impl("masked_pixel_loss_backward", TORCH_BOX(&cfmvit::masked_pixel_loss_backward_cuda));
+}

@@ -1,0 +1,123 @@
+// The launchers of the reconstruction family.
+#include "kernels/reconstruction.cuh"
+
+#include "cases.h"
+#include "kernels/reconstruction_pixels.cuh"
+#include "kernels/sums.cuh"
+
+namespace cfmvit::emulation {
+
+// The index of the job; without data: all rows.
+kernels::Sources sources(const Job& job, int64_t rows) {
+  if (!job.has("index")) return kernels::one_source({}, rows);
+  return kernels::one_source(job.index("index"), job["index"].size(1));
+}
+
+// Null without an index.
+kernels::Named* inverse(Job& job, const kernels::Sources& from, int64_t batch, int64_t places) {
+  if (!job.has("index")) return nullptr;
+  auto* named = reinterpret_cast<kernels::Named*>(job.scratch<int64_t>(batch * places));
+  kernels::invert(from, named, batch, places, nullptr);
+  return named;
+}
+
+// Calls run(S{}, T{}) with the types of pred and target: of one type, or one of them float32.
+template <typename Run>
+void with_pair(const Job& job, const Run& run) {
+  const std::string& type = job["target"].type;
+  with_floating(job["pred"], [&](auto zero) {
+    using S = decltype(zero);
+    if (type == job["pred"].type) return run(zero, zero);
+    if constexpr (std::is_same_v<S, float>) {
+      if (type == "bfloat16") return run(zero, BFloat16{});
+      if (type == "float16") return run(zero, Half{});
+    } else if constexpr (!std::is_same_v<S, double>) {
+      if (type == "float32") return run(zero, float{});
+    }
+    throw std::runtime_error("no kernel for " + job["pred"].type + " and " + type);
+  });
+}
+
+template <typename S, typename T>
+kernels::Pairs<S, T> pairs_of(const Job& job) {
+  return {job["pred"].rows<S>(), job["target"].rows<T>(), job.data<S>("bias"), job["pred"].size(2),
+          job.real("eps")};
+}
+
+KERNEL(masked_cosine_loss) {
+  const int64_t batch = job["pred"].size(0), places = job["pred"].size(1);
+  const kernels::Sources from = sources(job, places);
+  with_pair(job, [&](auto p, auto t) {
+    using S = decltype(p);
+    using T = decltype(t);
+    kernels::cosine_losses<S, T>(
+        {pairs_of<S, T>(job), from.index[0], job.output<Sum<S>>("losses", {batch, from.entries[0]}), batch,
+         places, from.entries[0]},
+        nullptr);
+  });
+}
+
+// With the integer `in_place`, pred is overwritten by its gradient first, as the chunks of a projection are.
+KERNEL(masked_cosine_loss_backward) {
+  const Array& pred = job["pred"];
+  const int64_t batch = pred.size(0), places = pred.size(1), width = pred.size(2);
+  const kernels::Sources from = sources(job, places);
+  const kernels::Named* named = inverse(job, from, batch, places);
+  with_pair(job, [&](auto p, auto t) {
+    using S = decltype(p);
+    using T = decltype(t);
+    S* out = job.output<S>("grad_pred", pred.sizes);
+    kernels::Pairs<S, T> pairs = pairs_of<S, T>(job);
+    if (job.has("in_place")) {
+      std::memcpy(out, pred.data<S>(), pred.bytes);
+      pairs.pred = {out, places * width, width};
+    }
+    kernels::cosine_gradient<S, T>(
+        {pairs, from, named, job.data<Sum<S>>("grad"), out, batch, places, from.entries[0]}, nullptr);
+    if (!job.has("bias")) return;
+    const int64_t rows = batch * places, of_part = 4, parts = kernels::ceil_div(rows, of_part);
+    Sum<S>* part = job.scratch<Sum<S>>(parts * width);
+    kernels::column_sums<S, Sum<S>>(out, width, part, rows, of_part, width, nullptr);
+    kernels::column_sums<Sum<S>, Sum<S>>(part, width, job.output<Sum<S>>("grad_bias", {width}), parts, parts,
+                                         width, nullptr);
+  });
+}
+
+template <typename S>
+kernels::PatchPairs<S> patches_of(const Job& job) {
+  const Array& images = job["images"];
+  const int64_t size = job.integer("patch_size");
+  const PatchGrid grid{images.size(1), images.size(2) / size, images.size(3) / size, size};
+  return {
+      job["pred"].rows<S>(),
+      {images.data<const Sum<S>>(), images.stride(0), images.stride(1), images.stride(2), images.stride(3)},
+      grid,
+      job["pred"].size(1) == grid.count(),
+      job.integer("normalize") != 0};
+}
+
+KERNEL(masked_pixel_loss) {
+  const Array &pred = job["pred"], &index = job["index"];
+  with_floating(pred, [&](auto zero) {
+    using S = decltype(zero);
+    kernels::pixel_losses<S>({patches_of<S>(job), job.index("index"),
+                              job.output<Sum<S>>("losses", index.sizes), index.size(0), index.size(1)},
+                             nullptr);
+  });
+}
+
+KERNEL(masked_pixel_loss_backward) {
+  const Array& pred = job["pred"];
+  const int64_t batch = pred.size(0), rows = pred.size(1);
+  const kernels::Sources from = sources(job, rows);
+  with_floating(pred, [&](auto zero) {
+    using S = decltype(zero);
+    const kernels::PatchPairs<S> pairs = patches_of<S>(job);
+    const kernels::Named* named = pairs.all ? inverse(job, from, batch, rows) : nullptr;
+    kernels::pixel_gradient<S>({pairs, from, named, job.data<Sum<S>>("grad"),
+                                job.output<S>("grad_pred", pred.sizes), batch, rows, from.entries[0]},
+                               nullptr);
+  });
+}
+
+}  // namespace cfmvit::emulation
