@@ -42,7 +42,7 @@ def test_ours_and_every_peer_compute_the_same(name: str, dtype: str) -> None:
 
 
 def test_every_op_is_measured_and_its_call_too() -> None:
-    functions = {name for name in ops.__all__ if name.islower()}
+    functions = {name for name in ops.__all__ if name.islower()} - {"check_indices"}
     assert functions <= set(KERNELS)
     assert {f"call_{name}" for name in functions} <= set(ENTRIES)
 

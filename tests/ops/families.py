@@ -96,7 +96,9 @@ def assert_same_bits(function: Function, inputs: Sequence[Tensor]) -> None:
 
 def strided(x: Tensor) -> Tensor:
     """Return the values of x in a view with gaps between rows and samples, NaN in the gaps."""
-    room = torch.full((x.shape[0], 2 * x.shape[1] + 1, x.shape[2]), float("nan"), dtype=x.dtype)
+    room = torch.full(
+        (x.shape[0], 2 * x.shape[1] + 1, x.shape[2]), float("nan"), dtype=x.dtype, device=x.device
+    )
     view = room[:, 1::2]
     view.copy_(x)
     return view

@@ -156,11 +156,13 @@ def test_pixel_loss_is_maes() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_pixel_loss_of_any_channels_and_layout(channels: int, layout: torch.memory_format) -> None:
-    images = rand(B, channels, 12, 16).contiguous(memory_format=layout)
-    pred = rand(B, 12, 16 * channels)
+def test_pixel_loss_of_any_channels_and_layout(
+    channels: int, layout: torch.memory_format, device: str
+) -> None:
+    images = rand(B, channels, 12, 16).to(device).contiguous(memory_format=layout)
+    pred, index = rand(B, 12, 16 * channels).to(device), INDEX.to(device)
     found, expected = (
-        ops.masked_pixel_loss(pred, images, INDEX, 4, reduction="none", impl=impl)
+        ops.masked_pixel_loss(pred, images, index, 4, reduction="none", impl=impl)
         for impl in ("native", "reference")
     )
     torch.testing.assert_close(found, expected)
@@ -231,16 +233,16 @@ def test_the_projection_is_never_held_whole() -> None:
     assert largest <= 4 * 2**20
 
 
-def test_autocast_multiplies_in_bfloat16_and_sums_in_float32() -> None:
+def test_autocast_multiplies_in_bfloat16_and_sums_in_float32(device: str) -> None:
     make, inputs = OPS["linear"]
-    leaves = [x.float().requires_grad_() for x in inputs]
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = ops.linear_masked_cosine_loss(*leaves, TARGET.float(), INDEX)
+    leaves = [x.to(device, torch.float32).requires_grad_() for x in inputs]
+    with torch.autocast(device, torch.bfloat16):
+        loss = ops.linear_masked_cosine_loss(*leaves, TARGET.float().to(device), INDEX.to(device))
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(x.grad.dtype == torch.float32 for x in leaves)
     exact = make("reference")(*inputs)
-    assert 0 < (loss - exact).abs() < 2e-2
+    assert 0 < (loss.cpu() - exact).abs() < 2e-2
 
 
 @pytest.mark.parametrize(
