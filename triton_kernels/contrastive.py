@@ -3,8 +3,9 @@
 Forward: 2 B T D operations, tiles of logits live in registers only. Backward: the tiles again, their gradient rounded to the
 features' dtype in strips of rows within a workspace, and two plain matrix products per strip with float32 sums.
 
-A batch of one strip takes four launches forward and six backward, where two dense cross-entropies take some thirty: small batches
-need no other route. Nothing here looks at data on the host, so all of it can be captured in a CUDA graph.
+A batch of one strip takes four launches forward and six backward, where two dense cross-entropies take some thirty. That is why
+small batches have no other route, which is still to be timed on a GPU. Nothing here looks at data on the host, so all of it can
+be captured in a CUDA graph.
 """
 
 from __future__ import annotations

@@ -2,11 +2,16 @@
 
 `contrastive_lse(image (B, D), text (T, D), logit_scale (), label_offset, image_groups (B,), text_groups (T,) or None)` gives
 positive (B,), image_lse (B,), text_lse (T,) and, with groups, image_max (B,), text_max (T,). With label_offset None no text
-belongs to an image: positive has no elements. `sigmoid_loss(image, text, logit_scale,
-logit_bias, label_offset, needs_image, needs_text)` gives the loss and, since a sigmoid allows it, the gradients of image, text,
-logit_scale and logit_bias in one go. `pair_loss(positive (B,), image_lse (B,), text_lse (B,), image_weight, text_weight, mean)`
-makes the loss () of the first; an op of its own, because on a GPU its dozen of small launches would outlast a small batch. See reference/contrastive.py. Autocast does not touch them: the kernels accumulate in
-float32 whatever the features' dtype, and a rounded logit_scale would cost accuracy.
+belongs to an image: positive has no elements.
+
+`sigmoid_loss(image, text, logit_scale, logit_bias, label_offset, needs_image, needs_text)` gives the loss and, since a sigmoid
+allows it, the gradients of image, text, logit_scale and logit_bias in one go.
+
+`pair_loss(positive (B,), image_lse (B,), text_lse (B,), image_weight, text_weight, mean)` makes the loss () of the first; an op of
+its own, because its dozen of small steps would outlast a small batch.
+
+See reference/contrastive.py. Autocast does not touch them: the kernels accumulate in float32 whatever the features' dtype, and a
+rounded logit_scale would cost accuracy.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops import _library
-from cfmvit.ops.reference import contrastive as reference
+from cfmvit.ops._native import NativeOp
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -134,10 +139,13 @@ def _sigmoid_fake(image, text, logit_scale, logit_bias, label_offset, needs_imag
 def _sigmoid_context(ctx, inputs, output) -> None:
     _, *grads = output
     ctx.mark_non_differentiable(*grads)
+    ctx.set_materialize_grads(False)  # or a backward would make zeros as large as both towers for them
     ctx.save_for_backward(*inputs[:4], *grads)
 
 
 def _sigmoid_backward(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 7
     grads = torch.ops.cfmvit.sigmoid_loss_backward.default(grad, *ctx.saved_tensors)
     needed = ctx.needs_input_grad[:4]
     return *(x if needs else None for x, needs in zip(grads, needed, strict=True)), None, None, None
@@ -168,11 +176,6 @@ def _pair_loss_backward(ctx, grad):
     return *grads, None, None, None
 
 
-def refuse_double_backward(ctx, *grads: Tensor) -> None:
-    """Raise: gradients are made by kernels that have no derivative."""
-    raise RuntimeError("contrastive losses: double backward is not supported; impl='reference' has it")
-
-
 def why_not_triton(features: Tensor) -> str:
     """Say why the Triton kernels can't take such features; empty where they can."""
     if _library.core is None:
@@ -195,34 +198,22 @@ def _in_triton(name: str):
     return run
 
 
-def _register() -> None:
+def _register() -> dict[str, NativeOp]:
+    """Register what the library leaves open, and return the ops that have a gradient."""
     define = torch.library
-    define.register_fake("cfmvit::contrastive_lse", _lse_fake)
     define.register_fake("cfmvit::contrastive_lse_backward", _lse_backward_fake)
-    define.register_fake("cfmvit::sigmoid_loss", _sigmoid_fake)
+    define.register_fake("cfmvit::pair_loss_backward", _pair_loss_backward_fake)
     define.impl("cfmvit::sigmoid_loss_backward", "CompositeExplicitAutograd", _scale_grads)
-    for name, fake, formula in (
-        ("pair_loss", _pair_loss_fake, reference.pair_loss),
-        ("pair_loss_backward", _pair_loss_backward_fake, reference.pair_loss_backward),
-    ):
-        define.register_fake(f"cfmvit::{name}", fake)
-        define.impl(f"cfmvit::{name}", "cpu", formula)
-    define.register_autograd("cfmvit::pair_loss", _pair_loss_backward, setup_context=_pair_loss_context)
-    define.register_autograd("cfmvit::contrastive_lse", _lse_backward, setup_context=_lse_context)
-    define.register_autograd("cfmvit::sigmoid_loss", _sigmoid_backward, setup_context=_sigmoid_context)
-    for op in ("contrastive_lse_backward", "pair_loss_backward", "sigmoid_loss_backward"):
-        define.register_autograd(f"cfmvit::{op}", refuse_double_backward)
+    ops = (
+        NativeOp("contrastive_lse", _lse_fake, _lse_backward, _lse_context),
+        NativeOp("pair_loss", _pair_loss_fake, _pair_loss_backward, _pair_loss_context),
+        NativeOp("sigmoid_loss", _sigmoid_fake, _sigmoid_backward, _sigmoid_context),
+    )
     if _HAS_TRITON:
-        ops = (
-            "contrastive_lse",
-            "contrastive_lse_backward",
-            "pair_loss",
-            "pair_loss_backward",
-            "sigmoid_loss",
-        )
-        for op in ops:
-            define.impl(f"cfmvit::{op}", "cuda", _in_triton(op))
+        backwards = ("contrastive_lse_backward", "pair_loss_backward")
+        for name in (*(op.name for op in ops), *backwards):
+            define.impl(f"cfmvit::{name}", "cuda", _in_triton(name))
+    return {op.name: op for op in ops}
 
 
-if _library.core is not None:
-    _register()
+OPS = _register() if _library.core is not None else {}

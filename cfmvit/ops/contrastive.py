@@ -103,7 +103,7 @@ def info_nce(
     if process_group is None:
         max_groups = _stats_groups(text, group_ids, 0) if return_stats else None
         groups = (None, None) if max_groups is None else (max_groups[own], max_groups)
-        lse = reference.contrastive_lse if chosen == "reference" else torch.ops.cfmvit.contrastive_lse.default
+        lse = reference.contrastive_lse if chosen == "reference" else _contrastive_ops.OPS["contrastive_lse"]
         found = lse(image, text, logit_scale, label_offset, *groups)
     else:
         place = _place(
@@ -152,7 +152,7 @@ def _reduced(
     """Cross-entropies of the pairs, (B,), or their sum or mean."""
     if reduction == "none":
         return reference.pair_losses(positive, image_lse, text_lse, *weights)
-    pair_loss = reference.pair_loss if impl == "reference" else torch.ops.cfmvit.pair_loss.default
+    pair_loss = reference.pair_loss if impl == "reference" else _contrastive_ops.OPS["pair_loss"]
     return pair_loss(positive, image_lse, text_lse, *weights, reduction == "mean")
 
 
@@ -213,7 +213,7 @@ def siglip_loss(
         loss = reference.sigmoid_loss(image, text, logit_scale, logit_bias, 0)
     else:
         needs_image, needs_text = (torch.is_grad_enabled() and x.requires_grad for x in (image, text))
-        loss, *_ = torch.ops.cfmvit.sigmoid_loss.default(
+        loss, *_ = _contrastive_ops.OPS["sigmoid_loss"](
             image, text, logit_scale, logit_bias, 0, needs_image, needs_text
         )
     return loss / image.shape[0] if reduction == "mean" else loss

@@ -162,6 +162,8 @@ def test_opcheck(dtype: torch.dtype) -> None:
     args = (image, text, scale, 2, lse[1], lse[2], *grads, True, False, False)
     args = [x.detach() if isinstance(x, Tensor) else x for x in args]
     torch.library.opcheck(backward, tuple(args))
+    pairs = [torch.randn(5, dtype=scale.dtype).requires_grad_() for _ in range(3)]
+    torch.library.opcheck(torch.ops.cfmvit.pair_loss.default, (*pairs, 0.5, 0.5, True))
 
 
 def test_double_backward_says_so() -> None:
@@ -327,3 +329,24 @@ def test_bad_features_give_a_nan_loss(bad: float) -> None:
     assert grads[0][3].isnan().all()
     per_pair = info_nce(image, text, scale, direction="image_to_text", reduction="none")
     assert per_pair.isnan().nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)], ids=str)
+def test_pair_loss(weights: tuple[float, float], dtype: torch.dtype) -> None:
+    """From losses that float32's log(1 + x) would round to zero, over blocks of pairs, and without a NaN of no weight."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = list((25 * torch.randn(3, 2500, dtype=torch.float64, generator=generator)).to(dtype))
+    tensors[1][0] = float("-inf")  # no negatives
+    if 0.0 in weights:
+        tensors[1 + weights.index(0.0)][-1] = float("nan")
+    exact, leaves = [x.double() for x in tensors], [x.clone().requires_grad_() for x in tensors]
+    expected = reference.pair_loss(*exact, *weights, True)
+    actual = torch.ops.cfmvit.pair_loss.default(*leaves, *weights, True)
+    tolerance = {torch.float32: 1e-7, torch.float64: 1e-14}[dtype]
+    assert abs(actual.double() - expected) <= tolerance * expected
+    expected = reference.pair_loss_backward(torch.tensor(3.0).double(), *exact, *weights, True)
+    for a, e in zip(torch.autograd.grad(3 * actual, leaves), expected, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=2 * tolerance, atol=1e-30)
+    with pytest.raises(RuntimeError, match=r"image_lse and text_lse must have positive's shape and dtype"):
+        torch.ops.cfmvit.pair_loss.default(tensors[0][1:], *tensors[1:], *weights, True)

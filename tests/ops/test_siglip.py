@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cfmvit.ops import siglip_loss
 from cfmvit.ops.reference import contrastive as reference
@@ -142,6 +144,24 @@ def test_no_logits_matrix_in_memory() -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 60  # the logits would take 576
+
+
+def test_the_backward_only_scales() -> None:
+    """It makes nothing of the towers' size but the two gradients."""
+
+    class Sizes(TorchDispatchMode):
+        made: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.made += [str(func) for x in tree_leaves(out) if isinstance(x, Tensor) and x.numel() > 1]
+            return out
+
+    leaves = [x.requires_grad_() for x in inputs(9, torch.float32)]
+    loss = siglip_loss(*leaves)
+    with Sizes() as sizes:
+        torch.autograd.grad(loss, leaves)
+    assert sizes.made == ["cfmvit.sigmoid_loss_backward.default"] * 2
 
 
 @pytest.mark.parametrize(
