@@ -1,7 +1,7 @@
 """Build here, run the GPU tests, compute-sanitizer over a few of them, and the benchmarks; see gpu_check.sh.
 
-Prints a short table last, and writes it with the machine to gpu_check.json, the figures to bench.json beside it. Needs no
-network; where the build tools are missing it compiles directly (build_bare.py).
+Prints a short table last, and writes it with the machine to gpu_check.json, the figures to bench.json and contrastive.json
+beside it. Needs no network; where the build tools are missing it compiles directly (build_bare.py).
 """
 
 from __future__ import annotations
@@ -118,11 +118,14 @@ def sanitize(seconds: float, options: argparse.Namespace) -> list[Outcome]:
 
 
 def bench(seconds: float, options: argparse.Namespace) -> list[Outcome]:
-    """Measure."""
-    output = ["--device", "cuda", "--output", str(options.results / "bench.json")]
-    return [
-        run("bench", [sys.executable, "-m", "cfmvit.cli", "bench", *options.bench.split(), *output], seconds)
-    ]
+    """Measure all ops, then the contrastive losses at the sizes of their targets beside compiled peers."""
+    outcomes, end = [], time.monotonic() + seconds
+    commands = {"bench": options.bench, "contrastive": options.contrastive}
+    for done, (name, given) in enumerate(commands.items()):
+        command = [sys.executable, "-m", "cfmvit.cli", "bench", *given.split(), "--device", "cuda"]
+        share = (end - time.monotonic()) / (len(commands) - done)
+        outcomes.append(run(name, [*command, "--output", str(options.results / f"{name}.json")], share))
+    return outcomes
 
 
 PARTS = {"build": build, "test": test, "sanitize": sanitize, "bench": bench}
@@ -144,13 +147,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, default=ROOT / "bench" / "results", help="folder of the JSON files"
     )
-    parser.add_argument("--pytest", default="tests/ops", help="what the test part gives to pytest")
+    parser.add_argument(
+        "--pytest",
+        default="tests/ops tests/triton_kernels tests/models",
+        help="what the test part gives to pytest",
+    )
     parser.add_argument(
         "--sanitized",
         default="same_bits or nothing or hostile or no_check",
         help="pytest -k for the sanitizers",
     )
     parser.add_argument("--bench", default="--dtype bfloat16 --seconds 0.5", help="options of cfmvit bench")
+    parser.add_argument(
+        "--contrastive",
+        default="contrastive --dtype bfloat16 --size 4096x768,16384x768,32768x768,65536x768 --seconds 0.3 --compile",
+        help="options of its second run",
+    )
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"PART must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
