@@ -1,10 +1,10 @@
 // Moving tokens on a GPU: checks, choice of dtype, workspaces, launches.
 #include <tuple>
 
+#include "cuda/launch.h"
 #include "dispatch.h"
 #include "kernels/masking.cuh"
 #include "kernels/masking_restore.cuh"
-#include "launch.h"
 #include "masking_checks.h"
 #include "tensor_views.h"
 
@@ -31,14 +31,14 @@ std::vector<Tensor> gather(const char* op, Tensor tokens,
   }
   dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    kernels::Gather<S> gather{view<const S>(tokens),
-                              sources,
-                              positions.embed ? data<const S>(*positions.embed) : nullptr,
-                              positions.keep(),
-                              {},
-                              batch,
-                              places,
-                              width};
+    kernels::GatherTokens<S> gather{view<const S>(tokens),
+                                    sources,
+                                    positions.embed ? data<const S>(*positions.embed) : nullptr,
+                                    positions.keep(),
+                                    {},
+                                    batch,
+                                    places,
+                                    width};
     for (size_t i = 0; i < outs.size(); ++i) gather.out[i] = view<S>(outs[i]);
     on_device(tokens, [&](cudaStream_t stream) { kernels::gather_tokens(gather, stream); });
   });
@@ -70,16 +70,16 @@ std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<std
   const Tensor part = needs_pos ? like(first, {parts, places * width}, sum_type(first)) : none;
   dispatch_floating(op, first.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    kernels::Scatter<S> scatter{{},
-                                sources,
-                                data<const Named>(named),
-                                positions.keep(),
-                                needs_tokens ? data<S>(grad_tokens) : nullptr,
-                                needs_pos ? data<Sum<S>>(part) : nullptr,
-                                batch,
-                                places,
-                                width,
-                                samples};
+    kernels::ScatterTokens<S> scatter{{},
+                                      sources,
+                                      data<const Named>(named),
+                                      positions.keep(),
+                                      needs_tokens ? data<S>(grad_tokens) : nullptr,
+                                      needs_pos ? data<Sum<S>>(part) : nullptr,
+                                      batch,
+                                      places,
+                                      width,
+                                      samples};
     for (size_t i = 0; i < grads.size(); ++i) scatter.grad[i] = view<const S>(grads[i]);
     on_device(first, [&](cudaStream_t stream) {
       kernels::invert(sources, data<Named>(named), batch, places, stream);

@@ -1,9 +1,9 @@
 // Drawing masks on a GPU: checks, choice of dtype, launch. NaN, which the CPU refuses, ranks last.
 #include <tuple>
 
+#include "cuda/launch.h"
 #include "dispatch.h"
 #include "kernels/masking_order.cuh"
-#include "launch.h"
 #include "masking_checks.h"
 
 namespace cfmvit {

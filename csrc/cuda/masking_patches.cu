@@ -1,7 +1,7 @@
 // Cutting patches out of images on a GPU: checks, choice of dtypes, workspace, launches.
+#include "cuda/launch.h"
 #include "dispatch.h"
 #include "kernels/masking_patches.cuh"
-#include "launch.h"
 #include "masking_checks.h"
 #include "tensor_views.h"
 

@@ -1,7 +1,7 @@
 // The feature loss on a GPU: checks, choice of dtypes, workspace, launches.
 #include "cosine_pairs.h"
+#include "cuda/launch.h"
 #include "dispatch.h"
-#include "launch.h"
 #include "reconstruction_checks.h"
 
 CFMVIT_COSINE_PAIRS()

@@ -4,10 +4,10 @@
 #include <tuple>
 
 #include "cosine_pairs.h"
+#include "cuda/launch.h"
+#include "cuda/multiply.h"
 #include "dispatch.h"
 #include "kernels/sums.cuh"
-#include "launch.h"
-#include "multiply.h"
 #include "reconstruction_checks.h"
 
 CFMVIT_COSINE_PAIRS(extern)

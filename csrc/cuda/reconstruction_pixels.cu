@@ -1,7 +1,7 @@
 // MAE's loss on a GPU: checks, choice of dtype, workspace, launches.
+#include "cuda/launch.h"
 #include "dispatch.h"
 #include "kernels/reconstruction_pixels.cuh"
-#include "launch.h"
 #include "reconstruction_checks.h"
 
 namespace cfmvit {

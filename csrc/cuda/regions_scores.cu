@@ -1,6 +1,6 @@
 // Detection scores from two rows of logits, on a GPU.
+#include "cuda/launch.h"
 #include "kernels/regions_scores.cuh"
-#include "launch.h"
 #include "regions_checks.h"
 
 namespace cfmvit {

@@ -1,9 +1,9 @@
 // Tensors as the region kernels take them.
 #pragma once
 
+#include "cuda/launch.h"
 #include "kernels/regions_gather.cuh"
 #include "kernels/regions_scatter.cuh"
-#include "launch.h"
 #include "regions_ops.h"
 
 namespace cfmvit {

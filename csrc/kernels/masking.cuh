@@ -10,7 +10,7 @@ namespace cfmvit::kernels {
 
 // out[b, e] = tokens[b, n] + coins[b] * pos[n], n = sources(b, e); rows of entries out of range are zero.
 template <typename S>
-struct Gather {
+struct GatherTokens {
   Rows<const S> tokens;  // (B, N, D)
   Sources sources;       // (B, K) and (B, M)
   const S* pos;          // (N, D) or null
@@ -20,7 +20,7 @@ struct Gather {
 };
 
 template <typename S, int V>
-__global__ void __launch_bounds__(kThreads, 4) gather_tokens_kernel(Gather<S> g) {
+__global__ void __launch_bounds__(kThreads, 4) gather_tokens_kernel(GatherTokens<S> g) {
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y, total = g.sources.total();
   const int64_t b = row / total, e = row - b * total;
   if (b >= g.batch) return;
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, 4) gather_tokens_kernel(Gather<S> g)
 }
 
 template <typename S>
-void gather_tokens(const Gather<S>& g, cudaStream_t stream) {
+void gather_tokens(const GatherTokens<S>& g, cudaStream_t stream) {
   const int64_t rows = g.batch * g.sources.total();
   if (rows * g.width == 0) return;
   with_packs<16 / sizeof(S)>(g.width, {g.tokens.data, g.pos, g.out[0].data, g.out[1].data},
@@ -47,7 +47,7 @@ void gather_tokens(const Gather<S>& g, cudaStream_t stream) {
 // grad_tokens[b, n] = sum of grad[b, e] over the entries e that name n, in their order; part[s, n] = sum of
 // that over the samples b of part s whose coin keeps positions.
 template <typename S>
-struct Scatter {
+struct ScatterTokens {
   Rows<const S> grad[2];                  // (B, K, D) and (B, M, D)
   Sources sources;                        // (B, K) and (B, M)
   const Named* named;                     // (B, N)
@@ -63,7 +63,7 @@ struct Scatter {
 
 // A thread owns one pack of one place, and walks the samples of a part, a few at a time.
 template <typename S, int V, bool kPositions>
-__global__ void __launch_bounds__(kThreads, kPositions ? 3 : 4) scatter_tokens_kernel(Scatter<S> s) {
+__global__ void __launch_bounds__(kThreads, kPositions ? 3 : 4) scatter_tokens_kernel(ScatterTokens<S> s) {
   constexpr int kAhead = 4;
   const int packs = static_cast<int>(s.width / V), p = blockIdx.z * blockDim.x + threadIdx.x;
   const int64_t n = int64_t{blockIdx.x} * blockDim.y + threadIdx.y, begin = blockIdx.y * s.samples;
@@ -129,7 +129,7 @@ inline int64_t samples_per_part(int64_t batch, int64_t places, int64_t width) {
 }
 
 template <typename S>
-void scatter_tokens(Scatter<S> s, cudaStream_t stream) {
+void scatter_tokens(ScatterTokens<S> s, cudaStream_t stream) {
   if (s.batch * s.places * s.width == 0) return;
   constexpr int64_t kSamples = 4, kMostParts = 65535;
   if (!s.part)
