@@ -49,15 +49,18 @@ class NativeOp:
         """
         if torch.compiler.is_compiling() or _modes() or _transforms() is not None:
             return self.op(*args)
-        recorded = False
-        for x in args:
-            if isinstance(x, Tensor):
-                if type(x) is not Tensor and type(x) is not Parameter:
-                    return self.op(*args)
-                recorded = recorded or x.requires_grad
+        recorded = listed = False
+        for arg in args:
+            for x in arg if type(arg) is list else (arg,):
+                if isinstance(x, Tensor):
+                    if type(x) is not Tensor and type(x) is not Parameter:
+                        return self.op(*args)
+                    recorded = recorded or x.requires_grad
+                    listed = listed or x is not arg
         try:
             if recorded and self.function is not None and torch.is_grad_enabled():
-                return self.function.apply(*args)
+                # torch.autograd.Function does not look into lists, the dispatcher does.
+                return self.op(*args) if listed else self.function.apply(*args)
             with _below_autograd():
                 return self.op(*args)
         except RuntimeError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfmvit.ops._native import NativeOp
 from cfmvit.ops.reference.regions import MAX_SAMPLES
 
 _ops = torch.ops.cfmvit
@@ -168,29 +169,18 @@ def _scores_fake(logits, vlm_logits, exponent, objectness, objectness_power, ren
     return logits.new_empty(logits.shape[0], logits.shape[1] - 1)
 
 
-def _no_double_backward(op: str) -> Any:
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f"{op}: double backward is not supported; impl='reference' has it")
-
-    return backward
-
-
-def register() -> None:
-    """Give the native ops their fake kernels and gradients. Called once the library that defines them is loaded."""
-    register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
-    for op, fake, fake_backward, backward, context in (
-        ("roi_align", _roi_align_fake, _roi_align_backward_fake, _roi_align_backward, _roi_align_context),
-        (
-            "multilevel_roi_align",
-            _multilevel_fake,
-            _multilevel_backward_fake,
-            _multilevel_backward,
-            _multilevel_context,
-        ),
-        ("pool_regions", _pool_fake, _pool_backward_fake, _pool_backward, _pool_context),
+def register() -> dict[str, NativeOp]:
+    """Register fake kernels and gradients, and return the ops. Called once the library that defines them is loaded."""
+    for name, fake in (
+        ("roi_align_backward", _roi_align_backward_fake),
+        ("multilevel_roi_align_backward", _multilevel_backward_fake),
+        ("pool_regions_backward", _pool_backward_fake),
     ):
-        register_fake(f"cfmvit::{op}", fake)
-        register_fake(f"cfmvit::{op}_backward", fake_backward)
-        register_autograd(f"cfmvit::{op}", backward, setup_context=context)
-        register_autograd(f"cfmvit::{op}_backward", _no_double_backward(op))
-    register_fake("cfmvit::combine_scores", _scores_fake)
+        torch.library.register_fake(f"cfmvit::{name}", fake)
+    ops = (
+        NativeOp("roi_align", _roi_align_fake, _roi_align_backward, _roi_align_context),
+        NativeOp("multilevel_roi_align", _multilevel_fake, _multilevel_backward, _multilevel_context),
+        NativeOp("pool_regions", _pool_fake, _pool_backward, _pool_context),
+        NativeOp("combine_scores", _scores_fake),
+    )
+    return {op.name: op for op in ops}

@@ -16,11 +16,10 @@ from torch.nn import functional as F
 
 from cfmvit.ops import _library, _regions_native
 from cfmvit.ops import _regions_checks as checks
-from cfmvit.ops._checks import float_dtype
+from cfmvit.ops._checks import float_dtype, readable
 from cfmvit.ops.reference import regions as reference
 
-if _library.core is not None:
-    _regions_native.register()
+_NATIVE = _regions_native.register() if _library.core is not None else {}
 
 
 def roi_align(
@@ -66,8 +65,8 @@ def roi_align(
     checks.floating(op, "input", input, 4)
     bins = checks.sampling(op, output_size, sampling_ratio)
     scale = checks.scale(op, "spatial_scale", spatial_scale)
-    rois = _rois(op, boxes, input, input.shape[0])
     run = _choose(op, input, impl)
+    rois = _rois(op, boxes, input, input.shape[0], impl)
     return run(input, rois, scale, *bins, int(sampling_ratio), bool(aligned))
 
 
@@ -120,7 +119,7 @@ def multilevel_roi_align(
     checks.strides(op, features, strides)
     bins = checks.sampling(op, output_size, sampling_ratio)
     canonical_scale = checks.scale(op, "canonical_scale", canonical_scale)
-    rois = _rois(op, boxes, features[0], features[0].shape[0])
+    rois = _rois(op, boxes, features[0], features[0].shape[0], impl)
     levels = _levels(rois, strides, canonical_scale, canonical_level)
     scales = [1 / float(stride) for stride in strides]
     run = _choose(op, features[0], impl)
@@ -177,8 +176,8 @@ def pool_regions(
     bins = checks.sampling(op, output_size, sampling_ratio)
     scale = checks.scale(op, "spatial_scale", spatial_scale)
     grid = checks.grid(op, tokens, grid_size, num_prefix_tokens)
-    rois = _rois(op, boxes, tokens, tokens.shape[0])
     run = _choose(op, tokens, impl)
+    rois = _rois(op, boxes, tokens, tokens.shape[0], impl)
     return run(
         tokens,
         rois,
@@ -276,12 +275,16 @@ def score_regions(
 
 
 def _choose(op: str, tensor: Tensor, impl: str | None) -> Callable[..., Tensor]:
-    native = _library.use_native(op, tensor, impl)
-    return getattr(torch.ops.cfmvit, op).default if native else getattr(reference, op)
+    return _NATIVE[op] if _library.use_native(op, tensor, impl) else getattr(reference, op)
 
 
-def _rois(op: str, boxes: Tensor | Sequence[Tensor], features: Tensor, batch: int) -> Tensor:
-    """Return boxes as (R, 5), batch index first, float64 where features or boxes are, else float32."""
+def _rois(
+    op: str, boxes: Tensor | Sequence[Tensor], features: Tensor, batch: int, impl: str | None = None
+) -> Tensor:
+    """Return boxes as (R, 5), batch index first, float64 where features or boxes are, else float32.
+
+    Image numbers are looked at on the CPU only, and not for the native ops: they look by themselves.
+    """
     several = not isinstance(boxes, Tensor)
     if several and not (isinstance(boxes, Sequence) and all(isinstance(some, Tensor) for some in boxes)):
         raise TypeError(f"{op}: boxes must be a tensor or a sequence of tensors, got {type(boxes).__name__}")
@@ -301,7 +304,7 @@ def _rois(op: str, boxes: Tensor | Sequence[Tensor], features: Tensor, batch: in
     dtype = torch.float64 if wide else torch.float32
     if not several:
         rois = boxes.detach().to(dtype)
-        if not torch.compiler.is_compiling() and rois.device.type == "cpu":
+        if readable(rois) and not _library.use_native(op, features, impl):
             checks.images(op, rois[:, 0], batch)
         return rois
     if not boxes:

@@ -5,14 +5,17 @@
 namespace cfmvit::regions {
 namespace {
 
+constexpr int64_t kWorkOfBox = 4096;              // to find its places and weights
 constexpr int64_t kSlabBytes = int64_t{1} << 19;  // rows of a gradient that stay in a core's L2
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Runs task(begin, end) for ranges of [0, tasks) over threads; a range keeps its scratch memory.
+// Runs task(begin, end) for ranges of [0, tasks) over threads, or in this one where all of them take less
+// than waking the others; a range keeps its scratch memory. work: multiply-adds, about.
 template <typename Task>
-void for_ranges(int64_t tasks, const Task& task) {
-  if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, task);
+void for_ranges(int64_t tasks, int64_t work, const Task& task) {
+  constexpr int64_t kWorthThreads = int64_t{1} << 18;
+  if (tasks > 0) torch::stable::parallel_for(0, tasks, work < kWorthThreads ? tasks : 1, task);
 }
 
 // Blocks of channels: full ones, then what is left over.
@@ -56,7 +59,7 @@ void Boxes<T>::build(const char* op, const Coordinate* rois, int64_t count, cons
   for (int64_t i = 0; i < maps_; ++i) begin_[i + 1] += begin_[i];
 
   tables_.resize(ceil_div(count, kBoxesPerTable));
-  for_ranges(static_cast<int64_t>(tables_.size()), [&](int64_t begin, int64_t end) {
+  for_ranges(static_cast<int64_t>(tables_.size()), kWorkOfBox * count, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int64_t last = std::min(count, (t + 1) * kBoxesPerTable);
       for (int64_t i = t * kBoxesPerTable; i < last; ++i) {
@@ -69,7 +72,9 @@ void Boxes<T>::build(const char* op, const Coordinate* rois, int64_t count, cons
   boxes_.resize(count);
   std::vector<int64_t> next(begin_.begin(), begin_.end() - 1);
   for (int64_t i = 0; i < count; ++i) {
-    boxes_[next[map[i]]++] = tables_[i / kBoxesPerTable].box(i % kBoxesPerTable, i);
+    const Box<T> box = tables_[i / kBoxesPerTable].box(i % kBoxesPerTable, i);
+    boxes_[next[map[i]]++] = box;
+    taps_ += box.y.places * box.x.places;
   }
 }
 
@@ -80,7 +85,8 @@ void forward(const Boxes<T>& boxes, const std::vector<Map<T, const S>>& maps, in
   // Where maps and blocks are fewer than threads, the boxes of a map are shared out as well.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t parts = ceil_div(2 * threads, std::max<int64_t>(boxes.maps() * blocks.count(), 1));
-  for_ranges(boxes.maps() * parts * blocks.count(), [&](int64_t begin, int64_t end) {
+  const int64_t tasks = boxes.maps() * parts * blocks.count();
+  for_ranges(tasks, channels * (boxes.taps() + out.y * out.x), [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % blocks.count(), part = i / blocks.count() % parts,
@@ -102,13 +108,16 @@ void backward(const Boxes<T>& boxes, const std::vector<Map<T, S>>& maps, int64_t
     int64_t map, begin, end;
   };
   std::vector<Band> bands;
+  int64_t places = 0;
   for (int64_t map = 0; map < boxes.maps(); ++map) {
     const auto row_bytes = maps[map].width * kBlock<T> * static_cast<int64_t>(sizeof(T));
     const int64_t rows = std::max<int64_t>(1, kSlabBytes / row_bytes);
+    places += maps[map].height * maps[map].width;
     for (int64_t y = 0; y < maps[map].height; y += rows)
       bands.push_back({map, y, std::min(y + rows, maps[map].height)});
   }
-  for_ranges(static_cast<int64_t>(bands.size()) * blocks.count(), [&](int64_t begin, int64_t end) {
+  const int64_t tasks = static_cast<int64_t>(bands.size()) * blocks.count();
+  for_ranges(tasks, channels * (boxes.taps() + places), [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
     for (int64_t i = begin; i < end; ++i) {
       const Band& band = bands[i % bands.size()];

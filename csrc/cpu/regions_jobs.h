@@ -21,13 +21,15 @@ class Boxes {
   int64_t maps() const { return maps_; }
   const Box<T>* of_map(int64_t map) const { return boxes_.data() + begin_[map]; }
   int64_t count(int64_t map) const { return begin_[map + 1] - begin_[map]; }
+  // Places that the boxes read, over all of them.
+  int64_t taps() const { return taps_; }
 
  private:
   template <typename Coordinate>
   void build(const char* op, const Coordinate* rois, int64_t count, const int64_t* level,
              const std::vector<Size>& levels, const Sampling& sampling, bool transposed);
 
-  int64_t maps_;
+  int64_t maps_, taps_ = 0;
   std::vector<int64_t> begin_;  // (maps + 1,)
   std::vector<Table<T>> tables_;
   std::vector<Box<T>> boxes_;

@@ -257,12 +257,12 @@ def test_double_backward_is_refused() -> None:
         (
             {"boxes": torch.tensor([[2.0, 0, 0, 1, 1]])},
             ValueError,
-            r"image number in \[0, 2\) first, got 2.0",
+            r"image number in \[0, 2\) first, got 2",
         ),
         (
             {"boxes": torch.tensor([[-1.0, 0, 0, 1, 1]])},
             ValueError,
-            r"image number in \[0, 2\) first, got -1.0",
+            r"image number in \[0, 2\) first, got -1",
         ),
         (
             {"boxes": torch.tensor([[NAN, 0, 0, 1, 1]])},

@@ -183,7 +183,7 @@ def test_nothing(device: str) -> None:
         (
             {"boxes": torch.full((1, 5), 2.0)},
             ValueError,
-            r"boxes must have an image number in \[0, 2\) first, got 2.0",
+            r"boxes must have an image number in \[0, 2\) first, got 2",
         ),
     ],
 )
