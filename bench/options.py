@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--passes", type=_names, help="comma-separated: forward, recorded, backward, both")
     parser.add_argument("--threads", type=_positive(int), help="of the CPU; default: PyTorch's")
-    parser.add_argument("--seconds", type=_positive(float), default=2.0, help="of each measurement, about")
+    parser.add_argument("--seconds", type=_positive(float), default=1.0, help="of each measurement, about")
     parser.add_argument("--compile", action="store_true", help="torch.compile too: slow to start")
     parser.add_argument("--output", type=Path, help="JSON to write, and a roofline picture beside it (.svg)")
     parser.add_argument("--list", action="store_true", help="print ops and sizes, and stop")

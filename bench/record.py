@@ -10,9 +10,14 @@ SCHEMA = 1
 _KEYS = ("schema", "machine", "ceilings", "results")
 
 
+def ensure_writable(path: Path) -> None:
+    """Make the folder of a file; raise OSError if the file can't be written. What it holds stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("a").close()
+
+
 def write(path: Path, record: dict[str, Any]) -> None:
     """Write a record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -63,6 +63,8 @@ def _measure(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"no op of {', '.join(arguments.ops)} has size {' or '.join(sizes)} in that dtype; see --list"
         )
+    if arguments.output is not None:
+        record.ensure_writable(arguments.output)  # an error now, not after the first minutes
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     about = machine.header(device)  # before this run is itself what keeps the machine busy

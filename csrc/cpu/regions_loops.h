@@ -2,6 +2,7 @@
 // choice among them. Knows nothing of torch.
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <new>
 

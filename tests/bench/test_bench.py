@@ -246,6 +246,7 @@ def test_the_command_writes_a_record_a_table_and_a_picture(
         (["--size", "vast"], "--size must be of .*, got 'vast'"),
         (["--passes", "sideways"], "--passes must be of .*, got 'sideways'"),
         (["random_masking", "--dtype", "float16"], "no op of random_masking has size small or any"),
+        (["--output", "."], "Is a directory"),
         (["--into", "README.md"], "--into must come with --table"),
         (["--table", "none.json"], "No such file"),
         (

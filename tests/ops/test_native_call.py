@@ -58,6 +58,21 @@ def test_the_library_refuses_with_a_value_error_as_python_does() -> None:
         assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_tensors_in_a_list_are_seen(recorded: bool) -> None:
+    maps = [torch.randn(2, 3, side, side) for side in (8, 4)]
+    maps[1].requires_grad_(recorded)
+    boxes = torch.tensor([[1.0, 2, 3, 20, 24]])
+    run = lambda boxes: ops.multilevel_roi_align(maps, boxes, 2, strides=(4, 8), canonical_scale=16)
+    assert run(boxes).requires_grad == recorded
+    with torch.no_grad():
+        assert not run(boxes).requires_grad
+    with pytest.raises(
+        ValueError, match=r"^multilevel_roi_align: boxes must have an image number in \[0, 2\)"
+    ):
+        run(boxes + 1)
+
+
 def test_other_errors_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Tensor) -> Tensor:
         raise RuntimeError("something else")
