@@ -48,9 +48,15 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield staging
         if target.exists():
             retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-            os.replace(target, retired / target.name)
-            os.replace(staging, target)
-            shutil.rmtree(retired)
+            try:
+                os.replace(target, retired / target.name)
+                os.replace(staging, target)
+            except BaseException:
+                if not target.exists():
+                    os.replace(retired / target.name, target)
+                raise
+            finally:
+                shutil.rmtree(retired)
         else:
             os.replace(staging, target)
     except BaseException:

@@ -14,21 +14,32 @@ from cfmvit.bench.options import add_options
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; an error that a user can act on is one line on stderr and exit status 2."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         if os.environ.get("CFMVIT_TRACEBACK"):
             raise
         print(f"cfmvit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"cfmvit {arguments.command}: interrupted; --resume goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        resumable = hasattr(arguments, "resume") and (arguments.output / "checkpoint.pt").exists()
+        hint = "; --resume goes on from the last checkpoint" if resumable else ""
+        print(f"cfmvit {arguments.command}: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse; argparse alone would refuse overrides that follow an option."""
+    parser = _parser()
+    arguments, others = parser.parse_known_args(argv)
+    unknown = [other for other in others if other.startswith("-") or "=" not in other]
+    if unknown or (others and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or others)}")
+    if others:
+        arguments.overrides += others
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         help="show all that score more; default: the best of each place that stands out",
     )
+    _device_option(detect)
     detect.add_argument("--json", action="store_true", help="print the detections as JSON")
     detect.set_defaults(run=_detect)
 
@@ -69,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--output", type=Path, default=Path("runs/evaluate"), help="where results.json is written"
     )
+    _device_option(evaluate)
     evaluate.add_argument("--masks", action="store_true", help="evaluate masks too")
     evaluate.set_defaults(run=_evaluate)
 
@@ -88,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.set_defaults(run=_info)
     return parser
+
+
+def _device_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device", default="auto", help="cpu or cuda[:N]; default: a GPU where there is one"
+    )
 
 
 def _training_command(
@@ -140,6 +159,7 @@ def _detect(arguments: argparse.Namespace) -> None:
         arguments.output,
         arguments.threshold,
         arguments.json,
+        arguments.device,
     )
 
 
@@ -152,8 +172,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError("either --results with --annotations, or --checkpoint with --data must be given")
         from cfmvit.data import open_detection
         from cfmvit.detection import Detector, predict_dataset
+        from cfmvit.training.device import choose_device
 
-        detector = Detector.from_pretrained(arguments.checkpoint)
+        device = choose_device(arguments.device)
+        detector = Detector.from_pretrained(arguments.checkpoint).to(device)
         size = detector.config.image_size
         dataset = open_detection(arguments.data, split="val", base_only=False, image_size=size)
         results = predict_dataset(detector, dataset, arguments.output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import cfmvit
@@ -34,6 +36,10 @@ def test_an_error_is_one_line_on_stderr(
         (["evaluate"], "either --results with --annotations, or --checkpoint with --data must be given"),
         (["evaluate", "--results", "a.json"], "--annotations must be given with --results"),
         (["detect", "nowhere.jpg", "--labels", "cup"], "no image at nowhere.jpg"),
+        (
+            ["evaluate", "--checkpoint", "x", "--data", "coco:x", "--device", "gpu"],
+            "device must be auto, cpu or cuda",
+        ),
     ],
 )
 def test_what_is_missing_is_named(
@@ -44,11 +50,27 @@ def test_what_is_missing_is_named(
 
 
 def test_an_interrupt_says_how_to_go_on(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cfmvit.pretrain.pretrain", stop)
-    assert main(["pretrain", "data=coco:x"]) == 130
+    command = ["pretrain", "data=coco:x", "--output", str(tmp_path)]
+    assert main(command) == 130
+    assert capsys.readouterr().err == "cfmvit pretrain: interrupted\n"
+    (tmp_path / "checkpoint.pt").touch()
+    assert main(command) == 130
     assert "--resume goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_overrides_may_follow_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr("cfmvit.pretrain.pretrain", lambda config, *_, **__: seen.append(config))
+    assert main(["pretrain", "data=coco:x", "--output", str(tmp_path), "batch_size=3"]) == 0
+    assert seen[0].batch_size == 3
+    for wrong in (["--batch_size=3"], ["batch_size"]):
+        with pytest.raises(SystemExit):
+            main(["pretrain", "data=coco:x", "--output", str(tmp_path), *wrong])
+    with pytest.raises(SystemExit):
+        main(["detect", "x.jpg", "--labels", "cup", "batch_size=3"])

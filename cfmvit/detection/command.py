@@ -9,6 +9,7 @@ from cfmvit._io import atomic_write
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.inputs import read_image
 from cfmvit.report import overlay
+from cfmvit.training.device import choose_device
 
 
 def detect(
@@ -18,6 +19,7 @@ def detect(
     output: Path | None = None,
     threshold: float | None = None,
     as_json: bool = False,
+    device: str = "auto",
 ) -> Path:
     """Find objects, print them and write an overlay.
 
@@ -27,12 +29,13 @@ def detect(
         output: overlay to write; by default ``IMAGE.detected.png`` in the current folder.
         threshold: show all that score more; by default what stands out, see ``Detections.salient``.
         as_json: print the detections as JSON instead of a table.
+        device: ``"cpu"``, ``"cuda[:N]"``, or by default a GPU where there is one.
 
     Returns:
         the overlay's path.
     """
     pixels = read_image(image)
-    detector = Detector.from_pretrained(checkpoint)
+    detector = Detector.from_pretrained(checkpoint).to(choose_device(device))
     found = detector.predict(pixels, labels.split(","), threshold=threshold)
     if threshold is None:
         found = found.salient()

@@ -147,6 +147,8 @@ class Detector(nn.Module):
         novel: Collection[str] | None = None,
     ) -> list[Detections]:
         """Find objects in prepared images; see ``predict``."""
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"predict: threshold must be in [0, 1], got {threshold}")
         if not images:
             return []
         training = self.training

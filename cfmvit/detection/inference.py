@@ -23,6 +23,8 @@ def predict_dataset(
 ) -> Path:
     """Detect every category of a data set in each of its images; corrupt images are logged and get no detections.
 
+    Categories on which the detector was not finetuned are weighed as novel, in another data set than its own all of them.
+
     Args:
         dataset: from ``cfmvit.data.open_detection``, not augmented, at the detector's image size.
         output: folder in which ``results.json`` (COCO results, which pycocotools and lvis accept) is written, whole
@@ -34,7 +36,6 @@ def predict_dataset(
     names = [category.name for category in dataset.categories]
     ids = [category.id for category in dataset.categories]
     text = detector.vocabulary(names)
-    novel = [category.name for category in dataset.categories if category.novel]
     results: list[dict[str, Any]] = []
     bar = progress(len(dataset), desc="predict")
     try:
@@ -46,7 +47,7 @@ def predict_dataset(
             images = [
                 Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in samples
             ]
-            found = detector.predict_batch(images, text, threshold=threshold, novel=novel)
+            found = detector.predict_batch(images, text, threshold=threshold)
             for sample, detections in zip(samples, found):
                 results += detections.to_coco(sample["image_id"], ids)
             bar.update(len(indices))

@@ -64,7 +64,7 @@ class Vocabulary:
 
 
 class TextBank:
-    """Encode labels with the frozen text tower, each one once.
+    """Encode labels with the frozen text tower, each one once as long as its weights stay what and where they are.
 
     Args:
         model: a CFM-ViT with a tokenizer.
@@ -75,11 +75,15 @@ class TextBank:
         self._model = model
         self._prompts = expand_templates(templates)
         self._known: dict[str, Tensor] = {}
+        self._weights: list[tuple[torch.device, int]] = []
 
     @torch.no_grad()
     def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
         """Return the text matrix of cleaned labels (see ``clean_labels``)."""
         names = clean_labels(labels)
+        weights = [(weight.device, weight._version) for weight in self._model.parameters()]
+        if weights != self._weights:
+            self._weights, self._known = weights, {}
         missing = [name for name in dict.fromkeys((BACKGROUND, *names)) if name not in self._known]
         step = max(1, 512 // len(self._prompts))
         for start in range(0, len(missing), step):

@@ -104,7 +104,7 @@ class CFMViT(nn.Module):
         kept = max(1, int(count * (1 - self.config.mask_ratio)))
         total: Any = 0
         times = torch.zeros(batch, count, 1, device=images.device)
-        for start in range(0, count, kept):
+        for start in range(0, count, max(1, min(kept, count - kept))):
             rolled = order.roll(-start, dims=1)
             rank = torch.empty_like(noise).scatter_(
                 1, rolled, torch.arange(count, device=noise.device).to(noise).expand_as(noise)
@@ -132,6 +132,13 @@ class CFMViT(nn.Module):
             ValueError: a file is corrupt or does not fit the configuration.
         """
         saved = read_pretrained(folder)
+        if "name" not in saved.config:
+            kind = (
+                "a detector; its CFM-ViT is its attribute model"
+                if "detector" in saved.config
+                else "something else"
+            )
+            raise ValueError(f"from_pretrained: {folder} must hold a CFM-ViT, got {kind}")
         model = cls(model_config(**{**saved.config, **overrides}), saved.tokenizer)
         saved.load_into(model)
         return model

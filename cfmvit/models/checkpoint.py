@@ -46,7 +46,12 @@ def write_pretrained(
     config: dict[str, Any],
     tokenizer: Tokenizer | None,
 ) -> None:
-    """Write the files into a fresh folder that takes the place of ``folder`` when all are there."""
+    """Write the files into a fresh folder that takes the place of ``folder`` when all are there.
+
+    Raises:
+        FileExistsError: ``folder`` is a file, or holds something else than these files.
+    """
+    _check_replaceable(Path(folder))
     save = require("safetensors.torch", extra="models").save
     with atomic_dir(folder) as staging:
         plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -54,6 +59,17 @@ def write_pretrained(
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(staging / TOKENIZER)
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"save_pretrained: {folder} must be a folder, got a file")
+    if folder.is_dir() and (
+        others := {entry.name for entry in folder.iterdir()} - {WEIGHTS, CONFIG, TOKENIZER}
+    ):
+        raise FileExistsError(
+            f"save_pretrained: {folder} must be new, empty or hold a saved model alone, for it is replaced; got {min(others)}"
+        )
 
 
 def read_pretrained(folder: str | os.PathLike[str]) -> Saved:
@@ -74,6 +90,10 @@ def read_pretrained(folder: str | os.PathLike[str]) -> Saved:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"from_pretrained: {path / CONFIG} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"from_pretrained: {path / CONFIG} must hold an object, got a {type(config).__name__}"
+        )
     try:
         weights = load_file(path / WEIGHTS)
     except Exception as error:  # safetensors raises its own type, not derived from a common one

@@ -66,6 +66,13 @@ def test_bad_labels_leave_nothing_behind(image, checkpoint, tmp_path, labels, me
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.parametrize("threshold", [float("nan"), -0.1, 1.5])
+def test_a_threshold_is_a_score(image, checkpoint, tmp_path, threshold):
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\]"):
+        detect(image, "cat", checkpoint, tmp_path / "out.png", threshold=threshold)
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_a_missing_image_is_named(checkpoint, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no image at .*none\.jpg"):
         detect(tmp_path / "none.jpg", "cat", checkpoint)

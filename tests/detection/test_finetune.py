@@ -91,6 +91,17 @@ def test_the_detector_knows_its_base_categories_and_predicts_all(scenes, pretrai
     assert not list((tmp_path / "run").glob(".results*"))
 
 
+def test_categories_of_other_data_are_weighed_as_novel(scenes, make_detector, tmp_path):
+    dataset = open_detection(f"lvis:{scenes}", split="val", base_only=False, image_size=96)
+    names = tuple(category.name for category in dataset.categories)
+    scores = []
+    for base in ((), names):
+        torch.manual_seed(0)
+        path = predict_dataset(make_detector(base_labels=base), dataset, tmp_path / str(len(base)))
+        scores.append([item["score"] for item in json.loads(path.read_text())])
+    assert scores[0] and scores[0] != scores[1]
+
+
 def test_options_that_must_be_given(scenes, pretrained, tmp_path):
     with pytest.raises(ValueError, match=r"finetune: model must be given"):
         finetune(replace(config(pretrained, f"lvis:{scenes}"), model=""), tmp_path / "run")

@@ -16,6 +16,10 @@ class CountingModel:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.weight = torch.ones(3)
+
+    def parameters(self) -> list[torch.Tensor]:
+        return [self.weight]
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         self.seen += texts
@@ -49,6 +53,15 @@ def test_a_label_is_encoded_once():
     second = bank.vocabulary(["dog", "bird", "cat"])
     assert model.seen == ["background", "cat", "dog", "bird"]
     assert torch.equal(second.embeddings[[0, 3, 1]], first.embeddings)
+
+
+def test_labels_are_encoded_again_by_other_weights():
+    model = CountingModel()
+    bank = TextBank(model, ["{}"])
+    bank.vocabulary(["cat"])
+    model.weight.mul_(2)
+    bank.vocabulary(["cat"])
+    assert model.seen == ["background", "cat"] * 2
 
 
 def test_labels_are_cleaned():

@@ -241,6 +241,33 @@ def test_reconstruct_predicts_every_token_without_seeing_it(model: CFMViT) -> No
         create_model("cfm_vit_tiny", vocab_size=300, reconstruction="none").reconstruct(pixels)
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4, 0.75])
+def test_reconstruct_masks_every_token_at_any_ratio(tokenizer: Tokenizer, ratio: float) -> None:
+    torch.manual_seed(0)
+    size = {"width": 32, "heads": 2, "depth": 1, "text_width": 32, "text_heads": 2}
+    model = create_model("cfm_vit_tiny", tokenizer=tokenizer, mask_ratio=ratio, **size)
+    assert model.reconstruct(images(1)).isfinite().all()
+
+
+def test_saving_never_replaces_other_files(model: CFMViT, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(
+        FileExistsError, match=r"save_pretrained: .* must be new, empty or .* got thesis\.txt"
+    ):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(FileExistsError, match="must be a folder, got a file"):
+        model.save_pretrained(tmp_path / "thesis.txt")
+    assert (tmp_path / "thesis.txt").read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("config", "message"), [("[]", "got a list"), ('{"detector": 1}', "got a detector")])
+def test_other_configurations_are_named(model: CFMViT, tmp_path: Path, config: str, message: str) -> None:
+    model.save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=message):
+        CFMViT.from_pretrained(tmp_path / "m")
+
+
 def test_attention_by_xformers_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """xformers has no kernels for the CPU: here one of its documented layout, (B, N, H, D), stands for them."""
 
