@@ -22,8 +22,9 @@ def keep_freed_memory() -> str:
         return "the system's"
     libc.mallopt(_MMAP_MAX, 0)
     libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    # One hole for all: older versions do not put an aligned block where one of the same size has been freed.
-    torch.empty(_KEPT, dtype=torch.uint8)
+    # One hole for all, its pages touched: older versions do not put an aligned block where one of the same size was freed,
+    # so that blocks wander.
+    torch.ones(_KEPT, dtype=torch.uint8)
     return "glibc's, which keeps what is freed"
 
 
