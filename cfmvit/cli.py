@@ -132,7 +132,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from cfmvit.training import load_config
 
     pretrain(
-        load_config(PretrainConfig, arguments.config, arguments.overrides),
+        load_config(PretrainConfig, _config_file(arguments), arguments.overrides),
         arguments.output,
         resume=arguments.resume,
     )
@@ -143,10 +143,16 @@ def _finetune(arguments: argparse.Namespace) -> None:
     from cfmvit.training import load_config
 
     finetune(
-        load_config(FinetuneConfig, arguments.config, arguments.overrides),
+        load_config(FinetuneConfig, _config_file(arguments), arguments.overrides),
         arguments.output,
         resume=arguments.resume,
     )
+
+
+def _config_file(arguments: argparse.Namespace) -> Path | None:
+    """Return the file to start from: of a resumed run, its own configuration."""
+    own = arguments.output / "config.json"
+    return own if arguments.config is None and arguments.resume and own.is_file() else arguments.config
 
 
 def _detect(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cfmvit.training.ranges import check, fraction, not_negative, positive
+
 
 @dataclass
 class PyramidConfig:
@@ -15,13 +17,13 @@ class PyramidConfig:
     def __post_init__(self) -> None:
         levels = list(self.levels)
         consecutive = bool(levels) and levels == list(range(levels[0], levels[0] + len(levels)))
-        _check(
+        check(
             "pyramid.levels",
             self.levels,
             consecutive and levels[0] >= 2 and levels[-1] <= 5,
             "be consecutive levels from 2 to 5",
         )
-        _positive("pyramid", self, "channels")
+        positive("pyramid.", self, "channels")
 
 
 @dataclass
@@ -52,9 +54,11 @@ class ProposalConfig:
     nms_test: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("proposals", self, "anchor_scale", "convs", "samples", "pre_nms", "post_nms")
-        _fraction("proposals", self, "center_match", "center_unmatched", "center_foreground", "box_match")
-        _fraction("proposals", self, "nms_train", "nms_test")
+        positive(
+            "proposals.", self, "anchor_scale", "convs", "box_loss_weight", "samples", "pre_nms", "post_nms"
+        )
+        fraction("proposals.", self, "center_match", "center_unmatched", "center_foreground", "box_match")
+        fraction("proposals.", self, "nms_train", "nms_test")
 
 
 @dataclass
@@ -77,9 +81,10 @@ class HeadConfig:
     background_weight: float = 0.9
 
     def __post_init__(self) -> None:
-        _positive("heads", self, "samples", "box_size", "channels", "fc", "mask_samples", "mask_size")
-        _positive("heads", self, "mask_channels", "background_weight")
-        _fraction("heads", self, "foreground", "match")
+        positive("heads.", self, "samples", "box_size", "channels", "fc", "mask_samples", "mask_size")
+        positive("heads.", self, "mask_channels", "background_weight")
+        not_negative("heads.", self, "convs", "mask_convs", "sampling_ratio")
+        fraction("heads.", self, "foreground", "match")
 
 
 @dataclass
@@ -99,8 +104,9 @@ class ScoreConfig:
     candidates: int = 10000
 
     def __post_init__(self) -> None:
-        _positive("scores", self, "vlm_grid", "vlm_temperature", "max_detections", "candidates")
-        _fraction("scores", self, "base_weight", "novel_weight", "nms", "threshold")
+        positive("scores.", self, "vlm_grid", "vlm_temperature", "max_detections", "candidates")
+        not_negative("scores.", self, "center_power")
+        fraction("scores.", self, "base_weight", "novel_weight", "nms", "threshold")
 
 
 @dataclass
@@ -128,8 +134,8 @@ class DetectorConfig:
     base_labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _positive("detector", self, "image_size")
-        _check("detector.window", self.window, self.window >= 0, "be at least 0")
+        positive("detector.", self, "image_size")
+        not_negative("detector.", self, "window")
 
 
 def tiny_config(**overrides: object) -> DetectorConfig:
@@ -156,20 +162,3 @@ def tiny_config(**overrides: object) -> DetectorConfig:
         **overrides,
     }
     return DetectorConfig(**settings)  # type: ignore[arg-type]
-
-
-def _check(name: str, value: object, ok: bool, rule: str) -> None:
-    if not ok:
-        raise ValueError(f"config: {name} must {rule}, got {value!r}")
-
-
-def _positive(prefix: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _check(f"{prefix}.{name}", value, value > 0, "be positive")
-
-
-def _fraction(prefix: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _check(f"{prefix}.{name}", value, 0 <= value <= 1, "lie between 0 and 1")

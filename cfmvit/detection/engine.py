@@ -14,8 +14,10 @@ from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.vocabulary import clean_labels
 from cfmvit.models import CFMViT
-from cfmvit.training import LoopConfig, fit, format_config, param_groups, save_config, warmup_steps
+from cfmvit.training import LoopConfig, fit, format_config, param_groups, warmup_steps
 from cfmvit.training.device import choose_device
+from cfmvit.training.ranges import check, fraction, not_negative, positive
+from cfmvit.training.start import start_run
 
 
 @dataclass
@@ -35,6 +37,13 @@ class FinetuneOptim:
     warmup: int = 1000
     milestones: tuple[float, ...] = (0.8, 0.9, 0.95)
     gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive("optim.", self, "lr", "gamma")
+        not_negative("optim.", self, "weight_decay", "backbone_lr_ratio", "warmup")
+        fraction("optim.", self, "momentum")
+        inside = all(0 <= part <= 1 for part in self.milestones)
+        check("optim.milestones", self.milestones, inside, "be fractions of the run, between 0 and 1")
 
 
 @dataclass
@@ -61,6 +70,10 @@ class FinetuneConfig:
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=11_250, precision="bf16", save_every=1000)
     )
+
+    def __post_init__(self) -> None:
+        positive("", self, "batch_size")
+        not_negative("", self, "workers")
 
 
 def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> Detector:
@@ -97,7 +110,6 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
     detector = Detector(
         CFMViT.from_pretrained(config.model), replace(config.detector, base_labels=labels)
     ).to(device)
-    save_config(config, output / "config.json")
     text = detector.vocabulary(labels).embeddings
     # Row of each category of the data set among the base ones; -1 for novel ones, which the losses refuse.
     rows = torch.full((len(dataset.categories),), -1)
@@ -112,10 +124,12 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
         dataset, config.batch_size, seed=config.loop.seed, workers=config.workers, collate=collate_detection
     )
     steps, optim = config.loop.steps, config.optim
+    optimizer = make_optimizer(detector, optim)
+    start_run(config, output, resume=resume)
     fit(
         model=detector,
         losses=losses,
-        optimizer=make_optimizer(detector, optim),
+        optimizer=optimizer,
         schedule=warmup_steps(optim.warmup, [round(part * steps) for part in optim.milestones], optim.gamma),
         loader=loader,
         config=config.loop,

@@ -45,8 +45,11 @@ class ModelConfig:
                 raise ValueError(f"create_model: {name} must {rule}, got {getattr(self, name)!r}")
 
         for field in fields(self):
+            value = getattr(self, field.name)
             if field.type == "int":
-                check(field.name, getattr(self, field.name) >= 1, "be at least 1")
+                check(field.name, isinstance(value, int) and value >= 1, "be an integer of at least 1")
+            elif field.type == "float":
+                check(field.name, isinstance(value, (int, float)), "be a number")
             elif str(field.type).startswith("Literal"):
                 choices = [part.strip(" \"'") for part in str(field.type)[8:-1].split(",")]
                 check(field.name, getattr(self, field.name) in choices, f"be one of {', '.join(choices)}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cfmvit.training import LoopConfig
+from cfmvit.training.ranges import check, not_negative, positive
 
 
 @dataclass
@@ -18,6 +19,13 @@ class OptimConfig:
     beta2: float = 0.98
     warmup: int = 10_000
     decay: Literal["linear", "cosine"] = "linear"
+
+    def __post_init__(self) -> None:
+        positive("optim.", self, "lr")
+        not_negative("optim.", self, "weight_decay", "warmup")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            check(f"optim.{name}", value, 0 <= value < 1, "be at least 0 and below 1")
 
 
 @dataclass
@@ -47,3 +55,7 @@ class PretrainConfig:
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=500_000, precision="bf16", save_every=5000)
     )
+
+    def __post_init__(self) -> None:
+        positive("", self, "vocab_size", "batch_size")
+        not_negative("", self, "workers", "reconstruction_weight")

@@ -12,8 +12,11 @@ from cfmvit.data import SeededLoader, collate_captions, open_captions
 from cfmvit.models import CFMViT, Tokenizer, create_model, model_config
 from cfmvit.pretrain.config import PretrainConfig
 from cfmvit.pretrain.objective import pretraining_losses
-from cfmvit.training import fit, format_config, param_groups, save_config, warmup_cosine, warmup_linear
+from cfmvit.training import fit, format_config, param_groups, warmup_cosine, warmup_linear
 from cfmvit.training.device import choose_device
+from cfmvit.training.start import start_run
+
+_TOKENIZER = "tokenizer.json"
 
 
 def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> CFMViT:
@@ -48,7 +51,6 @@ def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> C
     )
     tokenizer = _tokenizer(config, output, dataset, resume)
     model = create_model(config.model, tokenizer=tokenizer, **options).to(device)
-    save_config(config, output / "config.json")
     optim = config.optim
     groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))
@@ -63,6 +65,8 @@ def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> C
             model, images, batch["texts"], generator, reconstruction_weight=config.reconstruction_weight
         )
 
+    start_run(config, output, resume=resume)
+    tokenizer.save(output / _TOKENIZER)
     fit(
         model=model,
         losses=losses,
@@ -85,13 +89,9 @@ def _image_size(config: PretrainConfig) -> int:
 
 
 def _tokenizer(config: PretrainConfig, output: Path, dataset: Any, resume: bool) -> Tokenizer:
-    """Return the run's tokenizer, and keep it in ``output`` so that a resumed run has the same."""
-    path = output / "tokenizer.json"
-    if resume and path.is_file():
-        return Tokenizer.from_file(path)
+    """Return the run's tokenizer; a resumed run has that of its first part."""
+    if resume and (output / _TOKENIZER).is_file():
+        return Tokenizer.from_file(output / _TOKENIZER)
     if config.tokenizer:
-        tokenizer = Tokenizer.from_file(config.tokenizer)
-    else:
-        tokenizer = Tokenizer.train(dataset.texts(), config.vocab_size)
-    tokenizer.save(path)
-    return tokenizer
+        return Tokenizer.from_file(config.tokenizer)
+    return Tokenizer.train(dataset.texts(), config.vocab_size)

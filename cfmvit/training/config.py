@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import types
 import typing
@@ -131,10 +132,16 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             option is int
             and isinstance(value, (int, float))
             and not isinstance(value, bool)
+            and math.isfinite(value)
             and int(value) == value
         ):
             return int(value)
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if (
+            option is float
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+        ):
             return float(value)
         if option is str and isinstance(value, str):
             return value

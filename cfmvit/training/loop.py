@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from cfmvit.progress import progress
 from cfmvit.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
+from cfmvit.training.ranges import not_negative, positive
 
 Losses = Callable[[dict[str, Any], torch.Generator], dict[str, Tensor]]
 
@@ -42,13 +44,14 @@ class LoopConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config: loop.{name} must be at least 1, got {getattr(self, name)}")
+        positive("loop.", self, "steps", "accumulate", "log_every", "save_every")
+        not_negative("loop.", self, "seed")
+        if self.clip_grad is not None:
+            positive("loop.", self, "clip_grad")
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss became NaN or infinite; the last good checkpoint is untouched."""
+    """A loss, a gradient or a weight became NaN or infinite; the last good checkpoint is untouched."""
 
 
 def fit(
@@ -90,26 +93,30 @@ def fit(
         initial=start * config.accumulate * loader.batch_size,
     )
     model.train()
+    logged, since = start, time.perf_counter()
     try:
         for step in range(start, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(step)
-            values = _accumulate(losses, batches, step, config, device, output)
+            values, keys = _accumulate(losses, batches, step, config, device, output)
             norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
             if not torch.isfinite(norm):
                 raise NonFiniteLossError(
-                    f"the gradient is not finite at step {step}: {norm.item()}; {_kept(output)}"
+                    f"the gradient is not finite at step {step}: {norm.item()}; batch keys: {keys}; {_kept(output)}"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             bar.update(config.accumulate * loader.batch_size)
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                rate = bar.format_dict["rate"] or 0.0
+                now = time.perf_counter()
+                rate = (step + 1 - logged) * config.accumulate * loader.batch_size / (now - since)
+                logged, since = step + 1, now
                 metrics = {key: value.item() for key, value in values.items()}
                 bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
                 lr = max(group["lr"] for group in optimizer.param_groups)
                 log.write(step, {**metrics, "grad_norm": norm.item(), "lr": lr, "images_per_s": rate})
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                _check_weights(model, step, output)
                 save_checkpoint(output, model, optimizer, step + 1)
     finally:
         bar.close()
@@ -123,11 +130,13 @@ def _accumulate(
     config: LoopConfig,
     device: torch.device,
     output: Path,
-) -> dict[str, Tensor]:
-    """Run the micro-steps of one step; leave the mean gradient on the parameters and return the mean losses."""
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """Run the micro-steps of one step; leave the mean gradient on the parameters, return mean losses and batch keys."""
     totals: dict[str, Tensor] = {}
+    keys: list[Any] = []
     for micro in range(step * config.accumulate, (step + 1) * config.accumulate):
         batch = next(batches)
+        keys += batch.get("keys", [])
         generator = torch.Generator(device).manual_seed(_mix(config.seed, micro))
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             values = losses(batch, generator)
@@ -141,7 +150,13 @@ def _accumulate(
         (loss / config.accumulate).backward()
         for key, value in values.items():
             totals[key] = totals.get(key, 0.0) + value.detach().float() / config.accumulate
-    return totals
+    return totals, keys
+
+
+def _check_weights(model: nn.Module, step: int, output: Path) -> None:
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise NonFiniteLossError(f"{name} is not finite after step {step}; {_kept(output)}")
 
 
 def _kept(output: Path) -> str:

@@ -12,6 +12,7 @@ import torch
 from cfmvit.data import open_detection
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.detection import Detector, FinetuneConfig, FinetuneOptim, finetune, predict_dataset
+from cfmvit.detection.config import HeadConfig, ScoreConfig
 from cfmvit.evaluation import evaluate_results
 from cfmvit.training import LoopConfig
 
@@ -109,6 +110,21 @@ def test_options_that_must_be_given(scenes, pretrained, tmp_path):
         finetune(config(pretrained, ""), tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"no model.safetensors there"):
         finetune(config(tmp_path / "none", f"lvis:{scenes}"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (FinetuneOptim, {"lr": -1.0}, "optim.lr must be positive, got -1.0"),
+        (FinetuneOptim, {"backbone_lr_ratio": -1.0}, "optim.backbone_lr_ratio must be at least 0"),
+        (FinetuneOptim, {"milestones": (5.0,)}, "optim.milestones must be fractions of the run"),
+        (HeadConfig, {"convs": -1}, "heads.convs must be at least 0, got -1"),
+        (ScoreConfig, {"center_power": -3.0}, "scores.center_power must be at least 0"),
+    ],
+)
+def test_options_out_of_range(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
 
 
 def test_real_photographs_with_the_48_17_split(shared_data, pretrained, tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_vit_b_has_the_known_number_of_weights() -> None:
         ),
         ("cfm_vit_tiny", {"heads": 5}, r"width must be a multiple of heads 5, got 192"),
         ("cfm_vit_tiny", {"mask_ratio": 1.0}, r"mask_ratio must lie between 0 and 1"),
-        ("cfm_vit_tiny", {"depth": 0}, r"depth must be at least 1, got 0"),
+        ("cfm_vit_tiny", {"depth": 0}, r"depth must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_options_are_named(name: str, options: dict, message: str) -> None:

@@ -139,6 +139,18 @@ def test_the_command_pretrains_on_shards(shared_data: Path, tmp_path: Path) -> N
         (["data=coco:x", "optim.rate=3"], "unknown key optim.rate; valid keys: optim.lr"),
         (["data=coco:x", "device=cuda:0"], "torch sees no CUDA GPU here"),
         (["--resume", "data={scenes}", "device=cpu"], "no checkpoint at"),
+        (["data=coco:x", "device=meta"], "device must be auto, cpu or cuda"),
+        (["data=coco:x", "loop.steps=Infinity"], "loop.steps must be int, got inf"),
+        (["data=coco:x", "optim.lr=NaN"], "optim.lr must be float, got nan"),
+        (["data=coco:x", "optim.lr=-1"], "optim.lr must be positive, got -1.0"),
+        (["data=coco:x", "optim.warmup=-5"], "optim.warmup must be at least 0, got -5"),
+        (["data=coco:x", "optim.beta1=2"], "optim.beta1 must be at least 0 and below 1"),
+        (["data=coco:x", "loop.clip_grad=-1"], "loop.clip_grad must be positive"),
+        (["data=coco:x", "loop.seed=-1"], "loop.seed must be at least 0"),
+        (["data=coco:x", "batch_size=0"], "batch_size must be positive, got 0"),
+        (["data=coco:x", "workers=-1"], "workers must be at least 0, got -1"),
+        (["data={scenes}", "model_options.depth=abc"], "depth must be an integer of at least 1, got 'abc'"),
+        (["data={scenes}", "model_options.image_size=60"], "image_size must be a multiple of patch_size"),
     ],
 )
 def test_the_command_says_what_is_wrong(
@@ -150,4 +162,34 @@ def test_the_command_says_what_is_wrong(
     small = ["model=cfm_vit_tiny", "vocab_size=400"]
     assert main(["pretrain", *arguments, *small, "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_new_run_never_resumes_an_old_one(scenes: str, tmp_path: Path) -> None:
+    pretrain(config(scenes, steps=3), tmp_path)
+    loader = "cfmvit.pretrain.engine.pretraining_losses"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loader, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        pretrain(config(scenes, loop=LoopConfig(steps=3, seed=7)), tmp_path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        pretrain(config(scenes, loop=LoopConfig(steps=3, seed=7)), tmp_path, resume=True)
+
+
+def test_a_resumed_run_keeps_its_configuration(
+    scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(config(scenes, steps=3), tmp_path)
+    kept = (tmp_path / "config.json").read_bytes()
+    command = ["pretrain", "--resume", "--output", str(tmp_path)]
+    assert main([*command, "optim.lr=0.9"]) == 2
+    assert (
+        f"resume: optim.lr must stay 0.002 as in {tmp_path / 'config.json'}, got 0.9"
+        in capsys.readouterr().err
+    )
+    assert main([*command, "model_options.depth=2"]) == 2
+    assert (tmp_path / "config.json").read_bytes() == kept
+    assert main([*command, "loop.steps=5"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
+    assert all(record["images_per_s"] > 0 for record in records)

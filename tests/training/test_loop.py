@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def test_a_non_finite_loss_names_step_and_batch_and_keeps_the_checkpoint(tmp_pat
 def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -> None:
     weight = nn.Parameter(torch.zeros(1))
     model = nn.ParameterList([weight])
-    with pytest.raises(NonFiniteLossError, match="gradient is not finite at step 0"):
+    with pytest.raises(NonFiniteLossError, match=r"gradient is not finite at step 0: .*keys: \['sample-0'\]"):
         fit(
             model=model,
             losses=lambda batch, generator: {"loss": weight.abs().sqrt().sum()},
@@ -115,6 +116,26 @@ def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -
             output=tmp_path,
         )
     assert weight.item() == 0.0
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(1))
+    model = nn.ParameterList([weight])
+    rates = iter([1.0, 1.0, math.nan])
+    with pytest.raises(
+        NonFiniteLossError, match=r"0 is not finite after step 2; the last good checkpoint is"
+    ):
+        fit(
+            model=model,
+            losses=lambda batch, generator: {"loss": weight.square().sum()},
+            optimizer=torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.0)),
+            schedule=lambda step: next(rates),
+            loader=Batches(),
+            config=LoopConfig(steps=3, save_every=1),
+            output=tmp_path,
+        )
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 2 and saved["model"]["0"].isfinite().all()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
