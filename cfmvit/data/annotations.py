@@ -42,6 +42,14 @@ def _check_entries(entries: list[Any], where: str, keys: tuple[str, ...]) -> Non
         if entry["id"] in ids:
             raise ValueError(f"data: {where} has the id {entry['id']} twice")
         ids.add(entry["id"])
+        for key in ("image_id", "category_id"):
+            if key in keys and not isinstance(entry[key], int):
+                raise ValueError(f"data: {where}[{number}] must have an integer {key}, got {entry[key]!r}")
+        for key in ("width", "height"):
+            if key in entry and not (isinstance(entry[key], int) and entry[key] > 0):
+                raise ValueError(
+                    f"data: {where}[{number}] must have a positive integer {key}, got {entry[key]!r}"
+                )
 
 
 def image_paths(images: list[Entry], folder: Path, source: Path) -> dict[int, Path]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cfmvit._require import require
+
+_LOG = logging.getLogger(__name__)
 
 
 class CorruptSample(ValueError):
@@ -26,6 +29,11 @@ class CorruptSample(ValueError):
 
     def __reduce__(self) -> tuple[type[CorruptSample], tuple[str, str]]:
         return CorruptSample, (self.path, self.reason)
+
+
+def log_corrupt(error: CorruptSample) -> None:
+    """Log that a sample is skipped, and why."""
+    _LOG.warning("skipped a corrupt sample: %s (%s)", error.path, error.reason)
 
 
 def read_rgb(path: str | Path) -> NDArray[np.uint8]:

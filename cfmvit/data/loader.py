@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any, Protocol
@@ -11,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfmvit.data.images import CorruptSample
+from cfmvit.data.images import CorruptSample, log_corrupt
 
-_LOG = logging.getLogger(__name__)
 _PATIENCE = 1000
 
 Sample = dict[str, Any]
@@ -94,7 +92,7 @@ class SeededLoader:
             for error in corrupt:
                 if error.path not in self._skipped:
                     self._skipped[error.path] = error.reason
-                    _LOG.warning("skipped a corrupt sample: %s (%s)", error.path, error.reason)
+                    log_corrupt(error)
             if batch is None:
                 last = corrupt[-1]
                 raise CorruptSample(

@@ -14,7 +14,7 @@ from cfmvit._require import require
 from cfmvit.data.boxes import log_dropped
 from cfmvit.data.categories import Category, shard_categories
 from cfmvit.data.entries import DetectionEntry
-from cfmvit.data.images import CorruptSample
+from cfmvit.data.images import CorruptSample, log_corrupt
 from cfmvit.data.shards import ShardSample, index_shards
 
 
@@ -31,8 +31,12 @@ def shard_entries(
     entries: list[DetectionEntry] = []
     dropped: list[str] = []
     for number, sample in enumerate(index_shards(shards, "json"), start=1):
-        label = sample.json()
-        if label.get("category_id") not in known:
+        try:
+            label = sample.json()
+        except CorruptSample as error:
+            log_corrupt(error)
+            continue
+        if not isinstance(label.get("category_id"), int) or label["category_id"] not in known:
             raise ValueError(
                 f"data: {sample.name}.json must have a category_id of {categories_path}, got {label.get('category_id')!r}"
             )
@@ -57,7 +61,10 @@ def xywh(box: Any) -> list[float] | None:
 
 
 def shard_annotations(entries: list[DetectionEntry], categories: list[Category]) -> Path:
-    """Write the ground truth of shards as a COCO file, in a temporary folder that is removed at exit."""
+    """Write the ground truth of shards as a COCO file, in a temporary folder that is removed at exit.
+
+    Corrupt images are logged and left out, as they are in training.
+    """
     pil = require("PIL.Image", extra="models")
     images, annotations = [], []
     for entry in entries:
@@ -65,14 +72,15 @@ def shard_annotations(entries: list[DetectionEntry], categories: list[Category])
         try:
             with pil.open(io.BytesIO(entry.source.read("image"))) as image:
                 width, height = image.size
-        except OSError as error:
-            raise CorruptSample(entry.key, str(error)) from error
+        except (OSError, CorruptSample) as error:
+            log_corrupt(CorruptSample(entry.key, str(error)))
+            continue
         images.append({"id": entry.image_id, "file_name": entry.key, "width": width, "height": height})
         for a in entry.annotations:
             annotations.append({**a, "area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0})
     folder = Path(tempfile.mkdtemp(prefix="cfmvit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    names = [{"id": category.id, "name": category.name} for category in categories]
+    names = [{"id": category.id, "name": category.name, "novel": category.novel} for category in categories]
     content = {"images": images, "annotations": annotations, "categories": names}
     (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
     return folder / "annotations.json"

@@ -68,6 +68,14 @@ class ShardSample:
         return content
 
 
+def _check_end(shard: Path, end: int) -> None:
+    """Python's tarfile takes a cut-off archive for a shorter one; a whole one ends with blocks of zeros."""
+    with shard.open("rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it is truncated")
+
+
 def index_shards(shards: tuple[Path, ...], needed: str) -> list[ShardSample]:
     """List the samples of shards that have an image (jpg, jpeg, png or webp) and a ``needed`` member.
 
@@ -88,6 +96,8 @@ def index_shards(shards: tuple[Path, ...], needed: str) -> list[ShardSample]:
                         found.setdefault(f"{folder}/{stem}" if folder else stem, {})[extension] = Member(
                             entry.offset_data, entry.size
                         )
+                end = tar.offset
+            _check_end(shard, end)
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"data: {shard} is not a whole tar: {error}") from error
         samples += [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import numpy as np
 
 from cfmvit._io import atomic_write
 from cfmvit.data import CorruptSample
+from cfmvit.data.images import log_corrupt
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.inputs import Prepared
 from cfmvit.progress import progress
-
-_LOG = logging.getLogger(__name__)
 
 
 def predict_dataset(
@@ -63,5 +61,5 @@ def _load(dataset: Any, index: int) -> dict[str, Any] | None:
     try:
         return dataset.load(index, np.random.default_rng(0))
     except CorruptSample as error:
-        _LOG.warning("skipped a corrupt image: %s (%s)", error.path, error.reason)
+        log_corrupt(error)
         return None

@@ -13,8 +13,9 @@ from cfmvit.evaluation.tables import format_table
 def evaluate(*, results: Path, annotations: Path, masks: bool = False) -> Metrics:
     """Print the AP table of a results file, and return its figures.
 
-    COCO's own categories are evaluated by the open-vocabulary protocol, over 48 base and 17 novel ones, and the line
-    above the table says so; ``evaluate_results`` without ids gives the plain figures.
+    COCO's own categories are evaluated by the open-vocabulary protocol, over 48 base and 17 novel ones, those of shards
+    by what their ``categories.json`` calls novel, and the line above the table says so; ``evaluate_results`` without ids
+    gives the plain figures.
 
     Args:
         results: a COCO results json.
@@ -31,7 +32,7 @@ def evaluate(*, results: Path, annotations: Path, masks: bool = False) -> Metric
     metrics = evaluate_results(results, annotations, iou_types=iou_types, base_ids=base, novel_ids=novel)
     if split:
         print(
-            f"open-vocabulary COCO: {len(split[0])} base and {len(split[1])} novel categories; others are left out"
+            f"open vocabulary: {len(split[0])} base and {len(split[1])} novel categories; others are left out"
         )
     print(format_table(metrics))
     return metrics

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from cfmvit.evaluation.rle import check_rle
 
 Style = Literal["coco", "lvis"]
 IouType = Literal["bbox", "segm"]
@@ -99,6 +101,11 @@ def check_score(score: Any, where: str) -> None:
         raise ValueError(f"evaluate_results: {where}: score must be a finite number, got {score}")
 
 
+def is_known(key: Any, known: Container[int]) -> bool:
+    """Whether ``key`` is an integer, and an id of ``known``."""
+    return isinstance(key, Integral) and key in known
+
+
 def _detect_style(data: dict[str, Any]) -> Style:
     federated = any("neg_category_ids" in image for image in data["images"])
     return "lvis" if federated or any("frequency" in category for category in data["categories"]) else "coco"
@@ -109,6 +116,15 @@ def _by_id(entries: list[Any], path: Path, key: str) -> dict[int, dict[str, Any]
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or "id" not in entry:
             raise ValueError(f"evaluate_results: {path}: {key}[{index}] has no id")
+        if not isinstance(entry["id"], int):
+            raise ValueError(
+                f"evaluate_results: {path}: {key}[{index}] must have an integer id, got {entry['id']!r}"
+            )
+        for side in ("width", "height"):
+            if side in entry and not (isinstance(entry[side], int) and entry[side] > 0):
+                raise ValueError(
+                    f"evaluate_results: {path}: {key}[{index}] must have a positive integer {side}, got {entry[side]!r}"
+                )
         if entry["id"] in found:
             raise ValueError(f"evaluate_results: {path}: {key} has the id {entry['id']} twice")
         found[entry["id"]] = entry
@@ -136,8 +152,11 @@ def _check_annotation(annotation: Any, where: str, truth: GroundTruth, iou_types
         if not isinstance(annotation, dict) or key not in annotation:
             raise ValueError(f"evaluate_results: {where} has no {key}")
     for key, known in (("image_id", truth.images), ("category_id", truth.categories)):
-        if annotation[key] not in known:
+        if not is_known(annotation[key], known):
             raise ValueError(
                 f"evaluate_results: {where} refers to {key} {annotation[key]}, which the file does not list"
             )
     check_box(annotation["bbox"], where)
+    if "segm" in iou_types and isinstance(annotation["segmentation"], dict):
+        image = truth.images[annotation["image_id"]]
+        check_rle(annotation["segmentation"], where, image["height"], image["width"])

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cfmvit.evaluation.ground_truth import GroundTruth, check_box, check_score, read_json
+from cfmvit.evaluation.ground_truth import GroundTruth, check_box, check_score, is_known, read_json
+from cfmvit.evaluation.rle import check_rle
 
 
 def load_results(
@@ -38,7 +39,7 @@ def _checked(entry: Any, where: str, truth: GroundTruth, iou_types: Sequence[str
     for key, known in (("image_id", truth.images), ("category_id", truth.categories)):
         if key not in entry:
             raise ValueError(f"evaluate_results: {where} has no {key}")
-        if entry[key] not in known:
+        if not is_known(entry[key], known):
             raise ValueError(
                 f"evaluate_results: {where} refers to {key} {entry[key]}, which {truth.path} does not list"
             )
@@ -61,8 +62,7 @@ def _check_rle(rle: Any, where: str, image: dict[str, Any]) -> None:
             f"evaluate_results: {where}: segmentation must be a compressed RLE (counts and size) where there is no "
             f"bbox or masks are evaluated, got {type(rle).__name__ if not isinstance(rle, dict) else sorted(rle)}"
         )
-    if "height" in image and list(rle["size"]) != [image["height"], image["width"]]:
-        raise ValueError(
-            f"evaluate_results: {where}: the RLE's size must be the image's [height, width] = "
-            f"[{image['height']}, {image['width']}], got {list(rle['size'])}"
-        )
+    size = rle["size"]
+    if "height" not in image and not (isinstance(size, (list, tuple)) and len(size) == 2):
+        raise ValueError(f"evaluate_results: {where}: the RLE's size must be [height, width], got {size!r}")
+    check_rle(rle, where, *([image["height"], image["width"]] if "height" in image else size))

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as coder
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cfmvit.evaluation import evaluate_results
+from cfmvit.evaluation.rle import check_rle
 
 from .synthetic import box_rle, detections_from, read, write
 
@@ -173,6 +175,7 @@ BAD_RESULTS = {
         [{"image_id": 1, "category_id": 3, "score": 1}],
         r"segmentation must be a compressed RLE",
     ),
+    "list_for_an_id": ([{"image_id": [1], "category_id": 3}], r"results\[0\] refers to image_id \[1\]"),
     "not_a_list": ({"detections": []}, r"results must be a list of detections, got dict"),
     "list_of_lists": ([[1, 2]], r"results\[0\] must be an object, got list"),
 }
@@ -192,6 +195,25 @@ def test_mask_of_another_size(tmp_path: Path) -> None:
         evaluate_results([entry], two_images(tmp_path), iou_types=("segm",))
 
 
+@pytest.mark.parametrize("counts", ["zzz###", "", "1", "PPYo0", [5, -1], [4800, 1], None, "é"])
+def test_damaged_masks_end_before_pycocotools_decodes_them(tmp_path: Path, counts: Any) -> None:
+    entry = {**detection(1, 3, 0.9, SQUARE), "segmentation": {"size": [60, 80], "counts": counts}}
+    with pytest.raises(ValueError, match=r"results\[0\]: (the RLE's|segmentation must be)"):
+        evaluate_results([entry], two_images(tmp_path), iou_types=("segm",))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_run_lengths_are_read_as_pycocotools_writes_them(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = np.asfortranarray(random.random((37, 301)) < random.choice([0.0, 0.001, 0.5, 1.0]), dtype=np.uint8)
+    rle = coder.encode(mask)
+    check_rle(rle, "here", 37, 301)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel("F")]))).tolist()
+    check_rle({"size": [37, 301], "counts": np.diff([0, *edges, mask.size]).tolist()}, "here", 37, 301)
+    with pytest.raises(ValueError, match="must fill the image's 11100 pixels"):
+        check_rle({**rle, "size": [37, 300]}, "here", 37, 300)
+
+
 STRAY = {"id": 1, "image_id": 9, "category_id": 3, "area": 1, "bbox": [0, 0, 1, 1]}
 BAD_ANNOTATIONS = {
     "no_images": ({"images": None}, {}, "must hold a list named 'images'"),
@@ -208,6 +230,16 @@ BAD_ANNOTATIONS = {
     ),
     "twice": ({"images": [{"id": 1}, {"id": 1}]}, {}, "images has the id 1 twice"),
     "coco_as_lvis": ({}, {"style": "lvis"}, "image 1 has no neg_category_ids, which style 'lvis' needs"),
+    "text_for_a_width": (
+        {"images": [{"id": 1, "width": "abc"}]},
+        {},
+        r"images\[0\] must have a positive integer width, got 'abc'",
+    ),
+    "list_for_an_id": (
+        {"annotations": [{**STRAY, "category_id": [3]}]},
+        {},
+        r"annotations\[0\] refers to image_id 9",
+    ),
     "style": ({}, {"style": "voc"}, "style must be auto, lvis or coco, got 'voc'"),
     "iou_types": ({}, {"iou_types": "bbox"}, "iou_types must be a sequence of bbox and segm, got 'bbox'"),
     "unknown_id": ({}, {"base_ids": [3], "novel_ids": [99]}, r"must be ids in .*coco.json, got \[99\]"),
