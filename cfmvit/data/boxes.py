@@ -55,12 +55,13 @@ def log_dropped(names: list[Any], source: Path) -> None:
 
 
 def _sound(box: Any, image: dict[str, Any]) -> bool:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
         return False
     x, y, width, height = box
     inside = x < image.get("width", math.inf) and y < image.get("height", math.inf)
     return width > 0 and height > 0 and x + width > 0 and y + height > 0 and inside
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a json file is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -36,6 +36,12 @@ def log_corrupt(error: CorruptSample) -> None:
     _LOG.warning("skipped a corrupt sample: %s (%s)", error.path, error.reason)
 
 
+def log_corrupt_count(count: int, total: int) -> None:
+    """Log how many samples were skipped, if any were."""
+    if count:
+        _LOG.warning("skipped %d of %d samples, which are corrupt", count, total)
+
+
 def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     """Return the image at ``path`` as uint8 (H, W, 3).
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfmvit._require import require
+from cfmvit.data.boxes import is_number
 
 
 def decode_mask(annotation: dict[str, Any], height: int, width: int) -> NDArray[np.uint8]:
@@ -26,10 +27,18 @@ def decode_mask(annotation: dict[str, Any], height: int, width: int) -> NDArray[
             for points in found
             if isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0
         ]
+        if not all(map(within_reach, found)):
+            raise ValueError(
+                f"annotation {annotation['id']} has a polygon whose coordinates aren't below 1e6"
+            )
     if not found:
         x, y, w, h = annotation["bbox"]
-        found = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+        found = [[left, top, right, top, right, bottom, left, bottom]]
     try:
+        # Before any decoding: what pycocotools allocates goes by the size.
+        if isinstance(found, dict) and tuple(found["size"]) != (height, width):
+            raise ValueError(f"its size is {found['size']}, the image's [{height}, {width}]")
         if isinstance(found, list):
             packed = codec.merge(codec.frPyObjects(found, height, width))
         elif isinstance(found["counts"], list):
@@ -42,9 +51,12 @@ def decode_mask(annotation: dict[str, Any], height: int, width: int) -> NDArray[
             mask = np.array(codec.decode(packed))
     except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
         raise ValueError(f"annotation {annotation['id']} has a malformed segmentation: {error}") from error
-    if mask.shape != (height, width):
-        raise ValueError(
-            f"the segmentation of annotation {annotation['id']} is {mask.shape[0]} x {mask.shape[1]} pixels, "
-            f"the image {height} x {width}"
-        )
     return mask
+
+
+def within_reach(points: list[Any]) -> bool:
+    """Whether all coordinates of a polygon are finite numbers below 1e6.
+
+    pycocotools walks along each edge in steps of less than a pixel, so a far corner would take all memory.
+    """
+    return all(is_number(value) and abs(value) < 1e6 for value in points)

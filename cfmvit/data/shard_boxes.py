@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import io
 import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from cfmvit._require import require
 from cfmvit.data.boxes import log_dropped
 from cfmvit.data.categories import Category, shard_categories
 from cfmvit.data.entries import DetectionEntry
-from cfmvit.data.images import CorruptSample, log_corrupt
+from cfmvit.data.images import CorruptSample, decode_rgb, log_corrupt, log_corrupt_count
 from cfmvit.data.shards import ShardSample, index_shards
 
 
@@ -30,11 +28,14 @@ def shard_entries(
     known = {category.id for category in categories}
     entries: list[DetectionEntry] = []
     dropped: list[str] = []
-    for number, sample in enumerate(index_shards(shards, "json"), start=1):
+    corrupt = 0
+    samples = index_shards(shards, "json")
+    for number, sample in enumerate(samples, start=1):
         try:
             label = sample.json()
         except CorruptSample as error:
             log_corrupt(error)
+            corrupt += 1
             continue
         if not isinstance(label.get("category_id"), int) or label["category_id"] not in known:
             raise ValueError(
@@ -46,6 +47,7 @@ def shard_entries(
             continue
         annotation = {"id": number, "image_id": number, "category_id": label["category_id"], "bbox": box}
         entries.append(DetectionEntry(number, sample, [annotation]))
+    log_corrupt_count(corrupt, len(samples))
     log_dropped(dropped, shards[0].parent)
     return entries, categories
 
@@ -65,19 +67,19 @@ def shard_annotations(entries: list[DetectionEntry], categories: list[Category])
 
     Corrupt images are logged and left out, as they are in training.
     """
-    pil = require("PIL.Image", extra="models")
     images, annotations = [], []
     for entry in entries:
         assert isinstance(entry.source, ShardSample)
         try:
-            with pil.open(io.BytesIO(entry.source.read("image"))) as image:
-                width, height = image.size
-        except (OSError, CorruptSample) as error:
-            log_corrupt(CorruptSample(entry.key, str(error)))
+            # Decoded wholly: an image whose header alone is sound gets no detections, so it must not count.
+            height, width = decode_rgb(entry.source.read("image"), entry.key).shape[:2]
+        except CorruptSample as error:
+            log_corrupt(error)
             continue
         images.append({"id": entry.image_id, "file_name": entry.key, "width": width, "height": height})
         for a in entry.annotations:
             annotations.append({**a, "area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0})
+    log_corrupt_count(len(entries) - len(images), len(entries))
     folder = Path(tempfile.mkdtemp(prefix="cfmvit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     names = [{"id": category.id, "name": category.name, "novel": category.novel} for category in categories]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cfmvit.data.masks import within_reach
 from cfmvit.evaluation.rle import check_rle
 
 Style = Literal["coco", "lvis"]
@@ -58,11 +59,12 @@ def load_ground_truth(
             raise ValueError(
                 f"evaluate_results: {path} must hold a list named {key!r}, as COCO and LVIS files do"
             )
+    images, categories = (_by_id(data[key], path, key) for key in ("images", "categories"))
     truth = GroundTruth(
         path=path,
         style=_detect_style(data) if style == "auto" else style,
-        images=_by_id(data["images"], path, "images"),
-        categories=_by_id(data["categories"], path, "categories"),
+        images=images,
+        categories=categories,
         annotations=data["annotations"],
     )
     if truth.style == "lvis":
@@ -157,6 +159,26 @@ def _check_annotation(annotation: Any, where: str, truth: GroundTruth, iou_types
                 f"evaluate_results: {where} refers to {key} {annotation[key]}, which the file does not list"
             )
     check_box(annotation["bbox"], where)
-    if "segm" in iou_types and isinstance(annotation["segmentation"], dict):
-        image = truth.images[annotation["image_id"]]
-        check_rle(annotation["segmentation"], where, image["height"], image["width"])
+    if not _is_number(annotation["area"]) or annotation["area"] < 0:
+        raise ValueError(
+            f"evaluate_results: {where}: area must be a finite number and not negative, got {annotation['area']!r}"
+        )
+    crowd = annotation.get("iscrowd", 0)
+    if not isinstance(crowd, Integral) or crowd not in (0, 1):
+        raise ValueError(f"evaluate_results: {where}: iscrowd must be 0 or 1, got {crowd!r}")
+    if "segm" in iou_types:
+        _check_segmentation(annotation["segmentation"], where, truth.images[annotation["image_id"]])
+
+
+def _check_segmentation(segmentation: Any, where: str, image: dict[str, Any]) -> None:
+    if isinstance(segmentation, dict):
+        check_rle(segmentation, where, image["height"], image["width"])
+    elif not (isinstance(segmentation, list) and segmentation and all(map(_is_polygon, segmentation))):
+        raise ValueError(
+            f"evaluate_results: {where}: segmentation must be an RLE or a list of polygons, each [x1, y1, x2, y2, ...] "
+            f"of coordinates below 1e6, got {str(segmentation)[:40]!r}"
+        )
+
+
+def _is_polygon(points: Any) -> bool:
+    return isinstance(points, list) and len(points) >= 4 and len(points) % 2 == 0 and within_reach(points)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cfmvit.evaluation.ground_truth import GroundTruth, check_box, check_score, is_known, read_json
-from cfmvit.evaluation.rle import check_rle
+from cfmvit.evaluation.rle import check_rle, is_size
 
 
 def load_results(
@@ -63,6 +63,10 @@ def _check_rle(rle: Any, where: str, image: dict[str, Any]) -> None:
             f"bbox or masks are evaluated, got {type(rle).__name__ if not isinstance(rle, dict) else sorted(rle)}"
         )
     size = rle["size"]
-    if "height" not in image and not (isinstance(size, (list, tuple)) and len(size) == 2):
-        raise ValueError(f"evaluate_results: {where}: the RLE's size must be [height, width], got {size!r}")
-    check_rle(rle, where, *([image["height"], image["width"]] if "height" in image else size))
+    if "height" in image and "width" in image:
+        size = [image["height"], image["width"]]
+    elif not is_size(size):
+        raise ValueError(
+            f"evaluate_results: {where}: the RLE's size must be [height, width], two positive integers, got {size!r}"
+        )
+    check_rle(rle, where, *size)

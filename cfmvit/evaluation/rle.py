@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,32 @@ def check_rle(rle: Any, where: str, height: int, width: int) -> None:
         return ValueError(f"evaluate_results: {where}: {rule}")
 
     size = rle.get("size")
-    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+    # Equal is not enough: pycocotools takes 60 and not 60.0.
+    if not is_size(size) or list(size) != [height, width]:
         raise wrong(f"the RLE's size must be the image's [height, width] = [{height}, {width}], got {size!r}")
     try:
         counts = rle["counts"]
-        runs = np.asarray(counts, np.int64) if isinstance(counts, list) else _runs(counts)
+        runs = _listed(counts) if isinstance(counts, list) else _runs(counts)
     except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise wrong(f"the RLE's counts must be run lengths, got {str(rle.get('counts'))[:40]!r}") from error
-    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
+    # Each within the image, so that the sum can't overflow.
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise wrong(f"the RLE's runs must fill the image's {height * width} pixels, got {runs.sum()}")
+
+
+def is_size(size: Any) -> bool:
+    """Whether ``size`` is two positive integers."""
+    return isinstance(size, (list, tuple)) and len(size) == 2 and all(_is_integer(s) and s > 0 for s in size)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _listed(counts: list[Any]) -> np.ndarray:
+    if not all(map(_is_integer, counts)):
+        raise TypeError
+    return np.asarray(counts, np.int64)
 
 
 def _runs(counts: str | bytes) -> np.ndarray:

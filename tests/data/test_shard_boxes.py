@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cfmvit.data import open_captions, open_detection
+from cfmvit.data.masks import decode_mask
 from cfmvit.evaluation.splits import open_vocabulary_split
 
 Write = Callable[..., Path]
@@ -82,3 +83,43 @@ def test_wrong_kinds_in_json_are_named(
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=re.escape(f"{kind}[0] must have {rule}")):
         open_detection(spec, split="val", base_only=False, image_size=32)
+
+
+def test_an_image_with_a_sound_header_only_is_left_out(
+    shards: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shards(LABELS, ("val-000",))
+    shard = folder / "val-000.tar"
+    content = bytearray(shard.read_bytes())
+    scan = content.index(b"\xff\xda")  # of the first image: its size stands before
+    content[scan : scan + 40] = bytes(40)
+    shard.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        truth = json.loads(opened(folder).annotations_path.read_text())
+    assert [image["file_name"].rpartition(":")[2] for image in truth["images"]] == ["01"]
+    assert "val-000.tar:00" in caplog.text
+    assert "skipped 1 of 2 samples, which are corrupt" in caplog.text
+
+
+SQUARE = [1, 1, 6, 1, 6, 6, 1, 6]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "rule"),
+    [
+        ([[1e7, *SQUARE[1:]]], "a polygon whose coordinates aren't below 1e6"),
+        ([[float("nan"), *SQUARE[1:]]], "a polygon whose coordinates aren't below 1e6"),
+        ([["a", *SQUARE[1:]]], "a polygon whose coordinates aren't below 1e6"),
+        ({"size": [10**9, 10**9], "counts": [10**18]}, "its size is [1000000000, 1000000000]"),
+        ({"size": 3, "counts": [3]}, "a malformed segmentation"),
+        ("junk", "a malformed segmentation"),
+    ],
+)
+def test_a_mask_beyond_all_bounds_is_never_drawn(segmentation: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(rule)):
+        decode_mask({"id": 3, "bbox": [1, 1, 5, 5], "segmentation": segmentation}, 16, 24)
+
+
+def test_a_box_beyond_its_image_is_a_mask_within() -> None:
+    mask = decode_mask({"id": 3, "bbox": [4, 2, 1e12, 1e12]}, 16, 24)
+    assert mask.sum() == mask[2:, 4:].sum() == 14 * 20

@@ -195,7 +195,10 @@ def test_mask_of_another_size(tmp_path: Path) -> None:
         evaluate_results([entry], two_images(tmp_path), iou_types=("segm",))
 
 
-@pytest.mark.parametrize("counts", ["zzz###", "", "1", "PPYo0", [5, -1], [4800, 1], None, "é"])
+DAMAGED_COUNTS = ["zzz###", "", "1", "PPYo0", None, "é"]
+
+
+@pytest.mark.parametrize("counts", [*DAMAGED_COUNTS, [5, -1], [4800, 1]])
 def test_damaged_masks_end_before_pycocotools_decodes_them(tmp_path: Path, counts: Any) -> None:
     entry = {**detection(1, 3, 0.9, SQUARE), "segmentation": {"size": [60, 80], "counts": counts}}
     with pytest.raises(ValueError, match=r"results\[0\]: (the RLE's|segmentation must be)"):
@@ -208,10 +211,45 @@ def test_run_lengths_are_read_as_pycocotools_writes_them(seed: int) -> None:
     mask = np.asfortranarray(random.random((37, 301)) < random.choice([0.0, 0.001, 0.5, 1.0]), dtype=np.uint8)
     rle = coder.encode(mask)
     check_rle(rle, "here", 37, 301)
+    check_rle({**rle, "size": [np.int64(37), np.int32(301)]}, "here", 37, 301)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel("F")]))).tolist()
     check_rle({"size": [37, 301], "counts": np.diff([0, *edges, mask.size]).tolist()}, "here", 37, 301)
     with pytest.raises(ValueError, match="must fill the image's 11100 pixels"):
         check_rle({**rle, "size": [37, 300]}, "here", 37, 300)
+
+
+OVERFLOWING = [2**60] * 16 + [4800]  # 4800 in 64 bits
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        *({"size": [60, 80], "counts": counts} for counts in [*DAMAGED_COUNTS, [4799.5, 1], OVERFLOWING]),
+        {"size": [60.0, 80.0], "counts": [4800]},
+        {"counts": [4800]},
+        None,
+        "junk",
+        [],
+        [[1, 2]],
+        [[1, 1, 6, 1, "a", 6]],
+        [[1, 1, 6, 1, 1e9, 6]],
+    ],
+)
+def test_damaged_masks_of_the_ground_truth_are_named(tmp_path: Path, segmentation: Any) -> None:
+    entry = {"id": 1, "image_id": 1, "category_id": 3, "area": 9, "bbox": [1, 1, 3, 3]}
+    truth = two_images(tmp_path, annotations=[{**entry, "segmentation": segmentation}])
+    with pytest.raises(ValueError, match=r"coco\.json: annotations\[0\]: (the RLE's|segmentation must be)"):
+        evaluate_results([], truth, iou_types=("segm",))
+    assert set(evaluate_results([], truth)) == {"bbox"}
+
+
+@pytest.mark.parametrize("size", [["a", "b"], [[60], [80]], [-60, -80], [60.0, 80.0], [True, 4800], 5])
+def test_a_mask_for_a_box_has_a_size(tmp_path: Path, size: Any) -> None:
+    truth = two_images(tmp_path, images=[{"id": 1}, {"id": 2}])
+    mask = {**box_rle(list(SQUARE), (60, 80)), "size": size}
+    entry = {"image_id": 1, "category_id": 3, "score": 1, "segmentation": mask}
+    with pytest.raises(ValueError, match=r"results\[0\]: the RLE's size must be \[height, width\]"):
+        evaluate_results([entry], truth)
 
 
 STRAY = {"id": 1, "image_id": 9, "category_id": 3, "area": 1, "bbox": [0, 0, 1, 1]}
@@ -239,6 +277,18 @@ BAD_ANNOTATIONS = {
         {"annotations": [{**STRAY, "category_id": [3]}]},
         {},
         r"annotations\[0\] refers to image_id 9",
+    ),
+    "number_for_an_image": ({"images": [5]}, {}, r"images\[0\] has no id"),
+    "number_for_a_category": ({"categories": [5]}, {}, r"categories\[0\] has no id"),
+    "text_for_an_area": (
+        {"annotations": [{**STRAY, "image_id": 1, "area": "abc"}]},
+        {},
+        r"annotations\[0\]: area must be a finite number and not negative, got 'abc'",
+    ),
+    "list_for_iscrowd": (
+        {"annotations": [{**STRAY, "image_id": 1, "iscrowd": [1]}]},
+        {},
+        r"annotations\[0\]: iscrowd must be 0 or 1, got \[1\]",
     ),
     "style": ({}, {"style": "voc"}, "style must be auto, lvis or coco, got 'voc'"),
     "iou_types": ({}, {"iou_types": "bbox"}, "iou_types must be a sequence of bbox and segm, got 'bbox'"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cfmvit.data import open_detection
 from cfmvit.data.splits import COCO_BASE, COCO_NOVEL
 from cfmvit.evaluation import evaluate, evaluate_results
 from cfmvit.evaluation.splits import open_vocabulary_split
@@ -23,6 +24,32 @@ def test_only_cocos_categories_are_split() -> None:
     assert open_vocabulary_split(entries[1:]) is None
     assert open_vocabulary_split([{**entry, "id": entry["id"] + 1} for entry in entries]) is None
     assert open_vocabulary_split([{**entry, "frequency": "f"} for entry in entries]) is None
+
+
+@pytest.mark.parametrize("entry", [5, None, {"name": "x"}, {"id": [1]}, {"id": [1], "novel": True}])
+def test_malformed_categories_are_named(tmp_path: Path, entry: Any) -> None:
+    truth = write(tmp_path / "truth.json", {"images": [], "annotations": [], "categories": [entry]})
+    with pytest.raises(ValueError, match=r"truth\.json: categories\[0\] (has no|must have an integer) id"):
+        evaluate(results=write(tmp_path / "results.json", []), annotations=truth)
+
+
+def test_photographs(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = open_detection(f"shards:{shared_data / 'photos-200'}", split="val", base_only=False, image_size=64)
+    data.entries = data.entries[::40]
+    truth = data.annotations_path
+    results = write(tmp_path / "results.json", detections_from(read(truth), seed=4))
+    metrics = evaluate(results=results, annotations=truth)["bbox"]
+    out = capsys.readouterr().out
+    assert "150 base and 50 novel" in out
+    assert f"| AP50_novel | {100 * metrics['AP50_novel']:.1f} |" in out
+    assert 0 < metrics["AP_novel"] != metrics["AP_base"] > 0
+
+
+def test_a_split_has_both_kinds() -> None:
+    entries = [{"id": 1, "name": "a", "novel": False}, {"id": 2, "name": "b", "novel": True}]
+    assert open_vocabulary_split(entries) == ([1], [2])
+    assert open_vocabulary_split(entries[:1]) is open_vocabulary_split(entries[1:]) is None
+    assert open_vocabulary_split([]) is None
 
 
 def test_coco(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
