@@ -25,6 +25,8 @@ from cfmvit.evaluation import class_embeddings, classify_regions, evaluate_resul
 from cfmvit.models import CFMViT, Tokenizer, create_model
 from cfmvit.pretrain import pretrain
 
+_EXCHANGES = 8  # of names, whose mean is chance: a single one may hit
+
 
 @dataclass
 class Outcome:
@@ -108,10 +110,10 @@ def _evaluate(outcome: Outcome, detectors: dict[str, Detector], models: dict[str
         results = predict_dataset(detector, dataset, outcome.folder / f"finetune-{name.replace(' ', '-')}")
         outcome.metrics[name] = evaluate_results(results, dataset.annotations_path)["bbox"]
         if name == "pretrained":
-            chance = _exchange_names(results, [category.id for category in dataset.categories])
+            chance = _chance(results, dataset)
         classes = class_embeddings(models[name], names, preset.finetune.detector.templates)
         outcome.regions[name] = classify_regions(models[name], dataset, classes)
-    outcome.metrics["shuffled names"] = evaluate_results(chance, dataset.annotations_path)["bbox"]
+    outcome.metrics["shuffled names"] = chance
     outcome.categories = {
         "all": len(names),
         "novel": sum(category.novel for category in dataset.categories),
@@ -140,9 +142,14 @@ def _without_nan(table: dict[str, dict[str, float]]) -> dict[str, dict[str, floa
     }
 
 
-def _exchange_names(results: Path, ids: list[int]) -> list[dict[str, Any]]:
-    """Return results with their categories exchanged at random: what the same boxes score when names mean nothing."""
-    order = np.random.default_rng(0).permutation(len(ids))
-    other = {ids[number]: ids[place] for number, place in enumerate(order)}
+def _chance(results: Path, dataset: Any) -> dict[str, float]:
+    """Return what the same boxes score when names mean nothing: the mean over categories exchanged at random, several times."""
     found = json.loads(results.read_text(encoding="utf-8"))
-    return [{**item, "category_id": other[item["category_id"]]} for item in found]
+    ids = [category.id for category in dataset.categories]
+    runs = []
+    for seed in range(_EXCHANGES):
+        order = np.random.default_rng(seed).permutation(len(ids))
+        other = {ids[number]: ids[place] for number, place in enumerate(order)}
+        exchanged = [{**item, "category_id": other[item["category_id"]]} for item in found]
+        runs.append(evaluate_results(exchanged, dataset.annotations_path)["bbox"])
+    return {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}

@@ -37,6 +37,7 @@ LEFT_OUT = (
     "export",
     "opcheck",
     "(bad_input and noise)",
+    "(refusals and number)",
     "checks_for_itself",
     "never_held_whole",
     "large_losses",
