@@ -16,7 +16,7 @@ from cfmvit.detection.vocabulary import clean_labels
 from cfmvit.models import CFMViT
 from cfmvit.training import LoopConfig, fit, format_config, param_groups, warmup_steps
 from cfmvit.training.device import choose_device
-from cfmvit.training.ranges import check, fraction, not_negative, positive
+from cfmvit.training.ranges import below_one, check, not_negative, positive
 from cfmvit.training.start import start_run
 
 
@@ -41,7 +41,7 @@ class FinetuneOptim:
     def __post_init__(self) -> None:
         positive("optim.", self, "lr", "gamma")
         not_negative("optim.", self, "weight_decay", "backbone_lr_ratio", "warmup")
-        fraction("optim.", self, "momentum")
+        below_one("optim.", self, "momentum")
         inside = all(0 <= part <= 1 for part in self.milestones)
         check("optim.milestones", self.milestones, inside, "be fractions of the run, between 0 and 1")
 
@@ -125,7 +125,7 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
     )
     steps, optim = config.loop.steps, config.optim
     optimizer = make_optimizer(detector, optim)
-    start_run(config, output, resume=resume)
+    start = start_run(config, output, detector, optimizer, resume=resume)
     fit(
         model=detector,
         losses=losses,
@@ -134,7 +134,7 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
         loader=loader,
         config=config.loop,
         output=output,
-        resume=resume,
+        start=start,
         name="finetune",
     )
     if loader.skipped:

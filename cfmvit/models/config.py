@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -46,10 +47,12 @@ class ModelConfig:
 
         for field in fields(self):
             value = getattr(self, field.name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if field.type == "int":
-                check(field.name, isinstance(value, int) and value >= 1, "be an integer of at least 1")
+                whole = number and isinstance(value, int)
+                check(field.name, whole and value >= 1, "be an integer of at least 1")
             elif field.type == "float":
-                check(field.name, isinstance(value, (int, float)), "be a number")
+                check(field.name, number and math.isfinite(value), "be a finite number")
             elif str(field.type).startswith("Literal"):
                 choices = [part.strip(" \"'") for part in str(field.type)[8:-1].split(",")]
                 check(field.name, getattr(self, field.name) in choices, f"be one of {', '.join(choices)}")

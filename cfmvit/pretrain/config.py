@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cfmvit.training import LoopConfig
-from cfmvit.training.ranges import check, not_negative, positive
+from cfmvit.training.ranges import below_one, not_negative, positive
 
 
 @dataclass
@@ -23,9 +23,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         positive("optim.", self, "lr")
         not_negative("optim.", self, "weight_decay", "warmup")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            check(f"optim.{name}", value, 0 <= value < 1, "be at least 0 and below 1")
+        below_one("optim.", self, "beta1", "beta2")
 
 
 @dataclass

@@ -41,11 +41,10 @@ def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> C
     device = choose_device(config.device)
     torch.manual_seed(config.loop.seed)
     options: dict[str, Any] = dict(config.model_options)
-    image_size = options.get("image_size") or _image_size(config)
     dataset = open_captions(
         config.data,
         split="train",
-        image_size=image_size,
+        image_size=model_config(config.model, **options).image_size,
         augment=config.augment,
         crop_scale=config.crop_scale,
     )
@@ -65,7 +64,7 @@ def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> C
             model, images, batch["texts"], generator, reconstruction_weight=config.reconstruction_weight
         )
 
-    start_run(config, output, resume=resume)
+    start = start_run(config, output, model, optimizer, resume=resume)
     tokenizer.save(output / _TOKENIZER)
     fit(
         model=model,
@@ -75,17 +74,13 @@ def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> C
         loader=loader,
         config=config.loop,
         output=output,
-        resume=resume,
+        start=start,
         name="pretrain",
     )
     if loader.skipped:
         print(f"pretrain: {loader.skipped} corrupt images were skipped; their paths are in the log")
     model.save_pretrained(output / "model")
     return model
-
-
-def _image_size(config: PretrainConfig) -> int:
-    return model_config(config.model).image_size
 
 
 def _tokenizer(config: PretrainConfig, output: Path, dataset: Any, resume: bool) -> Tokenizer:

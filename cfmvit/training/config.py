@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 import types
 import typing
@@ -128,20 +127,9 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             return None
         if option is bool and isinstance(value, bool):
             return value
-        if (
-            option is int
-            and isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and int(value) == value
-        ):
+        if option is int and _is_number(value) and int(value) == value:
             return int(value)
-        if (
-            option is float
-            and isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-        ):
+        if option is float and _is_number(value):
             return float(value)
         if option is str and isinstance(value, str):
             return value
@@ -156,3 +144,10 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
                 return origin(_convert(v, k, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, kinds)))
     wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
     raise ValueError(f"config: {key} must be {wanted}, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether a value is a number that a finite float can hold; NaN compares as false."""
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )

@@ -21,4 +21,8 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"config: device must be auto, cpu or cuda[:N], got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"config: device {name!r} was asked for, but torch sees no CUDA GPU here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"config: device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs"
+        )
     return device

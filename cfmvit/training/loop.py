@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from cfmvit.progress import progress
-from cfmvit.training.checkpoint import NAME, load_checkpoint, save_checkpoint
+from cfmvit.training.checkpoint import NAME, save_checkpoint
 from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
-from cfmvit.training.ranges import not_negative, positive
+from cfmvit.training.ranges import check, not_negative, positive
 
 Losses = Callable[[dict[str, Any], torch.Generator], dict[str, Tensor]]
 
@@ -46,6 +46,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         positive("loop.", self, "steps", "accumulate", "log_every", "save_every")
         not_negative("loop.", self, "seed")
+        check("loop.seed", self.seed, self.seed < 2**63, "be below 2**63")
         if self.clip_grad is not None:
             positive("loop.", self, "clip_grad")
 
@@ -63,7 +64,7 @@ def fit(
     loader: Loader,
     config: LoopConfig,
     output: Path,
-    resume: bool = False,
+    start: int = 0,
     name: str = "train",
 ) -> None:
     """Train ``model``; write ``metrics.jsonl``, TensorBoard events and ``checkpoint.pt`` into ``output``.
@@ -72,17 +73,18 @@ def fit(
     draw from a generator that is seeded by (``config.seed``, micro-step). So a resumed run repeats an uninterrupted
     one bit for bit.
 
+    The weights that a step leaves are saved once the next step has found their loss and gradient finite; those of the
+    last step, once they are finite themselves.
+
     Args:
         losses: maps a batch and a generator (on the model's device) to named losses; ``"loss"`` is minimised.
         schedule: factor on each group's ``initial_lr`` by step.
-        resume: go on from ``output/checkpoint.pt``.
+        start: steps that are done, as ``load_checkpoint`` returns them.
 
     Raises:
-        NonFiniteLossError: with the step and the batch's keys.
-        FileNotFoundError: ``resume`` without a checkpoint.
+        NonFiniteLossError: with the step and the batch's keys, or the weight.
     """
     output.mkdir(parents=True, exist_ok=True)
-    start = load_checkpoint(output, model, optimizer) if resume else 0
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     batches = loader.iterate(start * config.accumulate)
@@ -104,6 +106,8 @@ def fit(
                 raise NonFiniteLossError(
                     f"the gradient is not finite at step {step}: {norm.item()}; batch keys: {keys}; {_kept(output)}"
                 )
+            if step > start and step % config.save_every == 0:
+                _save(output, model, optimizer, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             bar.update(config.accumulate * loader.batch_size)
@@ -115,9 +119,8 @@ def fit(
                 bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
                 lr = max(group["lr"] for group in optimizer.param_groups)
                 log.write(step, {**metrics, "grad_norm": norm.item(), "lr": lr, "images_per_s": rate})
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                _check_weights(model, step, output)
-                save_checkpoint(output, model, optimizer, step + 1)
+        if start < config.steps:
+            _save(output, model, optimizer, config.steps)
     finally:
         bar.close()
         log.close()
@@ -153,10 +156,14 @@ def _accumulate(
     return totals, keys
 
 
-def _check_weights(model: nn.Module, step: int, output: Path) -> None:
+def _save(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Save a checkpoint after ``steps`` steps; one that holds a NaN or an infinity never replaces a good one."""
     for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise NonFiniteLossError(f"{name} is not finite after step {step}; {_kept(output)}")
+        state = {f"{key} of {name}": value for key, value in optimizer.state.get(weight, {}).items()}
+        for what, value in {name: weight, **state}.items():
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                raise NonFiniteLossError(f"{what} is not finite after step {steps - 1}; {_kept(output)}")
+    save_checkpoint(output, model, optimizer, steps)
 
 
 def _kept(output: Path) -> str:

@@ -1,4 +1,4 @@
-"""The first thing that a run writes: its configuration."""
+"""What a run does before its first step: it takes its folder, or goes on in it, and writes its configuration."""
 
 from __future__ import annotations
 
@@ -7,30 +7,44 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cfmvit.training.checkpoint import NAME
+import torch
+from torch import nn
+
+from cfmvit.training.checkpoint import NAME, load_checkpoint
 from cfmvit.training.config import save_config
 
 CONFIG = "config.json"
 # What a resumed run may change and still go on exactly; the schedule follows the number of steps.
-_FREE = {"data", "device", "workers", "loop.steps", "loop.log_every", "loop.save_every"}
+_FREE = {"device", "workers", "loop.steps", "loop.log_every", "loop.save_every"}
 
 
-def start_run(config: Any, output: Path, *, resume: bool) -> None:
-    """Write ``config.json``; a new run removes the checkpoint of an old one, so that no later ``resume`` finds it.
+def start_run(
+    config: Any, output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool
+) -> int:
+    """Return the step to start from, 0 or that of the checkpoint, which is loaded; then write ``config.json``.
+
+    A new run removes the checkpoint of an old one before it writes anything, so that no later ``resume`` finds it. A
+    refused ``resume`` changes no file.
 
     Raises:
         FileNotFoundError: ``resume`` without a checkpoint.
-        ValueError: ``resume`` with another configuration than the run was started with.
+        ValueError: ``resume`` with another configuration than the run was started with, with fewer steps than are
+            done, or from a damaged checkpoint.
     """
-    checkpoint = output / NAME
-    if not resume:
+    start = 0
+    if resume:
+        if (output / NAME).is_file() and (output / CONFIG).is_file():
+            _check_same(config, output / CONFIG)
+        start = load_checkpoint(output, model, optimizer)
+        if start > config.loop.steps:
+            raise ValueError(
+                f"resume: loop.steps must be at least the {start} steps that are done, got {config.loop.steps}"
+            )
+    else:
         output.mkdir(parents=True, exist_ok=True)
-        checkpoint.unlink(missing_ok=True)
-    elif not checkpoint.is_file():
-        raise FileNotFoundError(f"resume: no checkpoint at {checkpoint}")
-    elif (output / CONFIG).is_file():
-        _check_same(config, output / CONFIG)
+        (output / NAME).unlink(missing_ok=True)
     save_config(config, output / CONFIG)
+    return start
 
 
 def _check_same(config: Any, path: Path) -> None:

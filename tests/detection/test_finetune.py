@@ -112,10 +112,21 @@ def test_options_that_must_be_given(scenes, pretrained, tmp_path):
         finetune(config(tmp_path / "none", f"lvis:{scenes}"), tmp_path / "run")
 
 
+def test_a_model_without_a_tokenizer_is_refused_before_anything_is_written(scenes, tmp_path):
+    model = small_model()
+    model.tokenizer = None
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="tokenizer"):
+        finetune(config(tmp_path / "model", f"lvis:{scenes}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
         (FinetuneOptim, {"lr": -1.0}, "optim.lr must be positive, got -1.0"),
+        (FinetuneOptim, {"lr": float("inf")}, "optim.lr must be finite, got inf"),
+        (FinetuneOptim, {"momentum": 1.0}, "optim.momentum must be at least 0 and below 1, got 1.0"),
         (FinetuneOptim, {"backbone_lr_ratio": -1.0}, "optim.backbone_lr_ratio must be at least 0"),
         (FinetuneOptim, {"milestones": (5.0,)}, "optim.milestones must be fractions of the run"),
         (HeadConfig, {"convs": -1}, "heads.convs must be at least 0, got -1"),

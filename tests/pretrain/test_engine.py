@@ -150,7 +150,13 @@ def test_the_command_pretrains_on_shards(shared_data: Path, tmp_path: Path) -> N
         (["data=coco:x", "batch_size=0"], "batch_size must be positive, got 0"),
         (["data=coco:x", "workers=-1"], "workers must be at least 0, got -1"),
         (["data={scenes}", "model_options.depth=abc"], "depth must be an integer of at least 1, got 'abc'"),
+        (["data={scenes}", "model_options.depth=true"], "depth must be an integer of at least 1, got True"),
+        (["data={scenes}", "model_options.ped_prob=true"], "ped_prob must be a finite number, got True"),
+        (["data={scenes}", "model_options.logit_scale_max=Infinity"], "must be a finite number, got inf"),
         (["data={scenes}", "model_options.image_size=60"], "image_size must be a multiple of patch_size"),
+        (["data={scenes}", "model_options.image_size=abc"], "image_size must be an integer of at least 1"),
+        (["data={scenes}", "model_options.foo=1"], "unknown option 'foo'"),
+        (["data=coco:x", "loop.seed=9223372036854775808"], "loop.seed must be below 2**63"),
     ],
 )
 def test_the_command_says_what_is_wrong(
@@ -188,6 +194,13 @@ def test_a_resumed_run_keeps_its_configuration(
         in capsys.readouterr().err
     )
     assert main([*command, "model_options.depth=2"]) == 2
+    assert main([*command, "data=lvis:elsewhere"]) == 2
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    assert main([*command, "loop.steps=5"]) == 2
+    (tmp_path / "checkpoint.pt").write_bytes(good)
+    assert main([*command, "loop.steps=2"]) == 2
+    assert "loop.steps must be at least the 3 steps that are done, got 2" in capsys.readouterr().err
     assert (tmp_path / "config.json").read_bytes() == kept
     assert main([*command, "loop.steps=5"]) == 0
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

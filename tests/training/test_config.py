@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from cfmvit.training import format_config, load_config, save_config
+from cfmvit.training.device import choose_device
 
 
 @dataclass
@@ -61,6 +63,9 @@ def test_the_printed_config_can_be_given_back() -> None:
         ("steps=many", r"steps must be int, got 'many'"),
         ("steps=1.5", r"steps must be int, got 1\.5"),
         ("steps=true", r"steps must be int, got True"),
+        ("steps=NaN", r"steps must be int, got nan"),
+        ("inner.lr=-Infinity", r"inner\.lr must be float, got -inf"),
+        pytest.param(f"inner.lr=1{'0' * 400}", r"inner\.lr must be float, got 1000", id="a huge number"),
         ("inner.kind=c", r"inner\.kind must be Literal\['a', 'b'\], got 'c'"),
         ("scale=[1]", r"scale must be tuple\[float, float\], got \[1\]"),
         ("inner=3", r"inner must be a table of keys, got 3"),
@@ -80,3 +85,11 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
     broken.write_text("{")
     with pytest.raises(ValueError, match=r"broken\.json can't be read"):
         load_config(Outer, broken)
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1").index == 1
+    with pytest.raises(ValueError, match=r"device 'cuda:2' was asked for, but torch sees 2 GPUs"):
+        choose_device("cuda:2")

@@ -22,6 +22,7 @@ from cfmvit.training import (
     warmup_linear,
     warmup_steps,
 )
+from cfmvit.training.checkpoint import load_checkpoint
 
 
 class Batches:
@@ -59,7 +60,7 @@ def run(output: Path, *, resume: bool = False, stop: int | None = None, **option
         loader=Batches(),
         config=config,
         output=output,
-        resume=resume,
+        start=load_checkpoint(output, model, optimizer) if resume else 0,
     )
     return model
 
@@ -89,15 +90,16 @@ def test_a_non_finite_loss_names_step_and_batch_and_keeps_the_checkpoint(tmp_pat
     ):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.1))
         fit(
             model=model,
             losses=lambda batch, generator: {"loss": model(batch["x"]).mean() * float("nan")},
-            optimizer=torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.1)),
+            optimizer=optimizer,
             schedule=warmup_linear(2, 6),
             loader=Batches(),
             config=LoopConfig(steps=6),
             output=tmp_path,
-            resume=True,
+            start=load_checkpoint(tmp_path, model, optimizer),
         )
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
 
@@ -136,6 +138,44 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         )
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 2 and saved["model"]["0"].isfinite().all()
+
+
+def test_weights_are_saved_once_the_next_step_has_a_finite_loss(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(1))
+    model = nn.ParameterList([weight])
+    rates = iter([1.0, 1.0, 1e30, 1.0])  # the third step leaves weights that are finite and useless
+    with pytest.raises(NonFiniteLossError, match=r"loss is not finite at step 3.*last good checkpoint is"):
+        fit(
+            model=model,
+            losses=lambda batch, generator: {"loss": weight.square().sum()},
+            optimizer=torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.0)),
+            schedule=lambda step: next(rates),
+            loader=Batches(),
+            config=LoopConfig(steps=4, save_every=1),
+            output=tmp_path,
+        )
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_an_optimizer_state_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.0))
+    # An infinite second moment freezes its weight for good, and neither a weight nor a loss tells.
+    state = {"step": torch.zeros(()), "exp_avg": torch.zeros(1), "exp_avg_sq": torch.full((1,), math.inf)}
+    optimizer.state[model.bias] = state
+    with pytest.raises(
+        NonFiniteLossError, match=r"exp_avg_sq of bias is not finite after step 0; no checkpoint"
+    ):
+        fit(
+            model=model,
+            losses=lambda batch, generator: {"loss": model(batch["x"]).mean()},
+            optimizer=optimizer,
+            schedule=lambda step: 1.0,
+            loader=Batches(),
+            config=LoopConfig(steps=1),
+            output=tmp_path,
+        )
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
