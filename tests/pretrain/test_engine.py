@@ -165,8 +165,8 @@ def test_the_command_says_what_is_wrong(
     if "device=cuda:0" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     arguments = [argument.format(scenes=scenes) for argument in arguments]
-    small = ["model=cfm_vit_tiny", "vocab_size=400"]
-    assert main(["pretrain", *arguments, *small, "--output", str(tmp_path / "run")]) == 2
+    small = ["model=cfm_vit_tiny", "vocab_size=400", "loop.steps=1"]
+    assert main(["pretrain", *small, *arguments, "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
