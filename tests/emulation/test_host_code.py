@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ..processes import run
 from .emulator import CSRC, FLAGS, HERE
 
-ROOT = HERE.parents[1]
 TORCH = Path(torch.__file__).parent
 COMPILE = [
     *("g++", "-x", "c++", *FLAGS, "-O1", "-g0", "-fPIC", "-fvisibility=hidden"),
@@ -42,19 +40,6 @@ LEFT_OUT = (
     "never_held_whole",
     "large_losses",
 )
-
-
-def run(*command: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, f"{command[0]} exits with {done.returncode}\n{done.stdout[-8000:]}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ..processes import ROOT, run
+
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 
 
 def tool(name: str) -> str:
@@ -29,22 +29,6 @@ def tool(name: str) -> str:
     if found is None:
         pytest.skip(f"no {name} to build the core under sanitizers with")
     return found
-
-
-def run(*command: str | Path, **environment: str) -> str:
-    """Run a program; what it printed, from the sanitizers' report on if there is one, is the failure's message."""
-    done = subprocess.run(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-    )
-    report = re.search("ERROR: AddressSanitizer|runtime error:", done.stdout)
-    shown = done.stdout[report.start() :][:4000] if report else done.stdout[-4000:]
-    assert done.returncode == 0, f"{command[0]} exits with {done.returncode}\n{shown}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
