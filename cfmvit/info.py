@@ -103,6 +103,7 @@ def _built() -> list[str]:
     lines = [
         f"native core  {built['version']}, compiler {built['compiler']}, torch {built['built_with_torch']}; "
         f"loads under torch {built['loads_under_torch']}",
+        f"instructions {built['instruction_set']}",
         f"CUDA kernels {cuda}",
     ]
     if _library.cuda_missing not in ("", built["cuda"]):

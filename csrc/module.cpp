@@ -5,6 +5,25 @@
 #include <map>
 #include <string>
 
+#include "cpu/capability.h"
+
+namespace {
+
+std::string instruction_set() {
+  switch (cfmvit::kInstructionSet) {
+    case cfmvit::InstructionSet::kAvx2:
+      return "AVX2";
+    case cfmvit::InstructionSet::kAvx512:
+      return "AVX-512";
+    case cfmvit::InstructionSet::kAvx512BFloat16:
+      return "AVX-512 with products of bfloat16";
+    default:
+      return "the compiler's own";
+  }
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native core of cfmvit: importing it registers torch.ops.cfmvit.*";
   m.def(
@@ -15,6 +34,7 @@ PYBIND11_MODULE(_C, m) {
             {"compiler", __VERSION__},
             {"built_with_torch", CFMVIT_BUILT_WITH_TORCH},
             {"loads_under_torch", ">=2.11 (LibTorch stable ABI)"},
+            {"instruction_set", instruction_set()},
             {"cuda", CFMVIT_CUDA_BUILD},
             {"cuda_architectures", CFMVIT_CUDA_ARCHITECTURES},
         };

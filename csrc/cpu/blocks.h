@@ -1,5 +1,5 @@
-// Matrix products in blocks: views of matrices, BLAS on one thread per block, blocks spread over threads. The
-// bits do not depend on the number of threads as long as the blocks do not.
+// Matrix products in blocks: one thread per block, blocks spread over threads. The bits do not depend on the
+// number of threads as long as the blocks do not.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -7,7 +7,9 @@
 #include <array>
 #include <type_traits>
 
+#include "capability.h"
 #include "half.h"
+#include "products.h"
 #include "stable.h"
 
 namespace cfmvit::blocks {
@@ -18,37 +20,15 @@ constexpr ScalarType kType = std::is_same_v<T, double>     ? ScalarType::Double
                              : std::is_same_v<T, Half>     ? ScalarType::Half
                                                            : ScalarType::Float;
 
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
-// The i-th of the blocks of `step` that cover [0, size).
-inline Range block(int64_t i, int64_t step, int64_t size) {
-  return {i * step, std::min((i + 1) * step, size)};
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
+// A view made here carries no autograd state, so that any thread may use it.
 template <typename T>
-struct Matrix {  // a borrowed view, element (i, j) at data[i * row + j * col]
-  T* data;
-  int64_t rows, cols, row, col = 1;
-
-  Matrix t() const { return {data, cols, rows, col, row}; }
-  Matrix window(Range r, Range c) const {
-    return {data + r.begin * row + c.begin * col, r.size(), c.size(), row, col};
-  }
-  Matrix window(Range r) const { return window(r, {0, cols}); }
-  // A view made here carries no autograd state, so that any thread may use it.
-  Tensor tensor() const {
-    const std::array<int64_t, 2> sizes{rows, cols}, strides{row, col};
-    auto* writable = const_cast<std::remove_const_t<T>*>(data);
-    return torch::stable::from_blob(writable, sizes, strides,
-                                    torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                    kType<std::remove_const_t<T>>);
-  }
-};
+Tensor tensor_of(Matrix<T> x) {
+  const std::array<int64_t, 2> sizes{x.rows, x.cols}, strides{x.row, x.col};
+  auto* writable = const_cast<std::remove_const_t<T>*>(x.data);
+  return torch::stable::from_blob(writable, sizes, strides,
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                                  kType<std::remove_const_t<T>>);
+}
 
 // A contiguous tensor of two dimensions.
 template <typename T>
@@ -56,10 +36,14 @@ Matrix<T> matrix_of(const Tensor& x) {
   return {static_cast<T*>(x.data_ptr()), x.size(0), x.size(1), x.size(1)};
 }
 
-// out = a b, or out += a b.
+// out = a b, or out += a b. bfloat16 factors of float32 sums: see products.h.
 template <typename T, typename A, typename B>
 void multiply(Matrix<T> out, Matrix<A> a, Matrix<B> b, bool accumulate = false) {
-  const Tensor result = out.tensor(), left = a.tensor(), right = b.tensor();
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr bool kNarrow = std::is_same_v<std::remove_const_t<B>, BFloat16>;
+    if (kNarrow || kHasAvx512) return products::multiply(out, a, b, accumulate);
+  }
+  const Tensor result = tensor_of(out), left = tensor_of(a), right = tensor_of(b);
   if (accumulate) {
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_cpu_addmm_out(result.get(), result.get(), left.get(), right.get(), 1.0, 1.0));

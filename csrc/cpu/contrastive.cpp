@@ -1,4 +1,4 @@
-// contrastive_lse and its backward on the CPU: matrix products in blocks (BLAS, one thread each) with the
+// contrastive_lse and its backward on the CPU: matrix products in blocks (one thread each) with the
 // passes of contrastive_tile.h in between. No more than a strip of the B x T logits exists at any time.
 //
 // Deterministic for any number of threads: blocks depend on the sizes alone, a block's product runs on one
@@ -21,12 +21,14 @@ int64_t forward_strip(int64_t images) {
   return images > 64 * least ? ceil_div(images, 64 * 128) * 128 : least;
 }
 
-template <typename T>
-double dot(const T* a, const T* b, int64_t n) {
+template <typename S>
+double dot(const S* a, const S* b, int64_t n) {
   constexpr int64_t kSums = 8;
   std::array<double, kSums> sums{};
   for (int64_t k = 0; k < n; k += kSums) {
-    for (int64_t l = 0; l < std::min(kSums, n - k); ++l) sums[l] += double(a[k + l]) * b[k + l];
+    for (int64_t l = 0; l < std::min(kSums, n - k); ++l) {
+      sums[l] += double(widen(a[k + l])) * widen(b[k + l]);
+    }
   }
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
@@ -34,9 +36,9 @@ double dot(const T* a, const T* b, int64_t n) {
 template <typename T>
 constexpr T kLowest = -std::numeric_limits<T>::infinity();
 
-template <typename T>
+template <typename T, typename S>
 struct Forward {
-  Matrix<const T> image, text;  // (B, D), (T, D)
+  Matrix<const S> image, text;  // (B, D), (T, D)
   T scale;
   int64_t label_offset;                     // T: no pairs
   const int64_t *image_group, *text_group;  // (B,), (T,), or null where the maxima are not wanted
@@ -106,7 +108,7 @@ Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, std::opti
                         std::optional<Tensor> image_groups, std::optional<Tensor> text_groups) {
   check_contrastive("contrastive_lse", image, text, logit_scale, label_offset);
   check_groups("contrastive_lse", image, text, image_groups, text_groups);
-  const ScalarType type = compute_type(image);
+  const ScalarType type = factor_type(image), sums = compute_type(image);
   const Tensor rows = prepared(image, type), cols = prepared(text, type);
   const int64_t images = image.size(0), texts = text.size(0);
   const bool with_max = text_groups.has_value();
@@ -114,24 +116,23 @@ Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, std::opti
     image_groups = prepared(*image_groups, ScalarType::Long);
     text_groups = prepared(*text_groups, ScalarType::Long);
   }
-  Lse out{like(rows, {label_offset ? images : 0}), like(rows, {images}), like(rows, {texts}),
-          like(rows, {with_max ? images : 0}), like(rows, {with_max ? texts : 0})};
-  const auto run = [&]<typename T>(T scale) {
-    Forward<T>{matrix_of<const T>(rows),
-               matrix_of<const T>(cols),
-               scale,
-               first_pair(label_offset, text),
-               with_max ? data<int64_t>(*image_groups) : nullptr,
-               with_max ? data<int64_t>(*text_groups) : nullptr,
-               data<T>(std::get<0>(out)),
-               data<T>(std::get<1>(out)),
-               data<T>(std::get<2>(out)),
-               data<T>(std::get<3>(out)),
-               data<T>(std::get<4>(out))}
+  const auto vector = [&](int64_t size) { return like(rows, {size}, sums); };
+  Lse out{vector(label_offset ? images : 0), vector(images), vector(texts), vector(with_max ? images : 0),
+          vector(with_max ? texts : 0)};
+  dispatch_factors(image, [&]<typename T, typename S>(T, S) {
+    Forward<T, S>{matrix_of<const S>(rows),
+                  matrix_of<const S>(cols),
+                  T(value_of(logit_scale)),
+                  first_pair(label_offset, text),
+                  with_max ? data<int64_t>(*image_groups) : nullptr,
+                  with_max ? data<int64_t>(*text_groups) : nullptr,
+                  data<T>(std::get<0>(out)),
+                  data<T>(std::get<1>(out)),
+                  data<T>(std::get<2>(out)),
+                  data<T>(std::get<3>(out)),
+                  data<T>(std::get<4>(out))}
         .run();
-  };
-  const double scale = value_of(logit_scale);
-  type == ScalarType::Double ? run(scale) : run(float(scale));
+  });
   return out;
 }
 
@@ -151,29 +152,28 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(Tensor image, Te
                  "contrastive_lse_backward: log-sum-exps and gradients ", "must have one entry per row, got ",
                  rows->numel(), " for ", count);
   }
-  const ScalarType type = compute_type(image);
+  const ScalarType type = factor_type(image), sums = compute_type(image);
   const Tensor rows = prepared(image, type), cols = prepared(text, type);
-  const std::array<Tensor, 5> vectors{prepared(image_lse, type), prepared(text_lse, type),
-                                      prepared(grad_image_lse, type), prepared(grad_text_lse, type),
-                                      prepared(grad_positive, type)};
-  const Tensor grad_image = grad_of(rows, needs_image), grad_text = grad_of(cols, needs_text);
+  const std::array<Tensor, 5> vectors{prepared(image_lse, sums), prepared(text_lse, sums),
+                                      prepared(grad_image_lse, sums), prepared(grad_text_lse, sums),
+                                      prepared(grad_positive, sums)};
+  const Tensor grad_image = grad_of(image, needs_image), grad_text = grad_of(text, needs_text);
   const Tensor grad_scale = like(logit_scale, {}, ScalarType::Double);
   const int64_t first = first_pair(label_offset, text);
-  const auto run = [&]<typename T>(T scale) {
+  dispatch_factors(image, [&]<typename T, typename S>(T, S) {
+    const T scale = value_of(logit_scale);
     const Pull<T> pull{data<T>(vectors[0]), data<T>(vectors[1]), data<T>(vectors[2]), data<T>(vectors[3]),
                        data<T>(vectors[label_offset ? 4 : 2])};  // never read where there are no pairs
     const auto totals =
-        sweep<1>(Towers<T>(rows, cols, grad_image, grad_text), [&](Matrix<T> tile, Range r, Range c) {
+        sweep<1>(Towers<T, S>(rows, cols, grad_image, grad_text), [&](Matrix<T> tile, Range r, Range c) {
           return std::array{pull_tile<T>(tile.data, tile.rows, tile.cols, tile.row, r.begin + first - c.begin,
                                          scale,
                                          {pull.row_lse + r.begin, pull.col_lse + c.begin, pull.row + r.begin,
                                           pull.col + c.begin, pull.own + r.begin})};
         });
     *data<double>(grad_scale) = totals[0];
-  };
-  const double scale = value_of(logit_scale);
-  type == ScalarType::Double ? run(scale) : run(float(scale));
-  const ScalarType grads = full_precision ? type : image.scalar_type();
+  });
+  const ScalarType grads = full_precision ? sums : image.scalar_type();
   return {cast(grad_image, grads), cast(grad_text, grads), cast(grad_scale, logit_scale.scalar_type())};
 }
 

@@ -27,23 +27,43 @@ inline ScalarType compute_type(const Tensor& features) {
   return features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// The type that features are multiplied in: bfloat16 stays where the processor has products for it, with sums
+// in float32; everything else is widened first.
+inline ScalarType factor_type(const Tensor& features) {
+  const bool narrow = features.scalar_type() == ScalarType::BFloat16 && kHasAvx512BFloat16;
+  return narrow ? ScalarType::BFloat16 : compute_type(features);
+}
+
+// Calls run(T{}, S{}) with the types of sums and of factors.
+template <typename Run>
+void dispatch_factors(const Tensor& features, const Run& run) {
+  switch (factor_type(features)) {
+    case ScalarType::Double:
+      return run(double{}, double{});
+    case ScalarType::BFloat16:
+      return run(float{}, BFloat16{});
+    default:
+      return run(float{}, float{});
+  }
+}
+
 inline double value_of(const Tensor& scalar) {
   return *prepared(scalar, ScalarType::Double).const_data_ptr<double>();
 }
 
-// A tensor for the gradient of prepared features, of no elements where it is not needed.
+// A tensor for the gradient of features, of no elements where it is not needed.
 inline Tensor grad_of(const Tensor& x, bool needed) {
-  return needed ? like(x, {x.size(0), x.size(1)}) : like(x, {0, 0});
+  return needed ? like(x, {x.size(0), x.size(1)}, compute_type(x)) : like(x, {0, 0}, compute_type(x));
 }
 
-template <typename T>
+template <typename T, typename S>
 struct Towers {
-  Matrix<const T> image, text;      // (B, D), (T, D)
+  Matrix<const S> image, text;      // (B, D), (T, D)
   Matrix<T> grad_image, grad_text;  // the same shapes; no rows where not wanted
 
   Towers(const Tensor& image, const Tensor& text, const Tensor& grad_image, const Tensor& grad_text)
-      : image(matrix_of<const T>(image)),
-        text(matrix_of<const T>(text)),
+      : image(matrix_of<const S>(image)),
+        text(matrix_of<const S>(text)),
         grad_image(matrix_of<T>(grad_image)),
         grad_text(matrix_of<T>(grad_text)) {}
 };
@@ -54,8 +74,8 @@ inline int64_t strip_rows(int64_t images, int64_t texts, int64_t item_size) {
   return std::min(std::clamp<int64_t>(images / 32, 128, 1024), most) / 32 * 32;
 }
 
-template <typename T>
-void multiply_strip_by_text(const Towers<T>& towers, Range rows, Matrix<T> logits) {
+template <typename T, typename S>
+void multiply_strip_by_text(const Towers<T, S>& towers, Range rows, Matrix<T> logits) {
   constexpr int64_t kRows = 128, kWidth = 128;
   const int64_t across = ceil_div(towers.text.cols, kWidth);
   for_blocks(ceil_div(rows.size(), kRows) * across, [&](int64_t i) {
@@ -68,8 +88,8 @@ void multiply_strip_by_text(const Towers<T>& towers, Range rows, Matrix<T> logit
 
 // Calls pull(tile, rows, cols) for every tile of similarities: it turns them into gradients in place and
 // returns Sums sums, whose totals over all tiles come back.
-template <size_t Sums, typename T, typename PullTile>
-std::array<double, Sums> sweep(const Towers<T>& towers, const PullTile& pull) {
+template <size_t Sums, typename T, typename S, typename PullTile>
+std::array<double, Sums> sweep(const Towers<T, S>& towers, const PullTile& pull) {
   const int64_t images = towers.image.rows, texts = towers.text.rows,
                 step = strip_rows(images, texts, sizeof(T));
   const int64_t stride = texts + 16;  // a power of two would put a column of the strip into few cache sets

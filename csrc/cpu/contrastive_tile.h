@@ -9,6 +9,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "capability.h"
+
 #define CFMVIT_INLINE inline __attribute__((always_inline))
 
 namespace cfmvit::contrastive {
@@ -38,7 +40,7 @@ namespace baseline {
 
 // AVX2 makes the passes 3 to 4 times as fast as the baseline. AVX-512 was tried: no faster in sum, and the
 // matrix products are ten times as long.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef CFMVIT_X86
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
@@ -47,10 +49,8 @@ namespace avx2 {
 #undef CFMVIT_LANES
 }  // namespace avx2
 #pragma GCC pop_options
-inline const bool kHasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
 namespace avx2 = baseline;
-inline const bool kHasAvx2 = false;
 #endif
 
 template <typename T>

@@ -12,11 +12,7 @@
 namespace cfmvit {
 namespace {
 
-using blocks::block;
-using blocks::ceil_div;
-using blocks::Matrix;
 using blocks::matrix_of;
-using blocks::Range;
 
 constexpr int64_t kBlock = 64;  // rows of a block, and columns of the weight's gradient that one thread owns
 constexpr int64_t kChunkBytes = 4 * 1048576;  // of projected rows

@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "capability.h"
 #include "regions_types.h"
 
 namespace cfmvit::regions {
@@ -71,7 +72,7 @@ namespace baseline {
 #undef CFMVIT_BYTES
 }  // namespace baseline
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef CFMVIT_X86
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
@@ -88,19 +89,13 @@ namespace avx512 {
 #undef CFMVIT_BYTES
 }  // namespace avx512
 #pragma GCC pop_options
-
-inline const int kIsa = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                                __builtin_cpu_supports("avx512dq")
-                            ? 2
-                            : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
 namespace avx2 = baseline;
 namespace avx512 = baseline;
-inline const int kIsa = 0;
 #endif
 
 #define CFMVIT_REGIONS(...) \
-  (kIsa == 2 ? avx512::__VA_ARGS__ : kIsa == 1 ? avx2::__VA_ARGS__ : baseline::__VA_ARGS__)
+  (kHasAvx512 ? avx512::__VA_ARGS__ : kHasAvx2 ? avx2::__VA_ARGS__ : baseline::__VA_ARGS__)
 
 // Writes the bins of the job's boxes.
 template <typename T, typename S>

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "../regions_checks.h"
+#include "capability.h"
 #include "half.h"
 
 namespace cfmvit {
@@ -16,7 +17,7 @@ namespace baseline {
 #include "regions_scores.inc"
 #undef CFMVIT_BYTES
 }  // namespace baseline
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef CFMVIT_X86
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
@@ -25,10 +26,8 @@ namespace avx2 {
 #undef CFMVIT_BYTES
 }  // namespace avx2
 #pragma GCC pop_options
-const bool kHasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
 namespace avx2 = baseline;
-const bool kHasAvx2 = false;
 #endif
 
 // logits, vlm_logits (R, 1 + n), exponent (n,), objectness (R,) -> (R, n)

@@ -2,6 +2,7 @@
 // torch.
 #pragma once
 
+#include "capability.h"
 #include "half.h"
 
 namespace cfmvit::rows {
@@ -10,7 +11,7 @@ namespace baseline {
 #include "rows.inc"
 }  // namespace baseline
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef CFMVIT_X86
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
@@ -23,21 +24,15 @@ namespace avx512 {
 #include "rows.inc"
 }  // namespace avx512
 #pragma GCC pop_options
-inline const int kLevel = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                                  __builtin_cpu_supports("avx512vl")
-                              ? 2
-                          : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1
-                                                                                            : 0;
 #else
 namespace avx2 = baseline;
 namespace avx512 = baseline;
-inline const int kLevel = 0;
 #endif
 
 // CFMVIT_ROWS(add<S>)(out, in, added, n) runs the best variant of this machine.
-#define CFMVIT_ROWS(...)                                               \
-  (::cfmvit::rows::kLevel == 2   ? ::cfmvit::rows::avx512::__VA_ARGS__ \
-   : ::cfmvit::rows::kLevel == 1 ? ::cfmvit::rows::avx2::__VA_ARGS__   \
-                                 : ::cfmvit::rows::baseline::__VA_ARGS__)
+#define CFMVIT_ROWS(...)                                      \
+  (::cfmvit::kHasAvx512 ? ::cfmvit::rows::avx512::__VA_ARGS__ \
+   : ::cfmvit::kHasAvx2 ? ::cfmvit::rows::avx2::__VA_ARGS__   \
+                        : ::cfmvit::rows::baseline::__VA_ARGS__)
 
 }  // namespace cfmvit::rows

@@ -18,23 +18,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss_cpu(Tensor image
                                                                     bool needs_image, bool needs_text) {
   check_contrastive("sigmoid_loss", image, text, logit_scale, label_offset);
   CFMVIT_CHECK(logit_bias.dim() == 0, "sigmoid_loss: logit_bias must be 0-d, got ", logit_bias.dim(), "-d");
-  const ScalarType type = compute_type(image);
+  const ScalarType type = factor_type(image), sums = compute_type(image);
   const Tensor rows = prepared(image, type), cols = prepared(text, type);
-  const Tensor grad_image = grad_of(rows, needs_image), grad_text = grad_of(cols, needs_text);
+  const Tensor grad_image = grad_of(image, needs_image), grad_text = grad_of(text, needs_text);
   const int64_t first = first_pair(label_offset, text);
   std::array<double, 3> totals;
-  const auto run = [&]<typename T>(T scale, T bias) {
-    totals = sweep<3>(Towers<T>(rows, cols, grad_image, grad_text), [&](Matrix<T> tile, Range r, Range c) {
+  dispatch_factors(image, [&]<typename T, typename S>(T, S) {
+    const T scale = value_of(logit_scale), bias = value_of(logit_bias);
+    totals = sweep<3>(Towers<T, S>(rows, cols, grad_image, grad_text), [&](Matrix<T> tile, Range r, Range c) {
       return sigmoid_tile<T>(tile.data, tile.rows, tile.cols, tile.row, r.begin + first - c.begin, scale,
                              bias);
     });
-  };
-  const double scale = value_of(logit_scale), bias = value_of(logit_bias);
-  type == ScalarType::Double ? run(scale, bias) : run(float(scale), float(bias));
+  });
   const auto scalar = [&](double value) {
     const Tensor out = like(rows, {}, ScalarType::Double);
     *data<double>(out) = value;
-    return cast(out, type);
+    return cast(out, sums);
   };
   return {scalar(totals[0]), grad_image, grad_text, scalar(totals[1]), scalar(totals[2])};
 }

@@ -92,6 +92,18 @@ def test_low_precision_features(dtype: torch.dtype) -> None:
         assert relative(a, e) < TOLERANCES[dtype]
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+@pytest.mark.parametrize("rows", [1, 9, 47, 161], ids="B{}".format)
+@pytest.mark.parametrize("width", [1, 7, 33, 520, 1051], ids="D{}".format)
+def test_any_size(width: int, rows: int, dtype: torch.dtype) -> None:
+    """Remainders of every block of the matrix products: of rows, of columns, and of what is summed over."""
+    image, text, scale = features(rows, width, dtype), features(rows, width, dtype, seed=1), torch.tensor(7.0)
+    expected = loss_and_grads(reference.info_nce, image.double(), text.double(), scale.double())
+    for a, e in zip(loss_and_grads(info_nce, image, text, scale), expected, strict=True):
+        rtol = TOLERANCES[dtype] if a.dtype == dtype else TOLERANCES[torch.float32]
+        torch.testing.assert_close(a.double(), e, rtol=rtol, atol=rtol * float(e.abs().max()) + 1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cosine", [0.2, 0.3, 0.5])
 @pytest.mark.parametrize("scale", [14.3, 30.0, 100.0])
