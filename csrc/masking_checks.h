@@ -21,19 +21,26 @@ inline Positions checked_positions(const char* op, const Tensor& tokens, const s
   if (embed) {
     check_shape(op, "pos_embed", *embed, {places, tokens.size(2)});
     check_type(op, "pos_embed", *embed, tokens);
-    out.embed = torch::stable::contiguous(*embed);
+    out.embed = dense(*embed);
   }
   if (coins) {
     check_shape(op, "keep_pos", *coins, {tokens.size(0)});
     CFMVIT_CHECK(coins->scalar_type() == ScalarType::Bool, op, ": keep_pos must be bool, got ",
                  torch::headeronly::toString(coins->scalar_type()));
-    out.coins = torch::stable::contiguous(*coins);
+    out.coins = dense(*coins);
   }
   return out;
 }
 
 inline void check_tokens(const char* op, const char* name, const Tensor& tokens) {
   CFMVIT_CHECK(tokens.dim() == 3, op, ": ", name, " must have shape (B, N, D), got ", shape_text(tokens));
+}
+
+inline void check_split(const char* op, const Tensor& tokens, const Tensor& keep, const Tensor& masked) {
+  check_tokens(op, "tokens", tokens);
+  CFMVIT_CHECK(keep.dim() == 2 && masked.dim() == 2 && keep.size(1) + masked.size(1) == tokens.size(1), op,
+               ": masking must hold each of ", tokens.size(1), " tokens once, got ", shape_text(keep),
+               " visible and ", shape_text(masked), " masked");
 }
 
 // The backward's grad (B, K, D) and the index of the rows that it is of.
@@ -92,7 +99,7 @@ inline std::optional<Tensor> checked_statistic(const char* op, const char* name,
   check_shape(op, name, *value, {channels});
   CFMVIT_CHECK(value->scalar_type() == ScalarType::Double, op, ": ", name, " must be float64, got ",
                torch::headeronly::toString(value->scalar_type()));
-  return torch::stable::contiguous(*value);
+  return dense(*value);
 }
 
 inline Statistics statistics_of(const std::optional<Tensor>& mean, const std::optional<Tensor>& std,

@@ -28,7 +28,7 @@ inline Tensor checked_upstream(const char* op, const Tensor& grad, const std::ve
                                ScalarType type) {
   check_shape(op, "grad", grad, shape);
   CFMVIT_CHECK(grad.scalar_type() == type, op, ": grad must have the losses' dtype");
-  return torch::stable::contiguous(grad);
+  return dense(grad);
 }
 
 // hidden (R, H), weight (D, H), bias (D,) or none, target (R, D)

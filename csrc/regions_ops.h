@@ -77,7 +77,7 @@ struct AlignOps {
 
  private:
   static std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
-    return x ? std::optional(torch::stable::contiguous(*x)) : std::nullopt;
+    return x ? std::optional(dense(*x)) : std::nullopt;
   }
 
   static Tensor align(const char* op, const std::vector<Tensor>& features, const Tensor& rois,
@@ -98,7 +98,7 @@ struct AlignOps {
     const Tensor out =
         empty_map(features[0], {rois.size(0), sizes[0].channels, sampling.bins_y, sampling.bins_x},
                   is_channels_last(features[0]));
-    Backend::forward(op, features, torch::stable::contiguous(rois), contiguous(levels), sizes, sampling, out);
+    Backend::forward(op, features, dense(rois), contiguous(levels), sizes, sampling, out);
     return out;
   }
 
@@ -113,7 +113,7 @@ struct AlignOps {
       CFMVIT_CHECK(size.batch >= 0 && size.height > 0 && size.width > 0, op, ": the maps must not be empty");
       maps.push_back(empty_map(grad, {size.batch, size.channels, size.height, size.width}, channels_last));
     }
-    Backend::backward(op, grad, torch::stable::contiguous(rois), contiguous(levels), sizes, sampling, maps);
+    Backend::backward(op, grad, dense(rois), contiguous(levels), sizes, sampling, maps);
     return maps;
   }
 };

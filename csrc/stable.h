@@ -29,6 +29,9 @@ inline Tensor like(const Tensor& x, std::vector<int64_t> sizes,
   return torch::stable::new_empty(x, sizes, type);
 }
 
+// Asked first, because a call into PyTorch costs as much as a small op.
+inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
 // The last dimension contiguous; other strides are left alone.
 inline Tensor rows_of(const Tensor& x) {
   const int64_t last = x.dim() - 1;

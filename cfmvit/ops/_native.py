@@ -41,6 +41,23 @@ class NativeOp:
             torch.library.register_autograd(f"cfmvit::{name}_backward", _no_double_backward(name))
             self.function = _function(self.op, backward, setup)
 
+    def checked(self, check: Callable[[], None], *args: Any) -> Any:
+        """Call the op; where its arguments are refused, ``check`` says why in the words of the public function.
+
+        On the CPU the op looks at all it is given, and good arguments need not be looked at twice.
+        """
+        if torch.compiler.is_compiling():
+            return self(*args)
+        for x in args:
+            if isinstance(x, Tensor) and not x.is_cpu:
+                check()
+                return self(*args)
+        try:
+            return self(*args)
+        except Exception:
+            check()
+            raise
+
     def __call__(self, *args: Any) -> Any:
         """Call the op.
 
@@ -51,12 +68,12 @@ class NativeOp:
             return self.op(*args)
         recorded = listed = False
         for arg in args:
+            listed = listed or type(arg) is list
             for x in arg if type(arg) is list else (arg,):
-                if isinstance(x, Tensor):
-                    if type(x) is not Tensor and type(x) is not Parameter:
-                        return self.op(*args)
+                if type(x) is Tensor or type(x) is Parameter:
                     recorded = recorded or x.requires_grad
-                    listed = listed or x is not arg
+                elif isinstance(x, Tensor):
+                    return self.op(*args)
         try:
             if recorded and self.function is not None and torch.is_grad_enabled():
                 # torch.autograd.Function does not look into lists, the dispatcher does.

@@ -6,7 +6,7 @@ Letters: B samples, N tokens of an image, K kept (visible), M = N - K masked, D 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -98,10 +98,10 @@ def gather_tokens(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "gather_tokens"
-    native = _library.use_native(op, tokens, impl)
-    checks.gather(op, tokens, index, pos_embed, keep_pos, values=not native)
-    if native:
-        return _NATIVE[op](tokens, index, _like(pos_embed, tokens), keep_pos)
+    check = partial(checks.gather, op, tokens, index, pos_embed, keep_pos)
+    if _library.use_native(op, tokens, impl):
+        return _NATIVE[op].checked(check, tokens, index, _like(pos_embed, tokens), keep_pos)
+    check()
     return reference.gather_tokens(tokens, index, pos_embed, keep_pos)
 
 
@@ -118,10 +118,12 @@ def split_tokens(
     Args and errors as ``gather_tokens``; ``masking`` must hold each token once.
     """
     op = "split_tokens"
-    native = _library.use_native(op, tokens, impl)
-    checks.split(op, tokens, masking.keep, masking.masked, pos_embed, keep_pos, values=not native)
-    if native:
-        return _NATIVE[op](tokens, masking.keep, masking.masked, _like(pos_embed, tokens), keep_pos)
+    check = partial(checks.split, op, tokens, masking.keep, masking.masked, pos_embed, keep_pos)
+    if _library.use_native(op, tokens, impl):
+        return _NATIVE[op].checked(
+            check, tokens, masking.keep, masking.masked, _like(pos_embed, tokens), keep_pos
+        )
+    check()
     return (
         reference.gather_tokens(tokens, masking.keep, pos_embed, keep_pos),
         reference.gather_tokens(tokens, masking.masked, pos_embed, keep_pos),
@@ -151,10 +153,12 @@ def restore_tokens(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "restore_tokens"
-    native = _library.use_native(op, visible, impl)
-    checks.restore(op, visible, mask_token, restore, pos_embed, values=not native)
-    if native:
-        return _NATIVE[op](visible, _like(mask_token, visible), restore, _like(pos_embed, visible))
+    check = partial(checks.restore, op, visible, mask_token, restore, pos_embed)
+    if _library.use_native(op, visible, impl):
+        return _NATIVE[op].checked(
+            check, visible, _like(mask_token, visible), restore, _like(pos_embed, visible)
+        )
+    check()
     return reference.restore_tokens(visible, mask_token, restore, pos_embed)
 
 
@@ -194,7 +198,8 @@ def gather_patches(
 
 
 def _like(value: Tensor | None, features: Tensor) -> Tensor | None:
-    return None if value is None else value.to(features.dtype)
+    """Return the value in the features' dtype; what is no tensor is for the checks to refuse."""
+    return value if getattr(value, "dtype", features.dtype) == features.dtype else value.to(features.dtype)
 
 
 def _statistics(op: str, name: str, value: Sequence[float] | Tensor | None, images: Tensor) -> Tensor | None:

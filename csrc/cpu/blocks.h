@@ -52,10 +52,17 @@ void multiply(Matrix<T> out, Matrix<A> a, Matrix<B> b, bool accumulate = false) 
   }
 }
 
-// Runs task(i) for i in [0, tasks). Never outside a parallel region, where BLAS would split a product among
-// threads and the bits would depend on their number.
-template <typename Task>
-void for_blocks(int64_t tasks, const Task& task) {
+// Runs task(i) for i in [0, tasks); each multiplies and adds `products` times, in type T. BLAS is not called
+// outside a parallel region, where it would split a product among threads and the bits would depend on their
+// number.
+template <typename T, typename Task>
+void for_blocks(int64_t tasks, int64_t products, const Task& task) {
+  constexpr int64_t kFew = 1 << 20;  // take less time than waking a thread
+  const bool without_blas = std::is_same_v<T, float> && kHasAvx512;
+  if (without_blas && tasks * products < kFew) {
+    for (int64_t i = 0; i < tasks; ++i) task(i);
+    return;
+  }
   torch::stable::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < std::min(end, tasks); ++i) task(i);
   });

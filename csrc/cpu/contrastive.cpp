@@ -51,7 +51,7 @@ struct Forward {
   void run() const {
     const int64_t step = forward_strip(image.rows), texts = text.rows;
     std::vector<Columns> strips(ceil_div(image.rows, step));
-    for_blocks(strips.size(), [&](int64_t i) {
+    for_blocks<T>(strips.size(), step * texts * text.cols, [&](int64_t i) {
       strips[i] = {std::vector<T>(texts, kLowest<T>), std::vector<T>(texts),
                    std::vector<T>(text_group ? texts : 0, kLowest<T>)};
       add_strip(block(i, step, image.rows), strips[i]);

@@ -16,7 +16,7 @@ constexpr int64_t kStripBytes = int64_t{1} << 26;  // bound of the workspace
 
 // Row-major, in float32 or (for float64 features) float64.
 inline Tensor prepared(const Tensor& x, ScalarType type) {
-  return torch::stable::contiguous(x.scalar_type() == type ? x : torch::stable::to(x, type));
+  return dense(x.scalar_type() == type ? x : torch::stable::to(x, type));
 }
 
 inline Tensor cast(const Tensor& x, ScalarType type) {
@@ -47,8 +47,16 @@ void dispatch_factors(const Tensor& features, const Run& run) {
   }
 }
 
+// Read in place, or written, without a call into PyTorch.
 inline double value_of(const Tensor& scalar) {
-  return *prepared(scalar, ScalarType::Double).const_data_ptr<double>();
+  if (scalar.scalar_type() == ScalarType::Float) return *data<float>(scalar);
+  return *data<double>(prepared(scalar, ScalarType::Double));
+}
+
+inline Tensor scalar_like(const Tensor& x, double value, ScalarType type) {
+  const Tensor out = like(x, {}, type);
+  type == ScalarType::Double ? *data<double>(out) = value : *data<float>(out) = static_cast<float>(value);
+  return out;
 }
 
 // A tensor for the gradient of features, of no elements where it is not needed.
@@ -78,7 +86,7 @@ template <typename T, typename S>
 void multiply_strip_by_text(const Towers<T, S>& towers, Range rows, Matrix<T> logits) {
   constexpr int64_t kRows = 128, kWidth = 128;
   const int64_t across = ceil_div(towers.text.cols, kWidth);
-  for_blocks(ceil_div(rows.size(), kRows) * across, [&](int64_t i) {
+  for_blocks<T>(ceil_div(rows.size(), kRows) * across, kRows * kWidth * towers.text.rows, [&](int64_t i) {
     const Range part = block(i / across, kRows, rows.size()),
                 width = block(i % across, kWidth, towers.text.cols);
     multiply(towers.grad_image.window(rows).window(part, width), logits.window(part),
@@ -99,7 +107,7 @@ std::array<double, Sums> sweep(const Towers<T, S>& towers, const PullTile& pull)
   for (int64_t top = 0; top < images; top += step) {
     const Range rows{top, std::min(top + step, images)};
     const Matrix<T> logits{strip.data(), rows.size(), texts, stride};
-    for_blocks(blocks, [&](int64_t j) {
+    for_blocks<T>(blocks, rows.size() * std::min(kCols, texts) * towers.text.cols, [&](int64_t j) {
       const Range cols = block(j, kCols, texts);
       const Matrix<T> tile = logits.window({0, rows.size()}, cols);
       multiply(tile, towers.image.window(rows), towers.text.window(cols).t());

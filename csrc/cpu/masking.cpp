@@ -163,6 +163,7 @@ std::tuple<Tensor, Tensor> gather_tokens_backward_cpu(Tensor grad, Tensor index,
 std::tuple<Tensor, Tensor> split_tokens_cpu(Tensor tokens, Tensor keep, Tensor masked,
                                             std::optional<Tensor> pos_embed, std::optional<Tensor> keep_pos) {
   constexpr const char* op = "split_tokens";
+  check_split(op, tokens, keep, masked);
   return {gather_named(op, "masking.keep", tokens, keep, pos_embed, keep_pos),
           gather_named(op, "masking.masked", tokens, masked, pos_embed, keep_pos)};
 }
@@ -180,7 +181,7 @@ Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore,
   const auto [batch, kept, count, width, from] = check_restore(op, visible, mask_token, restore);
   const Positions positions = checked_positions(op, visible, pos_embed, std::nullopt, count);
   visible = rows_of(visible);
-  mask_token = torch::stable::contiguous(mask_token);
+  mask_token = dense(mask_token);
   const Tensor out = like(visible, {batch, count, width});
   dispatch_floating(op, visible.scalar_type(), [&](auto zero) {
     using S = decltype(zero);

@@ -71,7 +71,7 @@ Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int
   } else {
     for (int64_t task = 0; task < batch * kept; ++task) owners[task].push_back(task % kept);
   }
-  grad = torch::stable::contiguous(grad);
+  grad = dense(grad);
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const S* rows = data<const S>(grad);

@@ -25,8 +25,7 @@ struct Vectors {
   std::array<Tensor, 3> held;  // positive, image_lse, text_lse (B,)
 
   Vectors(const char* op, const Tensor& positive, const Tensor& image_lse, const Tensor& text_lse)
-      : held{torch::stable::contiguous(positive), torch::stable::contiguous(image_lse),
-             torch::stable::contiguous(text_lse)} {
+      : held{dense(positive), dense(image_lse), dense(text_lse)} {
     const ScalarType type = positive.scalar_type();
     CFMVIT_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
                  ": positive must be float32 or float64, got ", torch::headeronly::toString(type));
@@ -72,10 +71,7 @@ Tensor pair_loss_cpu(Tensor positive, Tensor image_lse, Tensor text_lse, double 
     return sum;
   });
   if (mean) total /= positive.size(0);
-  const Tensor out = like(positive, {});
-  positive.scalar_type() == ScalarType::Double ? *data<double>(out) = total
-                                               : *data<float>(out) = float(total);
-  return out;
+  return scalar_like(positive, total, positive.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor> pair_loss_backward_cpu(Tensor grad, Tensor positive, Tensor image_lse,

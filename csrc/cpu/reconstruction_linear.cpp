@@ -29,8 +29,8 @@ struct Linear {
   Matrix<S> pred;  // (chunk, D)
 
   Linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b)
-      : hidden(torch::stable::contiguous(x)), weight(torch::stable::contiguous(w)) {
-    if (b) bias = torch::stable::contiguous(*b);
+      : hidden(dense(x)), weight(dense(w)) {
+    if (b) bias = dense(*b);
     added = bias ? data<const S>(*bias) : nullptr;
     rows = matrix_of<const S>(hidden);
     across = matrix_of<const S>(weight).t();
@@ -51,17 +51,19 @@ struct Linear {
   // its rows r of hidden, then done(rows of hidden, rows of pred).
   template <typename Visit, typename Done>
   void each_row(Range of, const Visit& visit, const Done& done) const {
-    blocks::for_blocks(ceil_div(of.size(), kBlock), [&](int64_t i) {
-      const Range local = block(i, kBlock, of.size()), global{of.begin + local.begin, of.begin + local.end};
-      const Matrix<S> out = pred.window(local);
-      blocks::multiply(out, rows.window(global), across);
-      for (int64_t r = 0; r < local.size(); ++r) {
-        S* row = out.data + r * out.row;
-        if (added) CFMVIT_ROWS(add<S>)(row, row, added, out.cols);
-        visit(global.begin + r, row);
-      }
-      done(global, out);
-    });
+    blocks::for_blocks<S>(ceil_div(of.size(), kBlock),
+                          std::min(kBlock, of.size()) * across.rows * across.cols, [&](int64_t i) {
+                            const Range local = block(i, kBlock, of.size()),
+                                        global{of.begin + local.begin, of.begin + local.end};
+                            const Matrix<S> out = pred.window(local);
+                            blocks::multiply(out, rows.window(global), across);
+                            for (int64_t r = 0; r < local.size(); ++r) {
+                              S* row = out.data + r * out.row;
+                              if (added) CFMVIT_ROWS(add<S>)(row, row, added, out.cols);
+                              visit(global.begin + r, row);
+                            }
+                            done(global, out);
+                          });
   }
 };
 
@@ -129,20 +131,22 @@ std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cpu(Tensor
         blocks::multiply(hidden_out.window(rows), grads, linear.across.t());
       });
       const Matrix<S> grads = linear.pred.window({0, chunk.size()});
-      blocks::for_blocks(ceil_div(width, kBlock), [&](int64_t i) {
-        const Range columns = block(i, kBlock, width);
-        const Matrix<S> across = grads.window({0, chunk.size()}, columns).t();
-        for (int64_t r = 0; r < chunk.size(); ++r) {
-          CFMVIT_ROWS(accumulate<S>)(bias_out + columns.begin, across.data + r * across.col, columns.size());
-        }
-        if constexpr (kWide) {
-          blocks::multiply(weight_out.window(columns), across, linear.rows.window(chunk), true);
-        } else {  // sums over chunks stay in float32
-          const Matrix<S> share = matrix_of<S>(part).window(columns);
-          blocks::multiply(share, across, linear.rows.window(chunk));
-          CFMVIT_ROWS(accumulate<S>)(weight_out.window(columns).data, share.data, columns.size() * inner);
-        }
-      });
+      blocks::for_blocks<S>(
+          ceil_div(width, kBlock), std::min(kBlock, width) * inner * chunk.size(), [&](int64_t i) {
+            const Range columns = block(i, kBlock, width);
+            const Matrix<S> across = grads.window({0, chunk.size()}, columns).t();
+            for (int64_t r = 0; r < chunk.size(); ++r) {
+              CFMVIT_ROWS(accumulate<S>)(bias_out + columns.begin, across.data + r * across.col,
+                                         columns.size());
+            }
+            if constexpr (kWide) {
+              blocks::multiply(weight_out.window(columns), across, linear.rows.window(chunk), true);
+            } else {  // sums over chunks stay in float32
+              const Matrix<S> share = matrix_of<S>(part).window(columns);
+              blocks::multiply(share, across, linear.rows.window(chunk));
+              CFMVIT_ROWS(accumulate<S>)(weight_out.window(columns).data, share.data, columns.size() * inner);
+            }
+          });
     });
   });
   return {grad_hidden, grad_weight, grad_bias};

@@ -47,8 +47,7 @@ struct AlignCpu {
   static void backward(const char* op, const Tensor& grad, const Tensor& rois,
                        const std::optional<Tensor>& levels, const std::vector<r::Size>& sizes,
                        const r::Sampling& sampling, const std::vector<Tensor>& maps) {
-    const Tensor flat =
-        grad.stride(2) == grad.stride(3) * grad.size(3) ? grad : torch::stable::contiguous(grad);
+    const Tensor flat = grad.stride(2) == grad.stride(3) * grad.size(3) ? grad : dense(grad);
     dispatch_floating(op, grad.scalar_type(), [&]<typename S>(S) {
       using T = Sum<S>;
       r::backward<T, S, S>(r::Boxes<T>(op, rois, level_data(levels), sizes, sampling, true),

@@ -46,7 +46,7 @@ Tensor pool_regions_cpu(Tensor tokens, Tensor rois, int64_t grid_height, int64_t
   const char* op = "pool_regions";
   check_pool(op, tokens, rois, grid_height, grid_width, pooled_height, pooled_width, sampling_ratio,
              num_prefix_tokens);
-  const Tensor boxes = torch::stable::contiguous(rois);
+  const Tensor boxes = dense(rois);
   const Tensor out = like(tokens, {rois.size(0), tokens.size(2)});
   const std::vector<r::Size> sizes{{tokens.size(0), tokens.size(2), grid_height, grid_width, spatial_scale}};
   const r::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
@@ -70,7 +70,7 @@ Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor>
   check_pool_backward(op, grad, rois, tokens, batch, num_tokens, grid_height, grid_width, pooled_height,
                       pooled_width, sampling_ratio, num_prefix_tokens);
   const int64_t channels = grad.size(1), prefix = num_prefix_tokens;
-  const Tensor boxes = torch::stable::contiguous(rois);
+  const Tensor boxes = dense(rois);
   const Tensor out = like(grad, {batch, num_tokens, channels});
   for (int64_t image = 0; image < batch && prefix > 0; ++image) {
     Tensor tokens_of_image = torch::stable::select(out, 0, image);

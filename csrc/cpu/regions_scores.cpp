@@ -34,7 +34,6 @@ namespace avx2 = baseline;
 Tensor combine_scores_cpu(Tensor logits, std::optional<Tensor> vlm_logits, Tensor exponent,
                           std::optional<Tensor> objectness, double objectness_power, bool renormalize) {
   check_scores(logits, vlm_logits, exponent, objectness);
-  const auto dense = [](const Tensor& x) { return torch::stable::contiguous(x); };
   const int64_t rows = logits.size(0), labels = logits.size(1) - 1;
   const Tensor out = like(logits, {rows, labels}), detector = dense(logits), exponents = dense(exponent);
   const Tensor vlm = vlm_logits ? dense(*vlm_logits) : detector;

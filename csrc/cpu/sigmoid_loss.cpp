@@ -30,11 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss_cpu(Tensor image
                              bias);
     });
   });
-  const auto scalar = [&](double value) {
-    const Tensor out = like(rows, {}, ScalarType::Double);
-    *data<double>(out) = value;
-    return cast(out, sums);
-  };
+  const auto scalar = [&](double value) { return scalar_like(rows, value, sums); };
   return {scalar(totals[0]), grad_image, grad_text, scalar(totals[1]), scalar(totals[2])};
 }
 

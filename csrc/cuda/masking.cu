@@ -109,6 +109,7 @@ std::tuple<Tensor, Tensor> gather_tokens_backward_cuda(Tensor grad, Tensor index
 std::tuple<Tensor, Tensor> split_tokens_cuda(Tensor tokens, Tensor keep, Tensor masked,
                                              std::optional<Tensor> pos_embed,
                                              std::optional<Tensor> keep_pos) {
+  check_split("split_tokens", tokens, keep, masked);
   const std::vector<Tensor> outs = gather(
       "split_tokens", tokens, {{"masking.keep", keep}, {"masking.masked", masked}}, pos_embed, keep_pos);
   return {outs[0], outs[1]};
@@ -127,7 +128,7 @@ Tensor restore_tokens_cuda(Tensor visible, Tensor mask_token, Tensor restore,
   const Restored shape = check_restore(op, visible, mask_token, restore);
   const Positions positions = checked_positions(op, visible, pos_embed, std::nullopt, shape.count);
   visible = rows_of(visible);
-  mask_token = torch::stable::contiguous(mask_token);
+  mask_token = dense(mask_token);
   const Tensor out = like(visible, {shape.batch, shape.count, shape.width});
   dispatch_floating(op, visible.scalar_type(), [&](auto zero) {
     using S = decltype(zero);

@@ -48,7 +48,7 @@ Tensor gather_patches_backward_cuda(Tensor grad, std::optional<Tensor> index, in
   std = checked_statistic(op, "std", std, channels);
   const Index at =
       index ? checked_index(op, "index", *index, batch, grid.count()) : Index{nullptr, false, 0, 0};
-  grad = torch::stable::contiguous(grad);
+  grad = dense(grad);
   const Tensor named = workspace<kernels::Named>(grad, index ? batch * grid.count() : 0);
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);

@@ -26,7 +26,7 @@ struct Projection {
 
   Projection(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& added, const Tensor& wanted)
       : hidden(x), across(torch::stable::transpose(weight, 0, 1)), target(rows_of(wanted)) {
-    if (added) bias = torch::stable::contiguous(*added);
+    if (added) bias = dense(*added);
     const int64_t width = weight.size(0), row = std::max<int64_t>(1, width * bytes(x.scalar_type()));
     const int64_t most = std::max(kBlock, kChunkBytes / row / kBlock * kBlock);
     chunk = std::min(most, std::max(kBlock, kernels::ceil_div(x.size(0), kBlock) * kBlock));

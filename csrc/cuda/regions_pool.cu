@@ -36,7 +36,7 @@ Tensor pool_regions_cuda(Tensor tokens, Tensor rois, int64_t grid_height, int64_
   const regions::Size size{tokens.size(0), tokens.size(2), grid_height, grid_width, spatial_scale};
   const regions::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
   check_counts(op, rois.size(0), size.channels, {size}, sampling);
-  const Tensor boxes = torch::stable::contiguous(rois), out = like(tokens, {rois.size(0), size.channels});
+  const Tensor boxes = dense(rois), out = like(tokens, {rois.size(0), size.channels});
   if (out.numel() == 0) return out;
   dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
@@ -76,7 +76,7 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
   const regions::Size size{batch, grad.size(1), grid_height, grid_width, spatial_scale};
   const regions::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
   check_counts(op, rois.size(0), size.channels, {size}, sampling);
-  const Tensor boxes = torch::stable::contiguous(rois);
+  const Tensor boxes = dense(rois);
   Tensor out = like(grad, {batch, num_tokens, size.channels});
   if (out.numel() == 0) return out;
   Tensor prefix = torch::stable::narrow(out, 1, 0, num_prefix_tokens);
