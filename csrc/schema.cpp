@@ -108,6 +108,13 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "objectness_power, "
       "bool renormalize) -> Tensor");
 
+  // regions: the same from embeddings of any length. region_embeds, vlm_embeds (R, C), text_embeds (1 + n,
+  // C), temperature and vlm_temperature ()
+  m.def(
+      "score_regions(Tensor region_embeds, Tensor text_embeds, Tensor? vlm_embeds, Tensor exponent, Tensor? "
+      "objectness, "
+      "Tensor temperature, Tensor vlm_temperature, float objectness_power, bool renormalize) -> Tensor");
+
   // contrastive: log-sum-exp over the negatives of each row and column of image @ text.T * logit_scale.
   // image (B, D), text (T, D), logit_scale (), label_offset: none where no text belongs to an image,
   // image_groups (B,), text_groups (T,)

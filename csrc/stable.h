@@ -38,6 +38,20 @@ inline Tensor rows_of(const Tensor& x) {
   return x.stride(last) == 1 || x.size(last) <= 1 ? x : torch::stable::contiguous(x);
 }
 
+// The number in a 0-d tensor of the CPU.
+inline double value_of(const Tensor& scalar) {
+  if (scalar.scalar_type() == ScalarType::Float) return *data<float>(scalar);
+  const bool wide = scalar.scalar_type() == ScalarType::Double;
+  return *data<double>(wide ? scalar : torch::stable::to(scalar, ScalarType::Double));
+}
+
+// A 0-d tensor of float32 or float64.
+inline Tensor scalar_like(const Tensor& x, double value, ScalarType type) {
+  const Tensor out = like(x, {}, type);
+  type == ScalarType::Double ? *data<double>(out) = value : *data<float>(out) = static_cast<float>(value);
+  return out;
+}
+
 // Runs task(begin, end) for ranges that cover [0, tasks) over threads; `cost` is the work of one task in
 // elements moved or added.
 template <typename Task>

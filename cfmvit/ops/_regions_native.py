@@ -169,6 +169,13 @@ def _scores_fake(logits, vlm_logits, exponent, objectness, objectness_power, ren
     return logits.new_empty(logits.shape[0], logits.shape[1] - 1)
 
 
+def _score_fake(
+    region_embeds, text_embeds, vlm_embeds, exponent, objectness, temperature, vlm_temperature, objectness_power,
+    renormalize,
+):  # fmt: skip
+    return region_embeds.new_empty(region_embeds.shape[0], text_embeds.shape[0] - 1)
+
+
 def register() -> dict[str, NativeOp]:
     """Register fake kernels and gradients, and return the ops. Called once the library that defines them is loaded."""
     for name, fake in (
@@ -182,5 +189,6 @@ def register() -> dict[str, NativeOp]:
         NativeOp("multilevel_roi_align", _multilevel_fake, _multilevel_backward, _multilevel_context),
         NativeOp("pool_regions", _pool_fake, _pool_backward, _pool_context),
         NativeOp("combine_scores", _scores_fake),
+        NativeOp("score_regions", _score_fake),
     )
     return {op.name: op for op in ops}

@@ -255,23 +255,34 @@ def score_regions(
         if not 0 <= value <= 1:
             raise ValueError(f"score_regions: {name} must be in [0, 1], got {value}")
     dtype = torch.float64 if torch.float64 in (region_embeds.dtype, text_embeds.dtype) else torch.float32
+    tensors = (region_embeds, text_embeds, vlm_embeds, objectness, temperature, vlm_temperature)
+    learned = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
+    if learned and impl == "native":
+        raise ValueError("score_regions: impl must not be 'native' where gradients are wanted, got 'native'")
+    exponent = _exponent(base, text_embeds, dtype, base_weight, novel_weight)
+    objectness = None if objectness is None else objectness.to(dtype)
+    options = float(objectness_power), bool(renormalize)
+    if region_embeds.is_cpu and not learned and _library.use_native("score_regions", region_embeds, impl):
+        vlm = None if vlm_embeds is None else vlm_embeds.to(dtype)
+        temperatures = (torch.as_tensor(x, dtype=dtype) for x in (temperature, vlm_temperature))
+        embeds = region_embeds.to(dtype), text_embeds.to(dtype), vlm
+        return _NATIVE["score_regions"](*embeds, exponent, objectness, *temperatures, *options)
     with torch.autocast(region_embeds.device.type, enabled=False):
         text = F.normalize(text_embeds.to(dtype), dim=1).T
         logits = (F.normalize(region_embeds.to(dtype), dim=1) / temperature) @ text
         vlm_logits = None
         if vlm_embeds is not None:
             vlm_logits = (F.normalize(vlm_embeds.to(dtype), dim=1) / vlm_temperature) @ text
-    exponent = logits.new_full((text_embeds.shape[0] - 1,), float(novel_weight))
-    if base is not None:
-        exponent = exponent.masked_fill(base, float(base_weight))
-    if objectness is not None:
-        objectness = objectness.to(dtype)
-    inputs = (logits, vlm_logits, objectness)
-    learned = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    if learned and impl == "native":
-        raise ValueError("score_regions: impl must not be 'native' where gradients are wanted, got 'native'")
     run = _choose("combine_scores", logits, "reference" if learned else impl)
-    return run(logits, vlm_logits, exponent, objectness, float(objectness_power), bool(renormalize))
+    return run(logits, vlm_logits, exponent, objectness, *options)
+
+
+def _exponent(
+    base: Tensor | None, text: Tensor, dtype: torch.dtype, base_weight: float, novel_weight: float
+) -> Tensor:
+    """Return the exponent of the frozen tower's probability for each label, (n,)."""
+    exponent = text.new_full((text.shape[0] - 1,), float(novel_weight), dtype=dtype)
+    return exponent if base is None else exponent.masked_fill_(base, float(base_weight))
 
 
 def _choose(op: str, tensor: Tensor, impl: str | None) -> Callable[..., Tensor]:

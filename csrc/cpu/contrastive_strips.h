@@ -47,18 +47,6 @@ void dispatch_factors(const Tensor& features, const Run& run) {
   }
 }
 
-// Read in place, or written, without a call into PyTorch.
-inline double value_of(const Tensor& scalar) {
-  if (scalar.scalar_type() == ScalarType::Float) return *data<float>(scalar);
-  return *data<double>(prepared(scalar, ScalarType::Double));
-}
-
-inline Tensor scalar_like(const Tensor& x, double value, ScalarType type) {
-  const Tensor out = like(x, {}, type);
-  type == ScalarType::Double ? *data<double>(out) = value : *data<float>(out) = static_cast<float>(value);
-  return out;
-}
-
 // A tensor for the gradient of features, of no elements where it is not needed.
 inline Tensor grad_of(const Tensor& x, bool needed) {
   return needed ? like(x, {x.size(0), x.size(1)}, compute_type(x)) : like(x, {0, 0}, compute_type(x));

@@ -1,13 +1,17 @@
-// Detection scores from two rows of logits, on the CPU: what the eager chain does in about fifteen passes
-// over (R, 1 + n).
+// Detection scores on the CPU, from embeddings or from two rows of logits: what the eager chain does in about
+// fifteen passes over (R, 1 + n).
 #include <cmath>
+#include <memory>
 
 #include "../regions_checks.h"
+#include "blocks.h"
 #include "capability.h"
 #include "half.h"
 
 namespace cfmvit {
 namespace {
+
+using blocks::matrix_of;
 
 constexpr int kLanes =
     16;  // partial sums of a row: a fixed number keeps the bits the same for any vector width
@@ -30,6 +34,28 @@ namespace avx2 {
 namespace avx2 = baseline;
 #endif
 
+// What turns rows of logits into rows of scores.
+template <typename T>
+struct Votes {
+  const T *exponent, *objectness;  // (n,), (R,) or null
+  T objectness_power;
+  bool renormalize;
+  int64_t labels;
+  T* out;  // (R, n)
+
+  // Row i from its logits, (1 + n,) each; vlm may be null. scratch (1 + n,)
+  void score(int64_t i, const T* logits, const T* vlm, T* scratch) const {
+    const auto run = kHasAvx2 ? avx2::score_row<T> : baseline::score_row<T>;
+    const T factor = objectness ? std::pow(objectness[i], objectness_power) : T(1);
+    run(logits, vlm, exponent, labels, factor, renormalize, scratch, out + i * labels);
+  }
+};
+
+template <typename Run>
+void dispatch_summed(const Tensor& x, const Run& run) {
+  x.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+}
+
 // logits, vlm_logits (R, 1 + n), exponent (n,), objectness (R,) -> (R, n)
 Tensor combine_scores_cpu(Tensor logits, std::optional<Tensor> vlm_logits, Tensor exponent,
                           std::optional<Tensor> objectness, double objectness_power, bool renormalize) {
@@ -38,20 +64,85 @@ Tensor combine_scores_cpu(Tensor logits, std::optional<Tensor> vlm_logits, Tenso
   const Tensor out = like(logits, {rows, labels}), detector = dense(logits), exponents = dense(exponent);
   const Tensor vlm = vlm_logits ? dense(*vlm_logits) : detector;
   const Tensor sure = objectness ? dense(*objectness) : detector;
-  const auto run = [&]<typename T>(T) {
-    const auto score_row = kHasAvx2 ? avx2::score_row<T> : baseline::score_row<T>;
-    const int64_t grain = std::max<int64_t>(1, 16384 / (labels + 1));
-    torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  dispatch_summed(logits, [&]<typename T>(T) {
+    const Votes<T> votes{data<const T>(exponents),
+                         objectness ? data<const T>(sure) : nullptr,
+                         T(objectness_power),
+                         renormalize,
+                         labels,
+                         data<T>(out)};
+    parallel_ranges(rows, labels + 1, [&](int64_t begin, int64_t end) {
       std::vector<T> scratch(labels + 1);
       for (int64_t i = begin; i < end; ++i) {
-        const T factor = objectness ? std::pow(data<const T>(sure)[i], T(objectness_power)) : T(1);
-        score_row(data<const T>(detector) + i * (labels + 1),
-                  vlm_logits ? data<const T>(vlm) + i * (labels + 1) : nullptr, data<const T>(exponents),
-                  labels, factor, renormalize, scratch.data(), data<T>(out) + i * labels);
+        votes.score(i, data<const T>(detector) + i * (labels + 1),
+                    vlm_logits ? data<const T>(vlm) + i * (labels + 1) : nullptr, scratch.data());
       }
     });
-  };
-  logits.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+  });
+  return out;
+}
+
+// Rows of x (R, C) scaled to length 1 / temperature, to `out`. As torch.nn.functional.normalize, but lengths
+// are summed in float64: those of float32 can't overflow there.
+template <typename T>
+void scale_rows(Matrix<const T> x, double temperature, Matrix<T> out) {
+  constexpr int64_t kSums = 8;
+  for (int64_t r = 0; r < x.rows; ++r) {
+    const T* from = x.data + r * x.row;
+    double sums[kSums] = {};
+    int64_t k = 0;
+    for (; k + kSums <= x.cols; k += kSums) {
+      for (int64_t l = 0; l < kSums; ++l) sums[l] += double(from[k + l]) * from[k + l];
+    }
+    for (; k < x.cols; ++k) sums[0] += double(from[k]) * from[k];
+    double sum = 0;
+    for (const double part : sums) sum += part;
+    const double factor = 1 / (std::max(std::sqrt(sum), 1e-12) * temperature);
+    T* to = out.data + r * out.row;
+    for (int64_t c = 0; c < x.cols; ++c) to[c] = T(from[c] * factor);
+  }
+}
+
+// region_embeds, vlm_embeds (R, C), text_embeds (1 + n, C), exponent (n,), objectness (R,) -> (R, n)
+Tensor score_regions_cpu(Tensor region_embeds, Tensor text_embeds, std::optional<Tensor> vlm_embeds,
+                         Tensor exponent, std::optional<Tensor> objectness, Tensor temperature,
+                         Tensor vlm_temperature, double objectness_power, bool renormalize) {
+  check_embeds(region_embeds, text_embeds, vlm_embeds, exponent, objectness, temperature, vlm_temperature);
+  const int64_t regions = region_embeds.size(0), width = region_embeds.size(1), texts = text_embeds.size(0);
+  const Tensor out = like(region_embeds, {regions, texts - 1}), unit_text = like(text_embeds, {texts, width});
+  const Tensor detector = dense(region_embeds), text = dense(text_embeds), exponents = dense(exponent);
+  const Tensor vlm = vlm_embeds ? dense(*vlm_embeds) : detector;
+  const Tensor sure = objectness ? dense(*objectness) : detector;
+  dispatch_summed(region_embeds, [&]<typename T>(T) {
+    const Votes<T> votes{data<const T>(exponents),
+                         objectness ? data<const T>(sure) : nullptr,
+                         T(objectness_power),
+                         renormalize,
+                         texts - 1,
+                         data<T>(out)};
+    parallel_ranges(texts, 2 * width, [&](int64_t begin, int64_t end) {
+      scale_rows<T>(matrix_of<const T>(text).window({begin, end}), 1.0,
+                    matrix_of<T>(unit_text).window({begin, end}));
+    });
+    const std::array<double, 2> temperatures{value_of(temperature), value_of(vlm_temperature)};
+    constexpr int64_t kBlock = 128;  // regions
+    blocks::for_blocks<T>(ceil_div(regions, kBlock), 2 * kBlock * texts * width, [&](int64_t i) {
+      const Range rows = block(i, kBlock, regions);
+      const auto units = std::make_unique_for_overwrite<T[]>(rows.size() * width);
+      const auto logits = std::make_unique_for_overwrite<T[]>(2 * rows.size() * texts);
+      std::vector<T> scratch(texts);
+      const Matrix<T> unit{units.get(), rows.size(), width, width};
+      for (int tower = 0; tower < (vlm_embeds ? 2 : 1); ++tower) {
+        scale_rows<T>(matrix_of<const T>(tower ? vlm : detector).window(rows), temperatures[tower], unit);
+        blocks::multiply(Matrix<T>{logits.get() + tower * rows.size() * texts, rows.size(), texts, texts},
+                         unit, matrix_of<T>(unit_text).t());
+      }
+      for (int64_t r = 0; r < rows.size(); ++r) {
+        votes.score(rows.begin + r, &logits[r * texts],
+                    vlm_embeds ? &logits[(rows.size() + r) * texts] : nullptr, scratch.data());
+      }
+    });
+  });
   return out;
 }
 
@@ -60,4 +151,5 @@ Tensor combine_scores_cpu(Tensor logits, std::optional<Tensor> vlm_logits, Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
   m.impl("combine_scores", TORCH_BOX(&cfmvit::combine_scores_cpu));
+  m.impl("score_regions", TORCH_BOX(&cfmvit::score_regions_cpu));
 }

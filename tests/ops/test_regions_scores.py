@@ -87,6 +87,29 @@ def test_native_parity_in_float32(labels: int, device: str) -> None:
         torch.testing.assert_close(actual.double(), exact, rtol=1e-4, atol=1e-9)
 
 
+def test_many_regions_give_the_same_bits_with_any_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(6)
+    regions, vlm, text = (torch.randn(rows, 700, generator=generator) for rows in (300, 300, 70))
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(score(regions, text, vlm_embeds=vlm))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    exact = score(regions.double(), text.double(), vlm_embeds=vlm.double(), impl="reference")
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [1e-10, 1e25])
+def test_lengths_do_not_matter(length: float) -> None:
+    regions, text, vlm = cast((REGIONS, TEXT, VLM), torch.float32, "cpu")
+    expected = score(regions, text, vlm_embeds=vlm)
+    torch.testing.assert_close(score(length * regions, length * text, vlm_embeds=length * vlm), expected)
+
+
 def test_background_and_labels_add_up_to_one() -> None:
     """The background's share is what the labels leave; it comes from the detector alone."""
     both, detector = score(vlm_embeds=VLM, renormalize=True), score()

@@ -50,6 +50,20 @@ CASES: dict[str, tuple[Any, tuple]] = {
         N.combine_scores,
         (rand(4, 6, grad=False), rand(4, 6, grad=False), torch.rand(5), torch.rand(4), 3.0, True),
     ),
+    "score_regions": (
+        N.score_regions,
+        (
+            rand(4, 3, grad=False),
+            rand(6, 3, grad=False),
+            rand(4, 3, grad=False),
+            torch.rand(5),
+            torch.rand(4),
+            torch.tensor(0.1),
+            torch.tensor(0.2),
+            3.0,
+            True,
+        ),
+    ),
     "scores_alone": (N.combine_scores, (rand(4, 6, grad=False), None, torch.rand(5), None, 3.0, True)),
 }
 
@@ -105,7 +119,7 @@ def test_export() -> None:
     other = (*inputs[:2], ROIS.repeat(3, 1), inputs[3])
     torch.testing.assert_close(program.module()(*other), Heads()(*other))
     names = {str(node.target) for node in program.graph.nodes}
-    for op in ("roi_align", "multilevel_roi_align", "pool_regions", "combine_scores"):
+    for op in ("roi_align", "multilevel_roi_align", "pool_regions", "score_regions"):
         assert f"cfmvit.{op}.default" in names
 
 
