@@ -7,12 +7,13 @@ namespace cfmvit {
 
 // On one thread, so that the bits do not depend on their number.
 inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
-  blocks::for_blocks<double>(
-      1, 0, [&](int64_t) { STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get())); });
+  blocks::for_blocks<double>(1, 0, [&](int64_t) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  });
 }
 
 inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) {
-  blocks::for_blocks<double>(1, [&](int64_t) {
+  blocks::for_blocks<double>(1, 0, [&](int64_t) {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
   });
 }
