@@ -55,6 +55,16 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "target, "
       "float eps) -> (Tensor, Tensor, Tensor)");
 
+  // reconstruction: the sum of those losses with its gradients by hidden, weight and bias (of no elements
+  // where not needed), and those times the gradient of the sum, in the dtypes of the inputs.
+  m.def(
+      "linear_masked_cosine_sum(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float eps, bool "
+      "needs_hidden, bool needs_weight) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "linear_masked_cosine_sum_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor grad_hidden, "
+      "Tensor "
+      "grad_weight, Tensor grad_bias) -> (Tensor, Tensor, Tensor)");
+
   // reconstruction: pred (B, N or M, P * P * C), images (B, C, H, W), index (B, M) -> losses (B, M), and the
   // gradient of pred.
   m.def(

@@ -22,9 +22,13 @@ def register() -> dict[str, NativeOp]:
         ("masked_pixel_loss_backward", lambda grad, pred, *_: pred.new_empty(pred.shape)),
     ):
         torch.library.register_fake(f"cfmvit::{name}", fake)
+    torch.library.impl(
+        "cfmvit::linear_masked_cosine_sum_backward", "CompositeExplicitAutograd", _linear_sum_grads
+    )
     ops = (
         NativeOp("masked_cosine_loss", _masked_cosine_loss, _cosine_backward, _cosine_setup),
         NativeOp("linear_masked_cosine_loss", _linear_masked_cosine_loss, _linear_backward, _linear_setup),
+        NativeOp("linear_masked_cosine_sum", _linear_sum, _linear_sum_backward, _linear_sum_setup),
         NativeOp("masked_pixel_loss", _masked_pixel_loss, _pixel_backward, _pixel_setup),
     )
     return {op.name: op for op in ops}
@@ -79,6 +83,41 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         None,
         None,
     )
+
+
+def _linear_sum(hidden, weight, bias, target, eps, needs_hidden, needs_weight):
+    dtype, width = sum_type(hidden), weight.shape[0] if needs_weight else 0
+    _linear_masked_cosine_loss(hidden, weight, bias, target, eps)
+    return (
+        hidden.new_empty((), dtype=dtype),
+        hidden.new_empty(hidden.shape[0] if needs_hidden else 0, hidden.shape[1]),
+        weight.new_empty(width, weight.shape[1], dtype=dtype),
+        weight.new_empty(width, dtype=dtype),
+    )
+
+
+def _linear_sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, *_ = inputs
+    _, *grads = output
+    ctx.mark_non_differentiable(*grads)
+    ctx.set_materialize_grads(False)  # or a backward would make zeros as large as the inputs for them
+    ctx.save_for_backward(hidden, weight, *grads)
+
+
+def _linear_sum_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
+    grads = _OPS.linear_masked_cosine_sum_backward.default(grad, *ctx.saved_tensors)
+    needed = ctx.needs_input_grad[:3]
+    return *(x if needs else None for x, needs in zip(grads, needed, strict=True)), None, None, None, None
+
+
+def _linear_sum_grads(
+    grad: Tensor, hidden: Tensor, weight: Tensor, *grads: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The inputs serve their dtypes, and that a second derivative is refused rather than silently zero."""
+    by_hidden, by_weight, by_bias = ((grad * x) for x in grads)
+    return by_hidden.to(hidden.dtype), by_weight.to(weight.dtype), by_bias.to(weight.dtype)
 
 
 def _masked_pixel_loss(pred, images, index, patch_size, normalize):

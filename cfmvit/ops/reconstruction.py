@@ -74,6 +74,9 @@ def linear_masked_cosine_loss(
 ) -> Tensor:
     """Project the decoder's output and take ``masked_cosine_loss`` of it, without holding the projection.
 
+    Reduced to one number, the gradients are made together with the loss: three matrix products in all, as without fusing, and
+    one where no gradient is wanted. For "none" the backward pass projects again.
+
     Args:
         hidden: (B, M, H) floating; or (B, N, H) with ``index``.
         weight: (D, H), bias: (D,) or None, as in ``torch.nn.functional.linear``.
@@ -97,7 +100,10 @@ def linear_masked_cosine_loss(
         dtype = _matmul_dtype(hidden)
         bias = None if bias is None else bias.to(dtype)
         rows, targets = hidden.to(dtype).flatten(0, 1), _target_for(dtype, target).flatten(0, 1)
-        losses = _NATIVE[op](rows, weight.to(dtype), bias, targets, eps).reshape(hidden.shape[:2])
+        weight = weight.to(dtype)
+        if reduction != "none":
+            return _linear_sum(rows, weight, bias, targets, eps, reduction)
+        losses = _NATIVE[op](rows, weight, bias, targets, eps).reshape(hidden.shape[:2])
     else:
         losses = reference.linear_masked_cosine_loss(hidden, weight, bias, target, eps)
     return _reduce(losses, None, reduction)
@@ -139,6 +145,16 @@ def masked_pixel_loss(
     else:
         losses = reference.masked_pixel_loss(pred, images, index, patch_size, normalize)
     return _reduce(losses, None, reduction)
+
+
+def _linear_sum(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, eps: float, reduction: Reduction
+) -> Tensor:
+    """Reduce to one number, whose gradients can be made with it: three matrix products, where losses of their own take four."""
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+    needs = wanted[0], wanted[1] or wanted[2]
+    total, *_ = _NATIVE["linear_masked_cosine_sum"](hidden, weight, bias, target, eps, *needs)
+    return total if reduction == "sum" or not len(hidden) else total / len(hidden)
 
 
 def _rows(tokens: Tensor, index: Tensor | None) -> Tensor:

@@ -93,6 +93,70 @@ Tensor linear_masked_cosine_loss_cpu(Tensor hidden, Tensor weight, std::optional
   return losses;
 }
 
+namespace {
+
+// Of hidden (R, H), weight (D, H) and bias (D,), the last two in float32 or better; of no rows where not
+// needed.
+struct Gradients {
+  Tensor hidden, weight, bias;
+
+  Gradients(const Tensor& x, const Tensor& w, bool needs_hidden, bool needs_weight)
+      : hidden(like(x, {needs_hidden ? x.size(0) : 0, x.size(1)})),
+        weight(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0, w.size(1)}, sum_type(x))),
+        bias(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0}, sum_type(x))) {}
+};
+
+// Projects each chunk of rows and differentiates it. upstream (R,), null where all are one; losses (R,), null
+// where not wanted.
+template <typename S, typename T>
+void differentiate(const Linear<S>& linear, const Tensor& target, double eps, const Sum<S>* upstream,
+                   Sum<S>* losses, const Gradients& grads) {
+  constexpr bool kWide = std::is_same_v<S, Sum<S>>;
+  const T* targets = data<const T>(target);
+  const int64_t stride = target.stride(0), width = linear.across.cols, inner = linear.across.rows;
+  const bool by_hidden = grads.hidden.size(0) > 0, by_weight = grads.weight.size(0) > 0;
+  const Matrix<S> hidden_out = matrix_of<S>(grads.hidden);
+  const Matrix<Sum<S>> weight_out = matrix_of<Sum<S>>(grads.weight);
+  Sum<S>* bias_out = data<Sum<S>>(grads.bias);
+  const Tensor part =
+      like(linear.hidden, {kWide || !by_weight ? 0 : width, inner});  // one chunk's, of the weight
+  const auto visit = [&](int64_t r, S* row) {                         // pred becomes its own gradient
+    Sum<S> sums[3];
+    CFMVIT_ROWS(products<S, T>)(row, targets + r * stride, width, sums);
+    const Cosine<Sum<S>> cosine(sums, eps);
+    if (losses) losses[r] = cosine.loss;
+    if (!by_hidden && !by_weight) return;
+    const Sum<S> factor = upstream ? upstream[r] : Sum<S>(1);
+    CFMVIT_ROWS(combine<S, T>)
+    (row, factor * cosine.to_pred, row, factor * cosine.to_target, targets + r * stride, width);
+  };
+  linear.each_chunk([&](Range chunk) {
+    linear.each_row(chunk, visit, [&](Range rows, const Matrix<S>& pred) {
+      if (by_hidden) blocks::multiply(hidden_out.window(rows), pred, linear.across.t());
+    });
+    if (!by_weight) return;
+    const Matrix<S> pred = linear.pred.window({0, chunk.size()});
+    blocks::for_blocks<S>(
+        ceil_div(width, kBlock), std::min(kBlock, width) * inner * chunk.size(), [&](int64_t i) {
+          const Range columns = block(i, kBlock, width);
+          const Matrix<S> across = pred.window({0, chunk.size()}, columns).t();
+          for (int64_t r = 0; r < chunk.size(); ++r) {
+            CFMVIT_ROWS(accumulate<S>)
+            (bias_out + columns.begin, across.data + r * across.col, columns.size());
+          }
+          if constexpr (kWide) {
+            blocks::multiply(weight_out.window(columns), across, linear.rows.window(chunk), true);
+          } else {  // sums over chunks stay in float32
+            const Matrix<S> share = matrix_of<S>(part).window(columns);
+            blocks::multiply(share, across, linear.rows.window(chunk));
+            CFMVIT_ROWS(accumulate<S>)(weight_out.window(columns).data, share.data, columns.size() * inner);
+          }
+        });
+  });
+}
+
+}  // namespace
+
 // grad (R,) -> gradients of hidden (R, H), weight (D, H), bias (D,); weight and bias in float32 or better
 std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cpu(Tensor grad, Tensor hidden,
                                                                           Tensor weight,
@@ -102,59 +166,37 @@ std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cpu(Tensor
   check_linear(op, hidden, weight, bias, target);
   grad = checked_upstream(op, grad, {hidden.size(0)}, sum_type(hidden));
   target = rows_of(target);
-  const int64_t width = weight.size(0), inner = weight.size(1);
-  const Tensor grad_hidden = like(hidden, {hidden.size(0), inner});
-  const Tensor grad_weight = torch::stable::new_zeros(weight, {width, inner}, sum_type(hidden));
-  const Tensor grad_bias = torch::stable::new_zeros(weight, {width}, sum_type(hidden));
-  dispatch_pair(op, hidden, target, [&](auto p, auto t) {
-    using S = decltype(p);
-    using T = decltype(t);
-    const Linear<S> linear(hidden, weight, bias);
-    const T* targets = data<const T>(target);
-    const int64_t stride = target.stride(0);
-    const Sum<S>* upstream = data<const Sum<S>>(grad);
-    const Matrix<S> hidden_out = matrix_of<S>(grad_hidden);
-    const Matrix<Sum<S>> weight_out = matrix_of<Sum<S>>(grad_weight);
-    Sum<S>* bias_out = data<Sum<S>>(grad_bias);
-    constexpr bool kWide = std::is_same_v<S, Sum<S>>;
-    const Tensor part =
-        like(hidden, {kWide ? 0 : width, inner});        // one chunk's share of the weight's gradient
-    const auto differentiate = [&](int64_t r, S* row) {  // pred becomes its own gradient
-      Sum<S> sums[3];
-      CFMVIT_ROWS(products<S, T>)(row, targets + r * stride, width, sums);
-      const Cosine<Sum<S>> cosine(sums, eps);
-      CFMVIT_ROWS(combine<S, T>)
-      (row, upstream[r] * cosine.to_pred, row, upstream[r] * cosine.to_target, targets + r * stride, width);
-    };
-    linear.each_chunk([&](Range chunk) {
-      linear.each_row(chunk, differentiate, [&](Range rows, const Matrix<S>& grads) {
-        blocks::multiply(hidden_out.window(rows), grads, linear.across.t());
-      });
-      const Matrix<S> grads = linear.pred.window({0, chunk.size()});
-      blocks::for_blocks<S>(
-          ceil_div(width, kBlock), std::min(kBlock, width) * inner * chunk.size(), [&](int64_t i) {
-            const Range columns = block(i, kBlock, width);
-            const Matrix<S> across = grads.window({0, chunk.size()}, columns).t();
-            for (int64_t r = 0; r < chunk.size(); ++r) {
-              CFMVIT_ROWS(accumulate<S>)(bias_out + columns.begin, across.data + r * across.col,
-                                         columns.size());
-            }
-            if constexpr (kWide) {
-              blocks::multiply(weight_out.window(columns), across, linear.rows.window(chunk), true);
-            } else {  // sums over chunks stay in float32
-              const Matrix<S> share = matrix_of<S>(part).window(columns);
-              blocks::multiply(share, across, linear.rows.window(chunk));
-              CFMVIT_ROWS(accumulate<S>)(weight_out.window(columns).data, share.data, columns.size() * inner);
-            }
-          });
-    });
+  const Gradients grads(hidden, weight, true, true);
+  dispatch_pair(op, hidden, target, [&]<typename S, typename T>(S, T) {
+    differentiate<S, T>(Linear<S>(hidden, weight, bias), target, eps, data<const Sum<S>>(grad), nullptr,
+                        grads);
   });
-  return {grad_hidden, grad_weight, grad_bias};
+  return {grads.hidden, grads.weight, grads.bias};
+}
+
+// hidden (R, H), weight (D, H), bias (D,) or none, target (R, D) -> sum of the losses () and its gradients
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_masked_cosine_sum_cpu(Tensor hidden, Tensor weight,
+                                                                        std::optional<Tensor> bias,
+                                                                        Tensor target, double eps,
+                                                                        bool needs_hidden,
+                                                                        bool needs_weight) {
+  constexpr const char* op = "linear_masked_cosine_sum";
+  check_linear(op, hidden, weight, bias, target);
+  target = rows_of(target);
+  const Gradients grads(hidden, weight, needs_hidden, needs_weight);
+  double total = 0;
+  dispatch_pair(op, hidden, target, [&]<typename S, typename T>(S, T) {
+    std::vector<Sum<S>> losses(hidden.size(0));
+    differentiate<S, T>(Linear<S>(hidden, weight, bias), target, eps, nullptr, losses.data(), grads);
+    for (const Sum<S> loss : losses) total += loss;
+  });
+  return {scalar_like(hidden, total, sum_type(hidden)), grads.hidden, grads.weight, grads.bias};
 }
 
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
   m.impl("linear_masked_cosine_loss", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_cpu));
+  m.impl("linear_masked_cosine_sum", TORCH_BOX(&cfmvit::linear_masked_cosine_sum_cpu));
   m.impl("linear_masked_cosine_loss_backward", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_backward_cpu));
 }

@@ -84,6 +84,76 @@ Tensor linear_masked_cosine_loss_cuda(Tensor hidden, Tensor weight, std::optiona
   return losses;
 }
 
+namespace {
+
+// Of hidden (R, H), weight (D, H) and bias (D,), the last two in float32 or better; of no rows where not
+// needed.
+struct Gradients {
+  Tensor hidden, weight, bias;
+
+  Gradients(const Tensor& x, const Tensor& w, bool needs_hidden, bool needs_weight)
+      : hidden(like(x, {needs_hidden ? x.size(0) : 0, x.size(1)})),
+        weight(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0, w.size(1)}, sum_type(x))),
+        bias(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0}, sum_type(x))) {}
+};
+
+// Projects each chunk of rows and differentiates it. upstream (R,); losses (R,) where wanted.
+void differentiate(const char* op, Projection& projection, const Tensor& weight, double eps,
+                   const Tensor& upstream, const std::optional<Tensor>& losses, const Gradients& grads) {
+  const int64_t rows = projection.rows(), width = weight.size(0), inner = weight.size(1);
+  const ScalarType sums = sum_type(weight);
+  const bool wide = weight.scalar_type() == sums, by_hidden = grads.hidden.size(0) > 0,
+             by_weight = grads.weight.size(0) > 0, by_bias = by_weight && projection.bias;
+  // One chunk's, of the weight's gradient.
+  const Tensor share = like(weight, {wide || !by_weight ? 0 : width, inner}, sums);
+  const int64_t parts = by_bias ? kernels::ceil_div(rows, kBlock) : 0;
+  const Tensor part = like(weight, {parts, width}, sums);
+  dispatch_pair(op, projection.pred, projection.target, [&](auto p, auto t) {
+    using S = decltype(p);
+    using T = decltype(t);
+    projection.each_chunk([&](int64_t first, int64_t count, const Tensor& in, const Tensor& pred) {
+      const kernels::Pairs<S, T> pairs = projection.pairs<S, T>(first, eps);
+      const kernels::CosineGradient<S, T> work{pairs,
+                                               {},
+                                               nullptr,
+                                               data<const Sum<S>>(upstream) + first,
+                                               data<S>(pred),  // becomes its own gradient
+                                               1,
+                                               count,
+                                               count};
+      on_device(pred, [&](cudaStream_t stream) {
+        if (losses) {
+          kernels::cosine_losses(
+              kernels::CosineLosses<S, T>{pairs, Index{}, data<Sum<S>>(*losses) + first, 1, count, count},
+              stream);
+        }
+        kernels::cosine_gradient(work, stream);
+        if (!by_bias) return;
+        kernels::column_sums(data<const S>(pred), width, data<Sum<S>>(part) + first / kBlock * width, count,
+                             kBlock, width, stream);
+      });
+      if (by_hidden) {
+        Tensor all = grads.hidden;  // narrow takes no constant
+        multiply(torch::stable::narrow(all, 0, first, count), pred, weight);
+      }
+      if (!by_weight) return;
+      const Tensor turned = torch::stable::transpose(pred, 0, 1);
+      if (wide) return multiply_add(grads.weight, turned, in);
+      multiply_wide(share, turned, in);
+      on_device(pred, [&](cudaStream_t stream) {
+        kernels::add(data<Sum<S>>(grads.weight), data<const Sum<S>>(share), width * inner, stream);
+      });
+    });
+    if (!by_bias) return;
+    on_device(weight, [&](cudaStream_t stream) {
+      kernels::column_sums(data<const Sum<S>>(part), width, data<Sum<S>>(grads.bias), parts,
+                           std::max<int64_t>(parts, 1), width, stream);
+    });
+  });
+}
+
+}  // namespace
+
 // grad (R,) -> gradients of hidden (R, H), weight (D, H), bias (D,), the last zero without one; weight and
 // bias in float32 or better
 std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cuda(Tensor grad, Tensor hidden,
@@ -93,54 +163,48 @@ std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cuda(Tenso
   constexpr const char* op = "linear_masked_cosine_loss_backward";
   check_linear(op, hidden, weight, bias, target);
   grad = checked_upstream(op, grad, {hidden.size(0)}, sum_type(hidden));
-  const int64_t rows = hidden.size(0), width = weight.size(0), inner = weight.size(1);
-  const ScalarType sums = sum_type(hidden);
-  const bool wide = hidden.scalar_type() == sums;
-  Tensor grad_hidden = like(hidden, {rows, inner});
-  const Tensor grad_weight = torch::stable::new_zeros(weight, {width, inner}, sums);
-  const Tensor grad_bias = like(weight, {width}, sums);
-  const Tensor share =
-      like(weight, {wide ? 0 : width, inner}, sums);  // one chunk's, of the weight's gradient
-  const int64_t parts = bias ? kernels::ceil_div(rows, kBlock) : 0;
-  const Tensor part = like(weight, {parts, width}, sums);
+  const Gradients grads(hidden, weight, true, true);
   Projection projection(hidden, weight, bias, target);
-  dispatch_pair(op, hidden, target, [&](auto p, auto t) {
-    using S = decltype(p);
-    using T = decltype(t);
-    projection.each_chunk([&](int64_t first, int64_t count, const Tensor& in, const Tensor& pred) {
-      const kernels::CosineGradient<S, T> work{projection.pairs<S, T>(first, eps),
-                                               {},
-                                               nullptr,
-                                               data<const Sum<S>>(grad) + first,
-                                               data<S>(pred),  // becomes its own gradient
-                                               1,
-                                               count,
-                                               count};
-      on_device(pred, [&](cudaStream_t stream) {
-        kernels::cosine_gradient(work, stream);
-        if (!bias) return;
-        kernels::column_sums(data<const S>(pred), width, data<Sum<S>>(part) + first / kBlock * width, count,
-                             kBlock, width, stream);
+  differentiate(op, projection, weight, eps, grad, std::nullopt, grads);
+  return {grads.hidden, grads.weight, grads.bias};
+}
+
+// hidden (R, H), weight (D, H), bias (D,) or none, target (R, D) -> sum of the losses () and its gradients
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_masked_cosine_sum_cuda(Tensor hidden, Tensor weight,
+                                                                         std::optional<Tensor> bias,
+                                                                         Tensor target, double eps,
+                                                                         bool needs_hidden,
+                                                                         bool needs_weight) {
+  constexpr const char* op = "linear_masked_cosine_sum";
+  check_linear(op, hidden, weight, bias, target);
+  const int64_t rows = hidden.size(0);
+  const Gradients grads(hidden, weight, needs_hidden, needs_weight);
+  const Tensor losses = needs_hidden || needs_weight
+                            ? like(hidden, {rows}, sum_type(hidden))
+                            : linear_masked_cosine_loss_cuda(hidden, weight, bias, target, eps);
+  if (needs_hidden || needs_weight) {
+    Tensor ones = like(hidden, {rows}, sum_type(hidden));
+    ones = torch::stable::fill_(ones, 1.0);
+    Projection projection(hidden, weight, bias, target);
+    differentiate(op, projection, weight, eps, ones, losses, grads);
+  }
+  const int64_t parts = std::max<int64_t>(kernels::ceil_div(rows, kBlock), 1);
+  const Tensor part = like(losses, {parts}), total = like(losses, {});
+  dispatch_floating(op, losses.scalar_type(), [&]<typename S>(S) {
+    if constexpr (std::is_same_v<S, Sum<S>>) {
+      on_device(losses, [&](cudaStream_t stream) {
+        kernels::column_sums(data<const S>(losses), 1, data<S>(part), rows, kBlock, 1, stream);
+        kernels::column_sums(data<const S>(part), 1, data<S>(total), parts, parts, 1, stream);
       });
-      multiply(torch::stable::narrow(grad_hidden, 0, first, count), pred, weight);
-      const Tensor turned = torch::stable::transpose(pred, 0, 1);
-      if (wide) return multiply_add(grad_weight, turned, in);
-      multiply_wide(share, turned, in);
-      on_device(pred, [&](cudaStream_t stream) {
-        kernels::add(data<Sum<S>>(grad_weight), data<const Sum<S>>(share), width * inner, stream);
-      });
-    });
-    on_device(hidden, [&](cudaStream_t stream) {
-      kernels::column_sums(data<const Sum<S>>(part), width, data<Sum<S>>(grad_bias), parts,
-                           std::max<int64_t>(parts, 1), width, stream);
-    });
+    }
   });
-  return {grad_hidden, grad_weight, grad_bias};
+  return {total, grads.hidden, grads.weight, grads.bias};
 }
 
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
   m.impl("linear_masked_cosine_loss", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_cuda));
+  m.impl("linear_masked_cosine_sum", TORCH_BOX(&cfmvit::linear_masked_cosine_sum_cuda));
   m.impl("linear_masked_cosine_loss_backward", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_backward_cuda));
 }

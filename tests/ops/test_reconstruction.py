@@ -56,6 +56,14 @@ OPS: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
         ),
         (rand(B, N, H), rand(D, H, seed=1)),
     ),
+    "linear_each": (
+        lambda impl: (
+            lambda h, w, b: ops.linear_masked_cosine_loss(
+                h, w, b, TARGET.to(h), INDEX.to(h.device), reduction="none", impl=impl
+            )
+        ),
+        (rand(B, N, H), rand(D, H, seed=1), rand(D, seed=2)),
+    ),
     "pixel_all": (
         lambda impl: (
             lambda p: ops.masked_pixel_loss(p, IMAGES.to(p.device), INDEX.to(p.device), 4, impl=impl)
@@ -282,6 +290,23 @@ def test_compiles_in_one_graph(case: str, device: str) -> None:
     torch.testing.assert_close(compiled(*inputs), make(None)(*inputs))
 
 
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True)], ids=str
+)
+def test_frozen_inputs_of_the_projection(wanted: tuple[bool, ...], device: str) -> None:
+    inputs = [
+        x.to(device).requires_grad_(wants)
+        for x, wants in zip((rand(B, N, H), rand(D, H, seed=1), rand(D, seed=2)), wanted, strict=True)
+    ]
+    target = TARGET.to(device)
+    leaves = [x for x in inputs if x.requires_grad]
+    ours, expected = (
+        torch.autograd.grad(ops.linear_masked_cosine_loss(*inputs, target, impl=impl), leaves)
+        for impl in ("native", "reference")
+    )
+    torch.testing.assert_close(ours, expected)
+
+
 def leaf(*shape: int) -> Tensor:
     return rand(*shape).float().requires_grad_()
 
@@ -291,6 +316,14 @@ def leaf(*shape: int) -> Tensor:
     [
         ("masked_cosine_loss", (leaf(B, N, 4), rand(B, N, 4).float(), INDEX, 1e-8)),
         ("linear_masked_cosine_loss", (leaf(6, 4), leaf(5, 4), leaf(5), rand(6, 5, seed=3).float(), 1e-8)),
+        (
+            "linear_masked_cosine_sum",
+            (leaf(6, 4), leaf(5, 4), leaf(5), rand(6, 5, seed=3).float(), 1e-8, True, True),
+        ),
+        (
+            "linear_masked_cosine_sum",
+            (leaf(6, 4), leaf(5, 4).detach(), None, rand(6, 5, seed=3).float(), 1e-8, True, False),
+        ),
         ("masked_pixel_loss", (leaf(B, 12, 48), IMAGES.float(), INDEX, 4, True)),
     ],
 )
