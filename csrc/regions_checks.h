@@ -49,6 +49,12 @@ inline void check_levels(const char* op, size_t maps, size_t scales, const Tenso
   CFMVIT_CHECK(levels.device() == rois.device(), op, ": levels must be on the features' device");
 }
 
+inline void check_levels_of(const char* op, const Tensor& rois, int64_t count, double canonical_scale) {
+  check_rois(op, rois, rois);
+  CFMVIT_CHECK(count >= 1, op, ": count must be at least 1, got ", count);
+  CFMVIT_CHECK(canonical_scale > 0, op, ": canonical_scale must be positive, got ", canonical_scale);
+}
+
 inline void check_grid(const char* op, int64_t num_tokens, int64_t height, int64_t width, int64_t prefix) {
   CFMVIT_CHECK(height >= 1 && width >= 1, op, ": grid_size must be two positive integers, got ", height,
                " x ", width);

@@ -176,6 +176,11 @@ def _score_fake(
     return region_embeds.new_empty(region_embeds.shape[0], text_embeds.shape[0] - 1)
 
 
+def _levels_fake(rois, finest, count, canonical_scale, canonical_level):
+    _check_rois("pyramid_levels", rois)
+    return rois.new_empty(rois.shape[0], dtype=torch.int64)
+
+
 def register() -> dict[str, NativeOp]:
     """Register fake kernels and gradients, and return the ops. Called once the library that defines them is loaded."""
     for name, fake in (
@@ -187,6 +192,7 @@ def register() -> dict[str, NativeOp]:
     ops = (
         NativeOp("roi_align", _roi_align_fake, _roi_align_backward, _roi_align_context),
         NativeOp("multilevel_roi_align", _multilevel_fake, _multilevel_backward, _multilevel_context),
+        NativeOp("pyramid_levels", _levels_fake),
         NativeOp("pool_regions", _pool_fake, _pool_backward, _pool_context),
         NativeOp("combine_scores", _scores_fake),
         NativeOp("score_regions", _score_fake),

@@ -120,7 +120,10 @@ def multilevel_roi_align(
     bins = checks.sampling(op, output_size, sampling_ratio)
     canonical_scale = checks.scale(op, "canonical_scale", canonical_scale)
     rois = _rois(op, boxes, features[0], features[0].shape[0], impl)
-    levels = _levels(rois, strides, canonical_scale, canonical_level)
+    finest = round(math.log2(strides[0]))
+    levels = _choose("pyramid_levels", rois, impl)(
+        rois, finest, len(features), canonical_scale, float(canonical_level)
+    )
     scales = [1 / float(stride) for stride in strides]
     run = _choose(op, features[0], impl)
     return run(features, rois, levels, scales, *bins, int(sampling_ratio), bool(aligned))
@@ -322,12 +325,3 @@ def _rois(
         return torch.zeros(0, 5, dtype=dtype, device=features.device)
     parts = [F.pad(some.detach().to(dtype), (1, 0), value=image) for image, some in enumerate(boxes)]
     return torch.cat(parts)
-
-
-def _levels(rois: Tensor, strides: Sequence[float], canonical_scale: float, canonical_level: float) -> Tensor:
-    """Return the level of each of rois (R, 5), counted from the finest, (R,) int64."""
-    finest = round(math.log2(strides[0]))
-    area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
-    # 1e-6 as in torchvision, so that a box of exactly the canonical scale is not a rounding error below its level.
-    level = torch.floor(canonical_level + torch.log2(area.sqrt() / canonical_scale) + 1e-6) - finest
-    return level.nan_to_num(0.0).clamp(0, len(strides) - 1).long()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cfmvit.ops import multilevel_roi_align, roi_align
+from cfmvit.ops.reference import regions as reference
 
 from .families import TOLERANCES, assert_parity, assert_same_bits, moved
 
@@ -330,6 +331,23 @@ def test_pyramid_equals_torchvision(device: str) -> None:
             maps, boxes, 5, sampling_ratio=2, aligned=False, canonical_scale=56, canonical_level=4, impl=impl
         )
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("finest", "count"), [(2, 4), (3, 3), (0, 1), (-1, 9)])
+def test_levels_of_a_pyramid(finest: int, count: int, dtype: torch.dtype, device: str) -> None:
+    generator = torch.Generator().manual_seed(7)
+    sides = 2 ** (12 * torch.rand(500, 2, generator=generator, dtype=torch.float64) - 2)
+    exact = 2.0 ** torch.arange(-2, 12, dtype=torch.float64)  # on the border of two levels
+    sides = torch.cat([sides, exact[:, None].expand(-1, 2)])
+    odd = torch.tensor(
+        [[0, 0, 0, 0, 0], [0, 9, 9, 3, 3], [0, NAN, 0, 1, 1], [0, 0, 0, INF, 5], [0, 5, 5, 9, 3]]
+    )
+    rois = torch.cat([torch.cat([torch.zeros(len(sides), 3), sides], 1), odd.double()]).to(device, dtype)
+    wide = torch.cat([rois, rois], 1)[:, :5]  # rows apart
+    expected = reference.pyramid_levels(rois, finest, count, 256.0, 4.0)
+    assert torch.equal(torch.ops.cfmvit.pyramid_levels(wide, finest, count, 256.0, 4.0), expected)
+    assert expected.unique().tolist() == list(range(count))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

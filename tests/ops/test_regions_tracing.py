@@ -46,6 +46,7 @@ CASES: dict[str, tuple[Any, tuple]] = {
         N.pool_regions_backward,
         (GRAD[:, :, 0, 0], ROIS, TOKENS.detach(), 2, 50, *POOLED),
     ),
+    "levels": (N.pyramid_levels, (ROIS.detach(), 2, 4, 224.0, 4.0)),
     "scores": (
         N.combine_scores,
         (rand(4, 6, grad=False), rand(4, 6, grad=False), torch.rand(5), torch.rand(4), 3.0, True),

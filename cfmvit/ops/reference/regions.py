@@ -163,6 +163,16 @@ def pool_regions(
     return pooled.to(tokens.dtype)
 
 
+def pyramid_levels(
+    rois: Tensor, finest: int, count: int, canonical_scale: float, canonical_level: float
+) -> Tensor:
+    """Return the level of each of rois (R, 5) among `count`, the finest of stride 2 ** finest: (R,) int64, 0 for the finest."""
+    area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
+    # 1e-6 as in torchvision, so that a box of exactly the canonical scale is not a rounding error below its level.
+    level = torch.floor(canonical_level + torch.log2(area.sqrt() / canonical_scale) + 1e-6) - finest
+    return level.nan_to_num(0.0).clamp(0, count - 1).long()
+
+
 def combine_scores(
     logits: Tensor,
     vlm_logits: Tensor | None,

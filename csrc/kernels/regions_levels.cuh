@@ -1,0 +1,17 @@
+// The levels of boxes in a feature pyramid, a thread for each box. Knows nothing of torch.
+#pragma once
+
+#include "for_each.cuh"
+#include "regions_level.h"
+
+namespace cfmvit::kernels {
+
+template <typename T>
+struct PyramidLevels {
+  regions::Levels<T> level;
+  int64_t* out;
+
+  __device__ void operator()(int64_t i) const { out[i] = level(i); }
+};
+
+}  // namespace cfmvit::kernels
