@@ -110,7 +110,7 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
     detector = Detector(
         CFMViT.from_pretrained(config.model), replace(config.detector, base_labels=labels)
     ).to(device)
-    text = detector.vocabulary(labels).embeddings
+    detector.vocabulary(labels)  # so that labels are refused before anything is written
     # Row of each category of the data set among the base ones; -1 for novel ones, which the losses refuse.
     rows = torch.full((len(dataset.categories),), -1)
     rows[base] = torch.arange(len(base))
@@ -126,6 +126,7 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
     steps, optim = config.loop.steps, config.optim
     optimizer = make_optimizer(detector, optim)
     start = start_run(config, output, detector, optimizer, resume=resume)
+    text = detector.vocabulary(labels).embeddings  # by the weights of a resumed checkpoint
     fit(
         model=detector,
         losses=losses,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,9 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
             finetune(settings, tmp_path / "parts")
     assert torch.load(tmp_path / "parts/checkpoint.pt", weights_only=True)["step"] == 2
     assert not (tmp_path / "parts/detector").exists()
+    # The checkpoint alone says how to go on: another tower in the model's folder changes nothing.
+    shutil.rmtree(pretrained)
+    small_model(seed=1).save_pretrained(pretrained)
     parts = finetune(settings, tmp_path / "parts", resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
