@@ -66,12 +66,18 @@ def why_not_native(op: str, device_type: str) -> str:
 
 
 def implementation(
-    op: str, tensor: Tensor, impl: str | None, why_not_triton: Callable[[Tensor], str] | None = None
+    op: str,
+    tensor: Tensor,
+    impl: str | None,
+    why_not_triton: Callable[[Tensor], str] | None = None,
+    *,
+    name: str = "",
 ) -> str:
     """Choose what computes ``op`` for tensors like ``tensor``: "triton", "native" or "reference", the first to be had.
 
     Args:
         impl: forces one of them.
+        name: of the public function, for messages; that of the op by default.
         why_not_triton: says why the op's Triton kernel can't take such a tensor, empty where it can; None for an op without.
 
     Raises:
@@ -80,15 +86,16 @@ def implementation(
     """
     known = ("native", "reference") if why_not_triton is None else ("triton", "native", "reference")
     if impl is not None and impl not in known:
-        names = ", ".join(repr(name) for name in known[:-1])
-        raise ValueError(f"{op}: impl must be None, {names} or {known[-1]!r}, got {impl!r}")
-    for name in known[:-1]:
-        if impl in (None, name):
-            reason = why_not_native(op, tensor.device.type) if name == "native" else why_not_triton(tensor)
+        names = ", ".join(repr(candidate) for candidate in known[:-1])
+        raise ValueError(f"{name or op}: impl must be None, {names} or {known[-1]!r}, got {impl!r}")
+    for candidate in known[:-1]:
+        if impl in (None, candidate):
+            native = candidate == "native"
+            reason = why_not_native(op, tensor.device.type) if native else why_not_triton(tensor)
             if not reason:
-                return name
-            if impl == name:
-                raise RuntimeError(f"{op}: impl {name!r} is not available: {reason}")
+                return candidate
+            if impl == candidate:
+                raise RuntimeError(f"{name or op}: impl {candidate!r} is not available: {reason}")
     return "reference"
 
 

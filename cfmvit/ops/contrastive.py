@@ -98,7 +98,7 @@ def info_nce(
     check_exchange("info_nce", exchange, process_group)
     image, text = _autocast(image, text)
     logit_scale = logit_scale.to(compute_dtype(image))
-    chosen = _library.implementation("contrastive_lse", image, impl, _contrastive_ops.why_not_triton)
+    chosen = _implementation("info_nce", "contrastive_lse", image, impl)
     own = slice(label_offset, label_offset + image.shape[0])
     if process_group is None:
         max_groups = _stats_groups(text, group_ids, 0) if return_stats else None
@@ -205,7 +205,7 @@ def siglip_loss(
     image, text = _autocast(image, text)
     logit_scale = logit_scale.to(compute_dtype(image))
     logit_bias = torch.zeros_like(logit_scale) if logit_bias is None else logit_bias.to(logit_scale.dtype)
-    chosen = _library.implementation("sigmoid_loss", image, impl, _contrastive_ops.why_not_triton)
+    chosen = _implementation(op, "sigmoid_loss", image, impl)
     if process_group is not None:
         place = _place(op, image, text, process_group, exchange, chosen)
         loss = _contrastive_distributed.sigmoid_loss(*_unrounded(image, text), logit_scale, logit_bias, place)
@@ -217,6 +217,10 @@ def siglip_loss(
             image, text, logit_scale, logit_bias, 0, needs_image, needs_text
         )
     return loss / image.shape[0] if reduction == "mean" else loss
+
+
+def _implementation(function: str, op: str, image: Tensor, impl: str | None) -> str:
+    return _library.implementation(op, image, impl, _contrastive_ops.why_not_triton, name=function)
 
 
 def _place(
