@@ -50,6 +50,15 @@ def test_boxes_keep_their_digits_beside_half_precision_maps() -> None:
     torch.testing.assert_close(found, detectron2.ROIAlign(2, 1 / 64, 2)(MAP, rois), atol=2e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("layer", [detectron2.ROIAlign(3, 0.25, 2), mmcv.RoIAlign(3, 0.25, 2)])
+def test_autocast_and_compile(layer: torch.nn.Module) -> None:
+    expected = layer(MAP, ROIS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(MAP, ROIS), expected)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(MAP, ROIS), expected)
+
+
 def test_bad_input_is_rejected() -> None:
     for function in (detectron2.ROIAlign(3, 1.0, 2), mmcv.RoIAlign(3)):
         with pytest.raises(AssertionError, match=r"rois must have shape \(R, 5\), got \(2, 4\)"):

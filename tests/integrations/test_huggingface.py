@@ -119,6 +119,40 @@ def test_clip_loss() -> None:
     assert_same(mine, other, torch.float32)
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+def test_low_precision(autocast: bool) -> None:
+    embeds = [F.normalize(rand(9, 24), dim=-1).bfloat16() for _ in range(2)]
+    imgs, pred, mask = rand(2, 3, 16, 16), rand(2, 16, 48).bfloat16(), (rand(2, 16) > 0).float()
+    pair = [x.float() for x in embeds] if autocast else embeds
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        clip = ours.clip_loss(*pair, torch.tensor(7.0))
+        pixels = ours.forward_loss(imgs, pred, mask, 4)
+    assert clip.dtype == pixels.dtype == torch.float32
+    exact = [x.double() for x in embeds]
+    torch.testing.assert_close(clip.double(), loss_of_similarity(exact[0] @ exact[1].t() * 7.0))
+    expected = MaskedAutoencoderViT(norm_pix_loss=False).forward_loss(imgs, pred.float(), mask)
+    torch.testing.assert_close(pixels, expected)
+
+
+def test_compile() -> None:
+    embeds = [F.normalize(rand(9, 24), dim=-1).requires_grad_() for _ in range(2)]
+    imgs, pred, mask = rand(2, 3, 16, 16), rand(2, 16, 48).requires_grad_(), (rand(2, 16) > 0).float()
+
+    def losses(text: Tensor, image: Tensor, pred: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        kept, _, restore = ours.random_masking(pred, 0.75, noise)
+        return (
+            ours.clip_loss(text, image, torch.tensor(7.0)),
+            ours.forward_loss(imgs, pred, mask, 4),
+            kept,
+            restore,
+        )
+
+    inputs = (*embeds, pred, torch.rand(2, 16, generator=GENERATOR))
+    compiled = torch.compile(losses, backend="aot_eager", fullgraph=True)
+    for mine, other in zip(compiled(*inputs), losses(*inputs), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_masking_and_loss_of_rectangles() -> None:
     x, imgs, pred, mask = rand(2, 16, 5), rand(2, 3, 16, 8), rand(2, 8, 48), (rand(2, 8) > 0).float()
     torch.manual_seed(0)
