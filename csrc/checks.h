@@ -1,5 +1,5 @@
 // One validation per kind of argument, shared by the ops. Messages name the op, the argument, the rule and
-// the value seen; the Python functions say the same earlier, as ValueError or TypeError.
+// the value seen; the Python functions say the same, as ValueError or TypeError.
 #pragma once
 
 #include <string>

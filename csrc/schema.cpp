@@ -61,9 +61,8 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "linear_masked_cosine_sum(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float eps, bool "
       "needs_hidden, bool needs_weight) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "linear_masked_cosine_sum_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor grad_hidden, "
-      "Tensor "
-      "grad_weight, Tensor grad_bias) -> (Tensor, Tensor, Tensor)");
+      "linear_masked_cosine_sum_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor "
+      "grad_hidden, Tensor grad_weight, Tensor grad_bias) -> (Tensor, Tensor, Tensor)");
 
   // reconstruction: pred (B, N or M, P * P * C), images (B, C, H, W), index (B, M) -> losses (B, M), and the
   // gradient of pred.

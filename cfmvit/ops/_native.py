@@ -44,7 +44,8 @@ class NativeOp:
     def checked(self, check: Callable[[], None], *args: Any) -> Any:
         """Call the op; where its arguments are refused, ``check`` says why in the words of the public function.
 
-        On the CPU the op looks at all it is given, and good arguments need not be looked at twice.
+        On the CPU the op looks at what it is given, and good arguments need not be looked at twice; what the caller converts it
+        must look at itself.
         """
         if torch.compiler.is_compiling():
             return self(*args)

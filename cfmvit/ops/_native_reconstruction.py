@@ -97,11 +97,11 @@ def _linear_sum(hidden, weight, bias, target, eps, needs_hidden, needs_weight):
 
 
 def _linear_sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, *_ = inputs
+    hidden, weight, bias, *_ = inputs
     _, *grads = output
     ctx.mark_non_differentiable(*grads)
     ctx.set_materialize_grads(False)  # or a backward would make zeros as large as the inputs for them
-    ctx.save_for_backward(hidden, weight, *grads)
+    ctx.save_for_backward(hidden, weight, bias, *grads)
 
 
 def _linear_sum_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -113,10 +113,10 @@ def _linear_sum_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tenso
 
 
 def _linear_sum_grads(
-    grad: Tensor, hidden: Tensor, weight: Tensor, *grads: Tensor
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *grads: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The inputs serve their dtypes, and that a second derivative is refused rather than silently zero."""
-    by_hidden, by_weight, by_bias = ((grad * x) for x in grads)
+    by_hidden, by_weight, by_bias = (grad * x.to(grad.dtype) for x in grads)
     return by_hidden.to(hidden.dtype), by_weight.to(weight.dtype), by_bias.to(weight.dtype)
 
 

@@ -173,7 +173,25 @@ def _score_fake(
     region_embeds, text_embeds, vlm_embeds, exponent, objectness, temperature, vlm_temperature, objectness_power,
     renormalize,
 ):  # fmt: skip
-    return region_embeds.new_empty(region_embeds.shape[0], text_embeds.shape[0] - 1)
+    op, (rows, width), labels = "score_regions", region_embeds.shape, text_embeds.shape[0] - 1
+    for name, x, shape in (
+        ("text_embeds", text_embeds, (labels + 1, width)),
+        ("vlm_embeds", vlm_embeds, (rows, width)),
+        ("exponent", exponent, (labels,)),
+        ("objectness", objectness, (rows,)),
+        ("temperature", temperature, ()),
+        ("vlm_temperature", vlm_temperature, ()),
+    ):
+        if x is not None:
+            torch._check(
+                x.dim() == len(shape) and all(a == b for a, b in zip(x.shape, shape)),
+                lambda: f"{op}: {name} must have shape {tuple(shape)}, got {tuple(x.shape)}",  # noqa: B023
+            )
+            torch._check(
+                x.device == region_embeds.device,
+                lambda: f"{op}: {name} must be on {region_embeds.device}, got {x.device}",  # noqa: B023
+            )
+    return region_embeds.new_empty(rows, labels)
 
 
 def _levels_fake(rois, finest, count, canonical_scale, canonical_level):

@@ -198,8 +198,10 @@ def gather_patches(
 
 
 def _like(value: Tensor | None, features: Tensor) -> Tensor | None:
-    """Return the value in the features' dtype; what is no tensor is for the checks to refuse."""
-    return value if getattr(value, "dtype", features.dtype) == features.dtype else value.to(features.dtype)
+    """Return the value in the features' dtype; what is no floating tensor is left for the op to refuse."""
+    if isinstance(value, Tensor) and value.dtype != features.dtype and value.dtype in check.FLOATING:
+        return value.to(features.dtype)
+    return value
 
 
 def _statistics(op: str, name: str, value: Sequence[float] | Tensor | None, images: Tensor) -> Tensor | None:

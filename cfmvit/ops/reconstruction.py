@@ -75,7 +75,7 @@ def linear_masked_cosine_loss(
     """Project the decoder's output and take ``masked_cosine_loss`` of it, without holding the projection.
 
     Reduced to one number, the gradients are made together with the loss: three matrix products in all, as without fusing, and
-    one where no gradient is wanted. For "none" the backward pass projects again.
+    one where no gradient is wanted. For "none", and in float16, the backward pass projects again.
 
     Args:
         hidden: (B, M, H) floating; or (B, N, H) with ``index``.
@@ -101,7 +101,8 @@ def linear_masked_cosine_loss(
         bias = None if bias is None else bias.to(dtype)
         rows, targets = hidden.to(dtype).flatten(0, 1), _target_for(dtype, target).flatten(0, 1)
         weight = weight.to(dtype)
-        if reduction != "none":
+        # In float16 gradients must be made with the scale of the loss: without it they leave the range.
+        if reduction != "none" and dtype != torch.float16:
             return _linear_sum(rows, weight, bias, targets, eps, reduction)
         losses = _NATIVE[op](rows, weight, bias, targets, eps).reshape(hidden.shape[:2])
     else:
@@ -154,7 +155,8 @@ def _linear_sum(
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     needs = wanted[0], wanted[1] or wanted[2]
     total, *_ = _NATIVE["linear_masked_cosine_sum"](hidden, weight, bias, target, eps, *needs)
-    return total if reduction == "sum" or not len(hidden) else total / len(hidden)
+    rows = hidden.shape[0]
+    return total if reduction == "sum" or not rows else total / rows
 
 
 def _rows(tokens: Tensor, index: Tensor | None) -> Tensor:

@@ -267,7 +267,7 @@ def score_regions(
     options = float(objectness_power), bool(renormalize)
     if region_embeds.is_cpu and not learned and _library.use_native("score_regions", region_embeds, impl):
         vlm = None if vlm_embeds is None else vlm_embeds.to(dtype)
-        temperatures = (torch.as_tensor(x, dtype=dtype) for x in (temperature, vlm_temperature))
+        temperatures = (torch.as_tensor(x, dtype=dtype, device="cpu") for x in (temperature, vlm_temperature))
         embeds = region_embeds.to(dtype), text_embeds.to(dtype), vlm
         return _NATIVE["score_regions"](*embeds, exponent, objectness, *temperatures, *options)
     with torch.autocast(region_embeds.device.type, enabled=False):

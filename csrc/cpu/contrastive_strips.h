@@ -14,7 +14,7 @@ constexpr int64_t kCols =
     512;  // texts of a block, which also owns their gradient; 128 x 512 float32 stay in a core's L2
 constexpr int64_t kStripBytes = int64_t{1} << 26;  // bound of the workspace
 
-// Row-major, in float32 or (for float64 features) float64.
+// Row-major, in `type`.
 inline Tensor prepared(const Tensor& x, ScalarType type) {
   return dense(x.scalar_type() == type ? x : torch::stable::to(x, type));
 }

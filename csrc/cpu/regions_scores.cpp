@@ -13,9 +13,6 @@ namespace {
 
 using blocks::matrix_of;
 
-constexpr int kLanes =
-    16;  // partial sums of a row: a fixed number keeps the bits the same for any vector width
-
 namespace baseline {
 #define CFMVIT_BYTES 16
 #include "regions_scores.inc"

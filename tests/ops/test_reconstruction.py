@@ -307,6 +307,32 @@ def test_frozen_inputs_of_the_projection(wanted: tuple[bool, ...], device: str) 
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("trained", range(3), ids=["hidden", "weight", "bias"])
+def test_second_derivatives_of_the_sum_are_refused(trained: int) -> None:
+    inputs = [rand(1, 4, 5), rand(6, 5, seed=1), rand(6, seed=2)]
+    x = inputs[trained].requires_grad_()
+    loss = ops.linear_masked_cosine_loss(*inputs, rand(1, 4, 6, seed=3))
+    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        torch.autograd.grad(grad.pow(2).sum(), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_scale_of_the_loss_does_not_round_gradients(dtype: torch.dtype, device: str) -> None:
+    """Not by a common factor in bfloat16 (1 / 7 is none of its numbers), nor out of float16's range by a loss scale."""
+    hidden, weight, target = rand(1, 7, 64), rand(64, 64, seed=1), rand(1, 7, 64, seed=2)
+    scale = 65536.0 if dtype == torch.float16 else 1.0
+    grads = []
+    for impl, kind in (("native", dtype), ("reference", torch.float64)):
+        leaf = hidden.to(device, dtype).to(kind).requires_grad_()
+        others = (x.to(device, dtype).to(kind) for x in (weight, target))
+        projection, wanted = others
+        loss = ops.linear_masked_cosine_loss(leaf, projection, None, wanted, impl=impl)
+        grads.append(torch.autograd.grad(scale * loss, leaf)[0].double())
+    factor = (grads[0] * grads[1]).sum() / (grads[1] ** 2).sum()
+    assert abs(factor - 1) < 1e-3
+
+
 def leaf(*shape: int) -> Tensor:
     return rand(*shape).float().requires_grad_()
 

@@ -110,6 +110,12 @@ def test_lengths_do_not_matter(length: float) -> None:
     torch.testing.assert_close(score(length * regions, length * text, vlm_embeds=length * vlm), expected)
 
 
+def test_the_default_device_does_not_matter() -> None:
+    expected = score(vlm_embeds=VLM)
+    with torch.device("meta"):
+        assert torch.equal(score(vlm_embeds=VLM), expected)
+
+
 def test_background_and_labels_add_up_to_one() -> None:
     """The background's share is what the labels leave; it comes from the detector alone."""
     both, detector = score(vlm_embeds=VLM, renormalize=True), score()
