@@ -57,7 +57,7 @@ def _finetune(steps: int) -> FinetuneConfig:
 
 
 _ALL = (
-    Preset("quick", _scenes(2000, 300, 40, (6, 4, 2)), _pretrain(130), _finetune(280)),
+    Preset("quick", _scenes(2000, 300, 40, (8, 5, 3)), _pretrain(230), _finetune(200)),
     Preset("default", _scenes(8000, 600, 100, (8, 5, 3)), _pretrain(750), _finetune(300)),
     Preset("full", _scenes(40_000, 3000, 300, (8, 5, 8)), _pretrain(4500, batch_size=128), _finetune(2000)),
 )

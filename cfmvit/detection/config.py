@@ -144,8 +144,9 @@ def tiny_config(**overrides: object) -> DetectorConfig:
         "image_size": 160,
         "window": 10,
         "pyramid": PyramidConfig(levels=(3, 4, 5), channels=64),
+        # Anchors of 32 px and more: of twice that size they overlap small objects too little, and short runs may learn no boxes.
         "proposals": ProposalConfig(
-            samples=64, center_foreground=0.5, box_match=0.4, pre_nms=200, post_nms=200
+            anchor_scale=4.0, samples=64, center_foreground=0.5, box_match=0.4, pre_nms=200, post_nms=200
         ),
         "heads": HeadConfig(
             samples=32,
