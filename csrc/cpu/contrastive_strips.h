@@ -5,6 +5,7 @@
 #include <array>
 
 #include "blocks.h"
+#include "contrastive_remainders.h"
 
 namespace cfmvit::contrastive {
 
@@ -70,15 +71,27 @@ inline int64_t strip_rows(int64_t images, int64_t texts, int64_t item_size) {
   return std::min(std::clamp<int64_t>(images / 32, 128, 1024), most) / 32 * 32;
 }
 
+// The entries of one block of a strip that count beyond bfloat16; none where factors are wider.
+using Remainders = std::vector<Remainder>;
+
 template <typename T, typename S>
-void multiply_strip_by_text(const Towers<T, S>& towers, Range rows, Matrix<T> logits) {
+void multiply_strip_by_text(const Towers<T, S>& towers, Range rows, Matrix<T> logits,
+                            const std::vector<Remainders>& remainders) {
   constexpr int64_t kRows = 128, kWidth = 128;
   const int64_t across = ceil_div(towers.text.cols, kWidth);
   for_blocks<T>(ceil_div(rows.size(), kRows) * across, kRows * kWidth * towers.text.rows, [&](int64_t i) {
     const Range part = block(i / across, kRows, rows.size()),
                 width = block(i % across, kWidth, towers.text.cols);
-    multiply(towers.grad_image.window(rows).window(part, width), logits.window(part),
-             towers.text.window({0, towers.text.rows}, width));
+    const Matrix<const S> text = towers.text.window({0, towers.text.rows}, width);
+    const Matrix<T> out = towers.grad_image.window(rows).window({0, rows.size()}, width);
+    multiply(out.window(part), logits.window(part), text);
+    for (size_t j = 0; j < remainders.size(); ++j) {
+      for (const auto& [row, col, value] : remainders[j]) {
+        if (row < part.begin || row >= part.end) continue;
+        add_scaled(out.data + row * out.row, value, text.data + (int64_t(j) * kCols + col) * text.row,
+                   width.size());
+      }
+    }
   });
 }
 
@@ -92,6 +105,9 @@ std::array<double, Sums> sweep(const Towers<T, S>& towers, const PullTile& pull)
   const int64_t blocks = ceil_div(texts, kCols);
   std::vector<T> strip(std::min(step, images) * stride);
   std::vector<std::array<double, Sums>> parts(blocks);
+  const bool by_image = towers.grad_image.rows > 0, by_text = towers.grad_text.rows > 0;
+  const bool rounds = std::is_same_v<S, BFloat16> && (by_image || by_text);
+  std::vector<Remainders> remainders(rounds ? blocks : 0);
   for (int64_t top = 0; top < images; top += step) {
     const Range rows{top, std::min(top + step, images)};
     const Matrix<T> logits{strip.data(), rows.size(), texts, stride};
@@ -101,11 +117,19 @@ std::array<double, Sums> sweep(const Towers<T, S>& towers, const PullTile& pull)
       multiply(tile, towers.image.window(rows), towers.text.window(cols).t());
       const std::array<double, Sums> sums = pull(tile, rows, cols);
       for (size_t k = 0; k < Sums; ++k) parts[j][k] += sums[k];
-      if (towers.grad_text.rows > 0) {
-        multiply(towers.grad_text.window(cols), tile.t(), towers.image.window(rows), top > 0);
+      if constexpr (std::is_same_v<S, BFloat16>) {
+        if (rounds) find_remainders(tile, remainders[j]);
+      }
+      if (!by_text) return;
+      const Matrix<T> out = towers.grad_text.window(cols);
+      const Matrix<const S> image = towers.image.window(rows);
+      multiply(out, tile.t(), image, top > 0);
+      if (!rounds) return;
+      for (const auto& [row, col, value] : remainders[j]) {
+        add_scaled(out.data + col * out.row, value, image.data + row * image.row, image.cols);
       }
     });
-    if (towers.grad_image.rows > 0) multiply_strip_by_text(towers, rows, logits);
+    if (by_image) multiply_strip_by_text(towers, rows, logits, remainders);
   }
   std::array<double, Sums> totals{};
   for (const auto& part : parts) {

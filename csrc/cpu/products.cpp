@@ -50,13 +50,6 @@ struct Floats {  // a word is a float
     return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
   }
 };
-struct Widened : Floats {  // a word is a float that was a bfloat16
-  using T = BFloat16;
-  static __m512i along(const BFloat16* x, int64_t left) { return across(x, 0, 0, first(left)); }
-  static __m512i across(const BFloat16* x, int64_t, int64_t, __mmask16 lanes) {
-    return _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, x)), 16);
-  }
-};
 #include "products.inc"
 }  // namespace float32
 #pragma GCC pop_options
@@ -84,6 +77,18 @@ struct Pairs {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
   }
 };
+struct Rounded : Pairs {  // floats, rounded to such pairs
+  using T = float;
+  static __m512i along(const float* x, int64_t left) {
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(first(left - 16), x + 16),
+                                        _mm512_maskz_loadu_ps(first(left), x));
+  }
+  static __m512i across(const float* x, int64_t stride, int64_t left, __mmask16 lanes) {
+    const float* neighbour = x + (left > 1 ? stride : 0);
+    return interleave((__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, x)),
+                      (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(left > 1 ? lanes : 0, neighbour)));
+  }
+};
 #include "products.inc"
 }  // namespace bfloat16
 #pragma GCC pop_options
@@ -99,7 +104,7 @@ void multiply(Matrix<float> out, Matrix<const BFloat16> a, Matrix<const BFloat16
 }
 
 void multiply(Matrix<float> out, Matrix<const float> a, Matrix<const BFloat16> b, bool accumulate) {
-  float32::multiply<float32::Floats, float32::Widened>(out, a, b, accumulate);
+  bfloat16::multiply<bfloat16::Rounded, bfloat16::Pairs>(out, a, b, accumulate);
 }
 
 #else

@@ -115,8 +115,9 @@ def test_bad_features_give_a_nan_loss() -> None:
     assert grads[0].isnan().any(1).nonzero().flatten().tolist() == [3]
 
 
-def test_same_bits_for_any_number_of_threads() -> None:
-    tensors = inputs(1100, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    tensors = inputs(1100, dtype)
     threads = torch.get_num_threads()
     try:
         runs = []
