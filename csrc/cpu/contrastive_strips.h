@@ -5,7 +5,7 @@
 #include <array>
 
 #include "blocks.h"
-#include "contrastive_remainders.h"
+#include "contrastive_tile.h"
 
 namespace cfmvit::contrastive {
 
@@ -118,7 +118,7 @@ std::array<double, Sums> sweep(const Towers<T, S>& towers, const PullTile& pull)
       const std::array<double, Sums> sums = pull(tile, rows, cols);
       for (size_t k = 0; k < Sums; ++k) parts[j][k] += sums[k];
       if constexpr (std::is_same_v<S, BFloat16>) {
-        if (rounds) find_remainders(tile, remainders[j]);
+        if (rounds) find_remainders(tile.data, tile.rows, tile.cols, tile.row, remainders[j]);
       }
       if (!by_text) return;
       const Matrix<T> out = towers.grad_text.window(cols);
