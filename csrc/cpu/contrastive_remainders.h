@@ -7,18 +7,11 @@
 
 #include <cstdint>
 
-#include "half.h"
-
 namespace cfmvit::contrastive {
 
 struct Remainder {
   int64_t row, col;
   float value;
 };
-
-template <typename T, typename S>
-void add_scaled(T* out, float factor, const S* x, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) out[k] += factor * widen(x[k]);
-}
 
 }  // namespace cfmvit::contrastive

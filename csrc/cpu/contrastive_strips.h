@@ -2,6 +2,7 @@
 // of similarities into gradients and those into the gradients of the features by two more matrix products.
 #pragma once
 
+#include <algorithm>
 #include <array>
 
 #include "blocks.h"
@@ -85,11 +86,13 @@ void multiply_strip_by_text(const Towers<T, S>& towers, Range rows, Matrix<T> lo
     const Matrix<const S> text = towers.text.window({0, towers.text.rows}, width);
     const Matrix<T> out = towers.grad_image.window(rows).window({0, rows.size()}, width);
     multiply(out.window(part), logits.window(part), text);
-    for (size_t j = 0; j < remainders.size(); ++j) {
-      for (const auto& [row, col, value] : remainders[j]) {
-        if (row < part.begin || row >= part.end) continue;
-        add_scaled(out.data + row * out.row, value, text.data + (int64_t(j) * kCols + col) * text.row,
-                   width.size());
+    if constexpr (std::is_same_v<S, BFloat16>) {
+      for (size_t j = 0; j < remainders.size(); ++j) {
+        const Matrix<const S> texts = text.window({int64_t(j) * kCols, text.rows});
+        const auto begin = std::ranges::lower_bound(remainders[j], part.begin, {}, &Remainder::row);
+        for (auto x = begin; x != remainders[j].end() && x->row < part.end; ++x) {
+          add_scaled(out.data + x->row * out.row, x->value, texts.data + x->col * texts.row, width.size());
+        }
       }
     }
   });
@@ -117,16 +120,15 @@ std::array<double, Sums> sweep(const Towers<T, S>& towers, const PullTile& pull)
       multiply(tile, towers.image.window(rows), towers.text.window(cols).t());
       const std::array<double, Sums> sums = pull(tile, rows, cols);
       for (size_t k = 0; k < Sums; ++k) parts[j][k] += sums[k];
+      const Matrix<T> out = towers.grad_text.window(by_text ? cols : Range{0, 0});
+      const Matrix<const S> image = towers.image.window(rows);
+      if (by_text) multiply(out, tile.t(), image, top > 0);
       if constexpr (std::is_same_v<S, BFloat16>) {
         if (rounds) find_remainders(tile.data, tile.rows, tile.cols, tile.row, remainders[j]);
-      }
-      if (!by_text) return;
-      const Matrix<T> out = towers.grad_text.window(cols);
-      const Matrix<const S> image = towers.image.window(rows);
-      multiply(out, tile.t(), image, top > 0);
-      if (!rounds) return;
-      for (const auto& [row, col, value] : remainders[j]) {
-        add_scaled(out.data + col * out.row, value, image.data + row * image.row, image.cols);
+        if (!rounds || !by_text) return;
+        for (const auto& [row, col, value] : remainders[j]) {
+          add_scaled(out.data + col * out.row, value, image.data + row * image.row, image.cols);
+        }
       }
     });
     if (by_image) multiply_strip_by_text(towers, rows, logits, remainders);

@@ -12,6 +12,7 @@
 
 #include "capability.h"
 #include "contrastive_remainders.h"
+#include "half.h"
 
 #define CFMVIT_INLINE inline __attribute__((always_inline))
 
@@ -83,6 +84,11 @@ inline void find_remainders(const float* tile, int64_t rows, int64_t cols, int64
                             std::vector<Remainder>& found) {
   const auto run = kHasAvx2 ? avx2::find_remainders : baseline::find_remainders;
   run(tile, rows, cols, stride, found);
+}
+
+inline void add_scaled(float* out, float factor, const BFloat16* x, int64_t n) {
+  const auto run = kHasAvx2 ? avx2::add_scaled : baseline::add_scaled;
+  run(out, factor, x, n);
 }
 
 template <typename T>
