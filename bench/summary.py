@@ -33,8 +33,9 @@ def summary(record: dict[str, Any], path: Path, page: Path) -> str:
     head = ("op", "size", "replaces", *(f"{SHORT[dtype]} {COLUMNS[name]}" for dtype, name in wanted))
     if any(found.keys() & wanted for found in rows.values()):
         body = [
-            (f"`{op}`", _shape(found), _replaced(found), *(_cell(found.get(which)) for which in wanted))
+            (f"`{op}`", _shape(found), peer, *(_cell(found.get(which), peer) for which in wanted))
             for (op, _), found in rows.items()
+            for peer in (_replaced(found),)
         ]
         parts = [machine_line(record), markdown(head, body)]
     else:
@@ -72,12 +73,14 @@ def _replaced(found: dict[Any, dict[str, Any]]) -> str:
     return next((name for x in found.values() for name in x["ratios"]), "")
 
 
-def _cell(result: dict[str, Any] | None) -> str:
+def _cell(result: dict[str, Any] | None, replaced: str) -> str:
+    """Time and ratio to what the row says is replaced; where that was left out, to the next peer, which is then named."""
     if result is None:
         return ""
-    ratio = next(iter(result["ratios"].values()), None)
     time = duration(result["implementations"][OURS]["seconds"]["p50"])
-    return time if ratio is None else f"{time} ({ratio['p50']:.3g}x)"
+    for peer, ratio in result["ratios"].items():
+        return f"{time} ({ratio['p50']:.3g}x{'' if peer == replaced else f' {peer}'})"
+    return time
 
 
 def _more(result: dict[str, Any] | None) -> str:

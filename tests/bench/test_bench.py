@@ -21,6 +21,7 @@ from cfmvit.bench.draw import Draw
 from cfmvit.bench.measure import measure
 from cfmvit.bench.memory import peak_bytes
 from cfmvit.bench.registry import DTYPES, Cost, Peer, Skip, load
+from cfmvit.bench.summary import summary
 from cfmvit.bench.timing import interleaved, quantiles
 from cfmvit.cli import main
 
@@ -243,6 +244,11 @@ def test_the_command_writes_a_record_a_table_and_a_picture(
     )
     assert re.search(r"\| `restore_tokens` \| -?[\d.]+ us \| -?[\d.]+ us \|", text)
     assert "(results/cpu.json)" in text and "(results/cpu.svg)" in text
+
+    left_out = next(x for x in found["results"] if (x["op"], x["pass"]) == ("info_nce", "both"))
+    del left_out["ratios"]["open_clip"]
+    assert "x float32)" not in text
+    assert summary(found, path, page).count("x float32)") == 1, "beside what it is, where that is another"
 
 
 @pytest.mark.parametrize(

@@ -329,7 +329,7 @@ def test_no_logits_matrix_in_memory() -> None:
     """12,000 pairs have 576 MB of float32 logits; the whole step may take a quarter of that."""
     code = """if True:
         import resource, torch
-        from cfmvit.ops import info_nce, siglip_loss
+        from cfmvit.ops import info_nce
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         def step(rows):
             image, text = (torch.randn(rows, 16, requires_grad=True) for _ in range(2))
