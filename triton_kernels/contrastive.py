@@ -1,4 +1,4 @@
-"""contrastive_lse and its backward in Triton; the kernels are in contrastive_tiles.py.
+"""contrastive_lse and its backward in Triton; the kernels are in contrastive_lse.py and contrastive_sigmoid.py.
 
 Forward: 2 B T D operations, tiles of logits live in registers only. Backward: the tiles again, their gradient rounded to the
 features' dtype in strips of rows within a workspace, and two plain matrix products per strip with float32 sums.
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import contrastive_tiles as tiles
+from . import contrastive_lse as lse
+from . import contrastive_sigmoid as sigmoid
 from . import contrastive_vectors as vectors
-from .contrastive_sweep import PAIRS, Strip, Sweep, cdiv, config_of, first_pair, operands, options
+from .contrastive_sweep import PAIRS, Strip, Sweep, cdiv, config_of, first_pair, matrices, operands, options
 
 FORWARD_STRIP = 8192  # rows whose partial sums exist at one time
 
@@ -34,7 +36,7 @@ def contrastive_lse(
     config = config_of(image, "forward")
     vector = lambda *shape: image.new_empty(shape, dtype=torch.float32)
     positive = _pairs(image, text, logit_scale, label_offset)
-    operand = operands(image, text)
+    logit_operands = matrices(*operands(image, text, config), config)
     pair = first_pair(label_offset, text)
     image_lse, text_lse = vector(images), vector(texts)
     with_max = text_groups is not None
@@ -50,8 +52,8 @@ def contrastive_lse(
         row_part, col_part = vector(tiles_n, strip), vector(tiles_m, texts)
         row_max_part = torch.empty_like(row_part) if with_max else row_part
         col_max_part = torch.empty_like(col_part) if with_max else col_part
-        tiles.lse_fwd_kernel[(tiles_m * tiles_n,)](
-            *operand, logit_scale, *groups, row_part, col_part, row_max_part, col_max_part,
+        lse.lse_fwd_kernel[(tiles_m * tiles_n,)](
+            *logit_operands, logit_scale, *groups, row_part, col_part, row_max_part, col_max_part,
             first, end, strip, texts, width, pair, WITH_MAX=with_max, **options(config, image),
         )  # fmt: skip
         last = strips == 1
@@ -89,11 +91,11 @@ def contrastive_lse_backward(
     sweep = Sweep(image, text, label_offset, "backward")
     scale_parts = sweep.parts(cdiv(sweep.pairs, PAIRS))
 
-    def launch(strip: Strip, grad_logit: Tensor) -> None:
-        tiles.lse_bwd_kernel[(strip.programs,)](
-            *sweep.operands, logit_scale, image_lse, text_lse, row_grad, col_grad, store_scale,
-            grad_logit, scale_parts[strip.first_program :], strip.first, strip.end, text.shape[0], image.shape[1],
-            sweep.first_pair, WITH_GRAD=needs_image or needs_text, **sweep.options,
+    def launch(strip: Strip, grad_logit: Tensor | TensorDescriptor | None, stride: int) -> None:
+        lse.lse_bwd_kernel[(strip.programs,)](
+            *sweep.matrices, logit_scale, image_lse, text_lse, row_grad, col_grad, store_scale,
+            grad_logit, stride, scale_parts[strip.first_program :], strip.first, strip.end, text.shape[0], image.shape[1],
+            sweep.first_pair, **sweep.options,
         )  # fmt: skip
 
     dtype = torch.float32 if full_precision else image.dtype
@@ -121,12 +123,11 @@ def sigmoid_loss(
     # A sigmoid is at most 1: float16 needs no more than a constant to keep small ones out of its subnormals.
     store_scale = image.new_full((), 2.0**13, dtype=torch.float32) if image.dtype == torch.float16 else None
 
-    def launch(strip: Strip, grad_logit: Tensor) -> None:
+    def launch(strip: Strip, grad_logit: Tensor | TensorDescriptor | None, stride: int) -> None:
         parts = (x[strip.first_program :] for x in sums)
-        tiles.sigmoid_kernel[(strip.programs,)](
-            *sweep.operands, logit_scale, logit_bias, store_scale, grad_logit, pair_grad, *parts,
-            strip.first, strip.end, text.shape[0], image.shape[1], sweep.first_pair,
-            WITH_GRAD=needs_image or needs_text, PAIRS=PAIRS, **sweep.options,
+        sigmoid.sigmoid_kernel[(strip.programs,)](
+            *sweep.matrices, image, text, logit_scale, logit_bias, store_scale, grad_logit, stride, pair_grad, *parts,
+            strip.first, strip.end, text.shape[0], image.shape[1], sweep.first_pair, PAIRS=PAIRS, **sweep.options,
         )  # fmt: skip
 
     grads = sweep.run(launch, pair_grad, logit_scale, store_scale, needs_image, needs_text, torch.float32)

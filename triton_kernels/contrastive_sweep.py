@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import contrastive_vectors as vectors
 
 WORKSPACE_BYTES = 256 * 2**20  # of the gradient by logits
 PAIRS = 16  # of a program that takes pairs
+ALIGNMENT = 16  # bytes, of a matrix that a descriptor describes
 
 
 class Config(NamedTuple):
@@ -22,18 +24,22 @@ class Config(NamedTuple):
     block_d: int
     warps: int
     stages: int
+    descriptors: bool = False  # whether matrices come as tensor descriptors
+    max_registers: int | None = None  # of a thread
 
 
 def config_for(dtype: torch.dtype, width: int, capability: int, pass_: str) -> Config:
     """Choose tiles by a plain rule: autotuning would recompile for every batch size and differ between runs.
 
-    pass_ is "forward", "backward" or "sigmoid". These compile without spills for compute capability 8.0, 9.0, 10.0 and 12.0;
-    none was timed on a GPU yet.
+    pass_ is "forward", "backward" or "sigmoid". By what they compile to for compute capability 8.0, 9.0, 10.0 and 12.0: no
+    spills, and on 9.0 two programs to an SM, so that one multiplies while the other takes exponentials.
     """
     if dtype == torch.float32:
         return Config(64, 64, 32, 4, 2)
-    block_n = 64 if pass_ == "sigmoid" or (pass_ == "backward" and capability == 100) else 128
-    return Config(128, block_n, 64 if width > 32 else 32, 8, 3)
+    narrow = {80: ("sigmoid",), 100: ("backward", "sigmoid")}
+    block_n = 64 if pass_ in narrow.get(capability, ()) else 128
+    block_d = 64 if width > 32 else 32
+    return Config(128, block_n, block_d, 8, 3, capability >= 90, 128 if capability == 90 else None)
 
 
 def config_of(features: Tensor, pass_: str) -> Config:
@@ -52,22 +58,46 @@ def precision_of(features: Tensor) -> str:
     return "tf32" if allowed and features.dtype == torch.float32 else "ieee"
 
 
-def operands(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Features as the matrix units should have them: rounded beforehand, where those would truncate them."""
-    if precision_of(image) != "tf32":
-        return image, text
-    rounded, block = tuple(torch.empty_like(x) for x in (image, text)), 4096
-    blocks = cdiv(image.numel(), block) + cdiv(text.numel(), block)
-    vectors.round_kernel[(blocks,)](image, text, *rounded, image.numel(), text.numel(), BLOCK=block)
-    return rounded
+def operands(image: Tensor, text: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Features as the matrix units should have them: rounded beforehand, where those would truncate them, and aligned."""
+    if precision_of(image) == "tf32":
+        rounded, block = tuple(torch.empty_like(x) for x in (image, text)), 4096
+        blocks = cdiv(image.numel(), block) + cdiv(text.numel(), block)
+        vectors.round_kernel[(blocks,)](image, text, *rounded, image.numel(), text.numel(), BLOCK=block)
+        return rounded
+    return (aligned(image), aligned(text)) if config.descriptors else (image, text)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The matrix x, or a copy of it whose rows begin at multiples of ALIGNMENT bytes."""
+    whole_rows = x.stride(0) * x.element_size() % ALIGNMENT == 0
+    return x if whole_rows and x.data_ptr() % ALIGNMENT == 0 else aligned_empty(x, *x.shape).copy_(x)
+
+
+def aligned_empty(like: Tensor, rows: int, width: int) -> Tensor:
+    """Return a new matrix whose rows begin at multiples of ALIGNMENT bytes."""
+    step = ALIGNMENT // like.element_size()
+    return like.new_empty(rows, cdiv(width, step) * step)[:, :width]
+
+
+def matrix(x: Tensor, config: Config, rows: int, width: int) -> Tensor | TensorDescriptor:
+    """Give x to a kernel that takes it in blocks (rows, width)."""
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, width]) if config.descriptors else x
+
+
+def matrices(image: Tensor, text: Tensor, config: Config) -> tuple[Tensor | TensorDescriptor, ...]:
+    """Give the operands of the logits to a kernel."""
+    return matrix(image, config, config.block_m, config.block_d), matrix(
+        text, config, config.block_n, config.block_d
+    )
 
 
 def options(config: Config, features: Tensor) -> dict:
     """What the matrix kernels are compiled for."""
     return dict(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
-        EVEN_D=features.shape[1] % config.block_d == 0, PRECISION=precision_of(features),
-        num_warps=config.warps, num_stages=config.stages,
+        DESCRIPTORS=config.descriptors, EVEN_D=features.shape[1] % config.block_d == 0, PRECISION=precision_of(features),
+        num_warps=config.warps, num_stages=config.stages, maxnreg=config.max_registers,
     )  # fmt: skip
 
 
@@ -90,8 +120,9 @@ class Sweep:
 
     def __init__(self, image: Tensor, text: Tensor, label_offset: int | None, pass_: str):
         self.image, self.text, self.first_pair = image, text, first_pair(label_offset, text)
-        self.operands = operands(image, text)
-        config = config_of(image, pass_)
+        config = self.config = config_of(image, pass_)
+        self.operands = operands(image, text, config)
+        self.matrices = matrices(*self.operands, config)
         self.options = options(config, image)
         images, texts = image.shape[0], text.shape[0]
         self.pairs = 0 if label_offset is None else images
@@ -110,7 +141,7 @@ class Sweep:
 
     def run(
         self,
-        launch: Callable[[Strip, Tensor], None],
+        launch: Callable[[Strip, Tensor | TensorDescriptor | None, int], None],
         pair_grad: Tensor,
         logit_scale: Tensor,
         store_scale: Tensor | None,
@@ -131,12 +162,13 @@ class Sweep:
         )
         image_product = text_product = logit_scale  # any pointer: not read where not needed
         # One for all strips: a new one for each would exist beside the last.
-        tallest = self.strips[0].end if needs_image or needs_text else 0
-        workspace = image.new_empty(tallest, text.shape[0])
+        needed = needs_image or needs_text
+        workspace = aligned_empty(image, self.strips[0].end if needed else 0, text.shape[0])
         for strip in self.strips:
             rows = strip.end - strip.first
             grad_logit = workspace[:rows]
-            launch(strip, grad_logit)
+            block = self.config.block_m, self.config.block_n // 4
+            launch(strip, matrix(grad_logit, self.config, *block) if needed else None, workspace.stride(0))
             if needs_image:
                 image_product = product(grad_logit, text_operand)
             if needs_text:

@@ -21,10 +21,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
 TOLERANCES = {torch.float32: 5e-5, torch.float16: 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def _small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[False, True], ids=["pointers", "descriptors"])
+def _small_strips(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(contrastive, "FORWARD_STRIP", 128)
     monkeypatch.setattr(contrastive_sweep, "WORKSPACE_BYTES", 200 * 128 * 2)
+    config_for = contrastive_sweep.config_for
+    monkeypatch.setattr(
+        contrastive_sweep, "config_for", lambda *args: config_for(*args)._replace(descriptors=request.param)
+    )
 
 
 def features(rows: int, width: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -95,6 +99,13 @@ def test_features_of_any_length_take_the_shift_of_each_row() -> None:
     lengths = torch.linspace(0.01, 12, 150)[:, None]
     image, text = features(150, 16, torch.float32, 0) * lengths, features(150, 16, torch.float32, 1) * 8
     check(image, text, 30.0, 0, 1e-3)  # logits of 2,000, which float32 holds to 1e-4
+
+
+def test_logits_far_below_zero_beside_an_empty_end() -> None:
+    """Quarters of the last tile have no columns: their shift must not stand for that of the others."""
+    image = F.normalize(torch.ones(40, 16), dim=1)
+    text = -image[:1].repeat(45, 1)
+    check(image, text, 300.0, 2, 1e-3)  # the gradient of the scale cancels
 
 
 @pytest.mark.parametrize("scale", [14.3, 100.0])
@@ -178,7 +189,8 @@ def test_tf32_rounds_rather_than_truncates(monkeypatch: pytest.MonkeyPatch) -> N
     image, text = features(150, 40, torch.float32, 0), features(170, 40, torch.float32, 1)
     ties = torch.tensor([1 + 2**-11, -1 - 3 * 2**-11, 0.0, -0.0, float("inf"), float("nan")]).repeat(150, 1)
     ties[:, 2] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # a NaN that would become -0
-    found = contrastive_sweep.operands(ties, text)
+    config = contrastive_sweep.config_of(text, "forward")
+    found = contrastive_sweep.operands(ties, text, config)
     expected = [1 + 2**-10, -1 - 2**-9, float("nan"), -0.0, float("inf"), float("nan")]
     torch.testing.assert_close(found[0][-1], torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
     assert torch.equal(found[1], as_tf32(text))

@@ -33,7 +33,9 @@ def test_under_the_interpreter() -> None:
 def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
-    def compile_for(kernel, capability: int, types: dict[str, str], constants: dict, warps: int, stages: int):
+    def compile_for(
+        kernel, capability: int, types: dict[str, str], constants: dict, warps: int, stages: int, maxnreg=None
+    ):
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
@@ -50,23 +52,30 @@ def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             constexprs=constants,
             attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
         )
-        options = {"num_warps": warps, "num_stages": stages}
+        options = {"num_warps": warps, "num_stages": stages, "maxnreg": maxnreg}
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
     return compile_for
 
 
-def registers_without_spills(compiled, folder: Path) -> int:
-    """Registers of a thread, of a kernel that spills none: spilled ones would lie on the stack."""
+def registers_without_spills(compiled, folder: Path, allowed: int = 0) -> int:
+    """Registers of a thread, of a kernel that spills none or few: spilled ones lie on the stack, whose bytes are `allowed`."""
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    assert max(int(n) for n in re.findall(r"STACK:(\d+)", usage)) == 0
+    assert max(int(n) for n in re.findall(r"STACK:(\d+)", usage)) <= allowed
     return max(int(n) for n in re.findall(r"REG:(\d+)", usage))
 
 
-KERNELS = {"lse_fwd_kernel": "forward", "lse_bwd_kernel": "backward", "sigmoid_kernel": "sigmoid"}
+# Kernel, its pass, its constants, and the bytes a thread may spill for the sake of two programs to an SM: eight registers that
+# are read once a tile.
+KERNELS = {
+    "forward": ("lse_fwd_kernel", "forward", {"WITH_MAX": False}, 0),
+    "forward-with-max": ("lse_fwd_kernel", "forward", {"WITH_MAX": True}, 32),
+    "backward": ("lse_bwd_kernel", "backward", {}, 0),
+    "sigmoid": ("sigmoid_kernel", "sigmoid", {"PAIRS": 16}, 32),
+}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Every capability for what training uses; the other forms where it matters most.
 FORMS = [(capability, "bf16", 768, "ieee") for capability in SHARED_BYTES]
@@ -83,28 +92,37 @@ FORMS += [
 def test_matrix_kernels_compile_for(
     capability: int, dtype: str, width: int, precision: str, name: str, compile_for, tmp_path: Path
 ) -> None:
-    from cfmvit.triton_kernels import contrastive_sweep, contrastive_tiles
+    from cfmvit.triton_kernels import contrastive_lse, contrastive_sigmoid, contrastive_sweep
 
-    config = contrastive_sweep.config_for(DTYPES[dtype], width, capability, KERNELS[name])
-    integers = ("first_row", "end_row", "strip", "texts", "width", "label_offset")
+    kernel, pass_, form, spilled = KERNELS[name]
+    config = contrastive_sweep.config_for(DTYPES[dtype], width, capability, pass_)
+    integers = ("first_row", "end_row", "strip", "texts", "width", "label_offset", "grad_stride")
     types = dict.fromkeys(("image", "text", "grad_logit"), f"*{dtype}") | dict.fromkeys(integers, "i32")
     types |= dict.fromkeys(("image_groups", "text_groups"), "*i64")
-    constants = dict(
+    image, text = ("image_tiles", "text_tiles") if pass_ == "sigmoid" else ("image", "text")
+    for matrix, rows, columns in (
+        (image, config.block_m, config.block_d),
+        (text, config.block_n, config.block_d),
+        ("grad_logit", config.block_m, config.block_n // 4),
+    ):
+        types[matrix] = f"tensordesc<{dtype}[{rows},{columns}]>" if config.descriptors else f"*{dtype}"
+    constants = form | dict(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
-        EVEN_D=width % config.block_d == 0, PRECISION=precision,
+        DESCRIPTORS=config.descriptors, EVEN_D=width % config.block_d == 0, PRECISION=precision,
     )  # fmt: skip
-    # The forms that need more registers.
-    constants |= {"WITH_MAX": True} if name == "lse_fwd_kernel" else {"WITH_GRAD": True}
-    if name == "sigmoid_kernel":
-        constants["PAIRS"] = contrastive_sweep.PAIRS
-    if name != "lse_fwd_kernel" and dtype != "fp16":
+    if pass_ != "forward" and dtype != "fp16":
         constants["store_scale"] = None
-    kernel = getattr(contrastive_tiles, name)
-    compiled = compile_for(kernel, capability, types, constants, config.warps, config.stages)
+    kernel = getattr(contrastive_sigmoid if pass_ == "sigmoid" else contrastive_lse, kernel)
+    compiled = compile_for(
+        kernel, capability, types, constants, config.warps, config.stages, config.max_registers
+    )
     if precision == "tf32" or dtype != "fp32":
         assert MATRIX_INSTRUCTION[capability] in compiled.asm["ptx"]
-    assert compiled.metadata.shared <= SHARED_BYTES[capability]
-    assert registers_without_spills(compiled, tmp_path) * config.warps * 32 <= 65536
+    programs = 2 if capability == 90 and dtype != "fp32" else 1
+    assert compiled.metadata.shared <= SHARED_BYTES[capability] // programs
+    registers = registers_without_spills(compiled, tmp_path, spilled if programs == 2 else 0)
+    assert registers * config.warps * 32 <= 65536 // programs
+    assert ("cp.async.bulk.tensor" in compiled.asm["ptx"]) == config.descriptors
     # Tensors of addresses: a 32-bit product of row and stride would overflow with enough rows.
     assert not re.search(r"arith.muli .* : tensor<\S+xi32>", compiled.asm["ttir"])
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
 # Operators that launch nothing.
 FREE = {
@@ -67,10 +68,10 @@ class Recorder(TorchDispatchMode):
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """Records under a mode in which whatever depends on data raises: a number read back, a size, a branch."""
-    from cfmvit.triton_kernels import contrastive_tiles, contrastive_vectors
+    from cfmvit.triton_kernels import contrastive_lse, contrastive_sigmoid, contrastive_vectors
 
     recorder = Recorder()
-    for module in (contrastive_tiles, contrastive_vectors):
+    for module in (contrastive_lse, contrastive_sigmoid, contrastive_vectors):
         for name in dir(module):
             if name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, recorder.kernel(name))
@@ -115,6 +116,13 @@ def test_other_dtypes(recorder: Recorder) -> None:
     assert step(4096, 512, torch.float32, recorder) == (FORWARD, of_float32)
     scaled = [BACKWARD[0], "store_scale_kernel", *BACKWARD[1:]]
     assert step(4096, 512, torch.float16, recorder) == (FORWARD, scaled)
+
+
+def test_rows_that_descriptors_can_not_describe_are_copied_once(recorder: Recorder) -> None:
+    copies = ["aten.copy_.default"] * 2
+    forward, backward = step(100, 100, torch.bfloat16, recorder)
+    assert forward == [FORWARD[0], *copies, *FORWARD[1:]]
+    assert backward == [BACKWARD[0], *copies, *BACKWARD[1:]]
 
 
 def test_large_batches_go_strip_by_strip(recorder: Recorder) -> None:
