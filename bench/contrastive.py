@@ -24,8 +24,9 @@ SIZES = {
     "large": {"B": 32768, "D": 768},
     "huge": {"B": 65536, "D": 512},
 }
-# "32768x768": a point of the grid that the field measures; 131072 for memory, as it takes a fifth of a second.
-SIZES |= {f"{B}x{D}": {"B": B, "D": D} for B in (4096, 16384, 32768, 65536, 131072) for D in (512, 768, 1024)}
+# "32768x768": a point of the grid that the field measures; below it batches that launches dominate, above it 131072 for memory.
+BATCHES = (256, 1024, 4096, 16384, 32768, 65536, 131072)
+SIZES |= {f"{B}x{D}": {"B": B, "D": D} for B in BATCHES for D in (512, 768, 1024)}
 GATE = {
     name: "small" if name in ("large", "huge") else f"4096x{size['D']}"
     for name, size in SIZES.items()
@@ -35,7 +36,7 @@ SCALE = 30.0
 MOST_LOGITS = {"cpu": 2**29, "cuda": 2**31}  # of a peer that holds several matrices of them
 
 
-def _pairs(draw: Draw, B: int, D: int) -> dict[str, Tensor]:
+def draw_pairs(draw: Draw, B: int, D: int) -> dict[str, Tensor]:
     """Draw features of unit length whose pairs lie near each other, as after training."""
     image = draw.normal(B, D, dtype=torch.float32)
     text = F.normalize(image + 1.5 * draw.normal(B, D, dtype=torch.float32), dim=1)
@@ -107,7 +108,7 @@ def info_nce(draw: Draw, B: int, D: int) -> Case:
         return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
     return Case(
-        inputs=_pairs(draw, B, D),
+        inputs=draw_pairs(draw, B, D),
         run=ops.info_nce,
         truth=lambda **inputs: ops.info_nce(**inputs, impl="reference"),
         forward=Cost(2 * B * D * item, 2 * B * B * D),
@@ -126,7 +127,7 @@ def info_nce(draw: Draw, B: int, D: int) -> Case:
 def siglip_loss(draw: Draw, B: int, D: int) -> Case:
     """The loss of SigLIP."""
     item = draw.dtype.itemsize
-    inputs = _pairs(draw, B, D)
+    inputs = draw_pairs(draw, B, D)
     return Case(
         inputs={**inputs, "logit_bias": torch.tensor(-10.0, device=draw.device)},
         run=ops.siglip_loss,

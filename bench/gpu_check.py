@@ -1,7 +1,7 @@
 """Build here, run the GPU tests, compute-sanitizer over a few of them, and the benchmarks; see gpu_check.sh.
 
-Prints a short table last, and writes it with the machine to gpu_check.json, the figures to bench.json and contrastive.json
-beside it. Needs no network; where the build tools are missing it compiles directly (build_bare.py).
+Prints a short table last, and writes it with the machine to gpu_check.json, the figures to bench.json, contrastive.json and
+forms.json beside it. Needs no network; where the build tools are missing it compiles directly (build_bare.py).
 """
 
 from __future__ import annotations
@@ -118,11 +118,15 @@ def sanitize(seconds: float, options: argparse.Namespace) -> list[Outcome]:
 
 
 def bench(seconds: float, options: argparse.Namespace) -> list[Outcome]:
-    """Measure all ops, then the contrastive losses at the sizes of their targets beside compiled peers."""
+    """Measure all ops, then the contrastive losses at the sizes of their targets beside compiled peers, and their forms."""
     outcomes, end = [], time.monotonic() + seconds
-    commands = {"bench": options.bench, "contrastive": options.contrastive}
+    commands = {
+        "bench": ["cfmvit.cli", "bench", *options.bench.split(), "--device", "cuda"],
+        "contrastive": ["cfmvit.cli", "bench", *options.contrastive.split(), "--device", "cuda"],
+        "forms": ["cfmvit.bench.contrastive_forms", *options.forms.split()],
+    }
     for done, (name, given) in enumerate(commands.items()):
-        command = [sys.executable, "-m", "cfmvit.cli", "bench", *given.split(), "--device", "cuda"]
+        command = [sys.executable, "-m", *given]
         share = (end - time.monotonic()) / (len(commands) - done)
         outcomes.append(run(name, [*command, "--output", str(options.results / f"{name}.json")], share))
     return outcomes
@@ -160,9 +164,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bench", default="--dtype bfloat16 --seconds 0.5", help="options of cfmvit bench")
     parser.add_argument(
         "--contrastive",
-        default="contrastive --dtype bfloat16 --size 4096x768,16384x768,32768x768,65536x768 --seconds 0.3 --compile",
+        default="contrastive --dtype bfloat16 --size 256x768,1024x768,4096x768,16384x768,32768x768,65536x768 --seconds 0.3 --compile",
         help="options of its second run",
     )
+    parser.add_argument("--forms", default="--seconds 0.3", help="options of contrastive_forms.py")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"PART must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")

@@ -36,10 +36,12 @@ def config_for(dtype: torch.dtype, width: int, capability: int, pass_: str) -> C
     """
     if dtype == torch.float32:
         return Config(64, 64, 32, 4, 2)
-    narrow = {80: ("sigmoid",), 100: ("backward", "sigmoid")}
-    block_n = 64 if pass_ in narrow.get(capability, ()) else 128
+    family = capability // 10
+    narrow = {8: ("sigmoid",), 10: ("backward", "sigmoid"), 12: ("sigmoid",)}
+    block_n = 64 if pass_ in narrow.get(family, ()) else 128
     block_d = 64 if width > 32 else 32
-    return Config(128, block_n, block_d, 8, 3, capability >= 90, 128 if capability == 90 else None)
+    # Triton 3.6 does not compile descriptors for 12.0, and below 9.0 there are none in hardware.
+    return Config(128, block_n, block_d, 8, 3, family in (9, 10), 128 if family == 9 else None)
 
 
 def config_of(features: Tensor, pass_: str) -> Config:

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfmvit.bench import contrastive_forms
+from cfmvit.bench.draw import Draw
+from cfmvit.bench.register_backward import register_backward
 from cfmvit.ops.reference import contrastive as reference
 from cfmvit.triton_kernels import contrastive, contrastive_sweep
 
@@ -154,6 +157,34 @@ def test_trained_pairs_in_bfloat16(scale: float, cosine: float, monkeypatch: pyt
         assert error(ours, e) < 3e-3
     if float(torch.sigmoid(found[0] - found[1]).mean()) > 0.99:
         assert all(error(g, e) < 2e-3 for g, e in zip(grads[:2], expected, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts", "label_offset", "width"),
+    [(33, 33, 0, 64), (150, 170, 20, 128), (90, 70, None, 256)],
+    ids=str,
+)
+def test_register_form_of_the_benchmark(rows: int, texts: int, label_offset: int | None, width: int) -> None:
+    """The backward that strips are timed against gives the same gradients."""
+    image, text = features(rows, width, torch.float32, 0), features(texts, width, torch.float32, 1)
+    scale, pairs = torch.tensor(20.0), 0 if label_offset is None else rows
+    _, *lses = contrastive.contrastive_lse(image, text, scale, label_offset)[:3]
+    generator = torch.Generator().manual_seed(2)
+    grads = [torch.randn(n, generator=generator) / 8 for n in (pairs, rows, texts)]
+    args = (image, text, scale, label_offset, *lses, *grads)
+    expected = contrastive.contrastive_lse_backward(*args, True, True)
+    for a, e in zip(register_backward(*args), expected, strict=True):
+        assert (a - e).norm() <= 1e-5 * e.norm()
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward", "sigmoid"])
+def test_all_forms_of_the_benchmark_compute_the_same(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive_forms, "interleaved", lambda runs, *_: {name: [1.0] for name in runs})
+    draw = Draw(torch.float32, torch.device("cpu"))
+    results = list(contrastive_forms.compare(pass_, 70, 64, draw, 1.0))
+    assert len(results) == len(contrastive_forms.FORMS) + 1 + (pass_ == "backward")
+    assert all("failed" not in x and x["error"] < 1e-5 for x in results), results
+    assert len(contrastive_forms.table(results).splitlines()) == 1 + len(results)
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)], ids=str)

@@ -1,0 +1,137 @@
+"""Forms of the contrastive kernels side by side on a GPU: what `config_for` of triton_kernels chooses, and what else it could.
+
+    python -m cfmvit.bench.contrastive_forms [--size 32768x768,32768x512] [--seconds 0.3] [--output forms.json]
+
+The tiles there were chosen by what they compile to; this is to choose them by time. Each form's results are compared with those of
+the form in use. At widths that it takes, the backward without strips (register_backward.py) is one of the forms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from cfmvit.bench import machine, record
+from cfmvit.bench.contrastive import draw_pairs
+from cfmvit.bench.draw import Draw
+from cfmvit.bench.timing import interleaved, quantiles
+from cfmvit.progress import progress
+
+FORMS = {
+    "two programs to an SM": dict(block_n=128, descriptors=True, max_registers=128),
+    "registers without limit": dict(block_n=128, descriptors=True, max_registers=None),
+    "pointers": dict(block_n=128, descriptors=False, max_registers=None),
+    "narrow": dict(block_n=64, descriptors=True, max_registers=None),
+    "wide": dict(block_n=256, descriptors=True, max_registers=None),
+    "wide, four stages": dict(block_n=256, stages=4, descriptors=True, max_registers=None),
+    "two stages": dict(block_n=128, stages=2, descriptors=True, max_registers=128),
+}
+IN_USE = "in use"
+MOST_ERROR = 1e-2  # of a form's results, relative to those in use
+
+
+def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """Functions that compute one pass, by the name of their form."""
+    from cfmvit.bench import register_backward
+    from cfmvit.triton_kernels import contrastive, contrastive_sweep
+
+    image, text, scale = draw_pairs(draw, pairs, width).values()
+    _, *lses = contrastive.contrastive_lse(image, text, scale, 0)[:3]
+    gradients = -torch.ones_like(lses[0]) / pairs, *(torch.full_like(x, 0.5 / pairs) for x in lses)
+    bias = torch.tensor(-10.0, device=draw.device)
+    run = {
+        "forward": lambda: contrastive.contrastive_lse(image, text, scale, 0)[:3],
+        "backward": lambda: contrastive.contrastive_lse_backward(image, text, scale, 0, *lses, *gradients, True, True),
+        "sigmoid": lambda: contrastive.sigmoid_loss(image, text, scale, bias, 0, True, True),
+    }[pass_]  # fmt: skip
+    chosen = contrastive_sweep.config_for
+
+    def with_form(form: dict[str, Any]) -> Callable[[], tuple[Tensor, ...]]:
+        config_for = lambda *args: chosen(*args)._replace(**form)
+
+        def call() -> tuple[Tensor, ...]:
+            with patch.object(contrastive_sweep, "config_for", config_for):
+                return run()
+
+        return call
+
+    forms = {IN_USE: run, **{name: with_form(form) for name, form in FORMS.items()}}
+    if pass_ == "backward" and width in register_backward.BLOCKS:
+        args = image, text, scale, 0, *lses, *gradients
+        forms["registers, no strips"] = lambda: register_backward.register_backward(*args)
+    return forms
+
+
+def compare(pass_: str, pairs: int, width: int, draw: Draw, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield a record of each form of a pass: its time and its error, or why it has none."""
+    forms = forms_of(pass_, pairs, width, draw)
+    expected = forms[IN_USE]()
+    results: dict[str, dict[str, Any]] = {}
+    for name, run in forms.items():
+        try:
+            errors = [float((a - e).norm() / e.norm()) for a, e in zip(run(), expected, strict=True)]
+        except Exception as error:  # a form that does not fit this GPU fails in Triton's own ways
+            results[name] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            continue
+        results[name] = {"error": max(errors)}
+        if not max(errors) <= MOST_ERROR:
+            results[name]["failed"] = f"relative error {max(errors):.1e}"
+    runs = {name: run for name, run in forms.items() if "failed" not in results[name]}
+    for name, times in interleaved(runs, draw.device.type, seconds).items():
+        results[name]["seconds"] = quantiles(times)
+    for name, result in results.items():
+        yield {"pass": pass_, "shape": {"B": pairs, "D": width}, "form": name, **result}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Lay the records out for reading, with the rate of the products that strips take."""
+    lines = [f"{'pass':9} {'B x D':>11}  {'form':24} {'ms':>8} {'TFLOP/s':>8}"]
+    for x in results:
+        pairs, width = x["shape"]["B"], x["shape"]["D"]
+        head = f"{x['pass']:9} {f'{pairs}x{width}':>11}  {x['form']:24}"
+        if "failed" in x:
+            lines.append(f"{head} {x['failed']}")
+            continue
+        seconds = x["seconds"]["p50"]
+        products = 1 if x["pass"] == "forward" else 3
+        lines.append(f"{head} {seconds * 1e3:8.3f} {products * 2e-12 * pairs**2 * width / seconds:8.0f}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="contrastive_forms", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--size", default="4096x768,32768x768,32768x512,32768x256", help="BxD, comma-separated"
+    )
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each pass and size, about")
+    parser.add_argument("--output", type=Path, help="JSON to write")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs a GPU: PyTorch sees none")
+    if options.output:
+        record.ensure_writable(options.output)
+    sizes = [tuple(int(n) for n in size.split("x")) for size in options.size.split(",")]
+    jobs = [(pass_, *size) for size in sizes for pass_ in ("forward", "backward", "sigmoid")]
+    results = []
+    with progress(len(jobs), desc="contrastive forms", unit="pass") as bar:
+        for job in jobs:
+            results += compare(*job, Draw(torch.bfloat16, torch.device("cuda")), options.seconds)
+            bar.update()
+    print(table(results), end="")
+    if options.output:
+        found = {"machine": machine.header("cuda"), "results": results}
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
