@@ -3,7 +3,7 @@
     python -m cfmvit.bench.contrastive_forms [--size 32768x768,32768x512] [--seconds 0.3] [--output forms.json]
 
 The tiles there were chosen by what they compile to; this is to choose them by time. Each form's results are compared with those of
-the form in use. At widths that it takes, the backward without strips (register_backward.py) is one of the forms.
+the form in use. At widths that it takes, the backward without a workspace (register_backward.py) is one of the forms.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -34,6 +35,7 @@ FORMS = {
     "wide, four stages": dict(block_n=256, stages=4, descriptors=True, max_registers=None),
     "two stages": dict(block_n=128, stages=2, descriptors=True, max_registers=128),
 }
+WHOLE_ROWS = "whole rows"  # blocks as wide as the logits, however low
 IN_USE = "in use"
 MOST_ERROR = 1e-2  # of a form's results, relative to those in use
 
@@ -41,7 +43,7 @@ MOST_ERROR = 1e-2  # of a form's results, relative to those in use
 def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     """Functions that compute one pass, by the name of their form."""
     from cfmvit.bench import register_backward
-    from cfmvit.triton_kernels import contrastive, contrastive_sweep
+    from cfmvit.triton_kernels import contrastive, contrastive_config, contrastive_sweep
 
     image, text, scale = draw_pairs(draw, pairs, width).values()
     _, *lses = contrastive.contrastive_lse(image, text, scale, 0)[:3]
@@ -52,21 +54,24 @@ def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callab
         "backward": lambda: contrastive.contrastive_lse_backward(image, text, scale, 0, *lses, *gradients, True, True),
         "sigmoid": lambda: contrastive.sigmoid_loss(image, text, scale, bias, 0, True, True),
     }[pass_]  # fmt: skip
-    chosen = contrastive_sweep.config_for
+    chosen = contrastive_config.config_for
 
-    def with_form(form: dict[str, Any]) -> Callable[[], tuple[Tensor, ...]]:
-        config_for = lambda *args: chosen(*args)._replace(**form)
-
+    def patched(module: ModuleType, name: str, value: Any) -> Callable[[], tuple[Tensor, ...]]:
         def call() -> tuple[Tensor, ...]:
-            with patch.object(contrastive_sweep, "config_for", config_for):
+            with patch.object(module, name, value):
                 return run()
 
         return call
 
-    forms = {IN_USE: run, **{name: with_form(form) for name, form in FORMS.items()}}
+    forms = {IN_USE: run}
+    for name, form in FORMS.items():
+        config_for = lambda *args, form=form: chosen(*args)._replace(**form)
+        forms[name] = patched(contrastive_config, "config_for", config_for)
+    if pass_ != "forward":
+        forms[WHOLE_ROWS] = patched(contrastive_sweep, "LEAST_ROWS", 1)
     if pass_ == "backward" and width in register_backward.BLOCKS:
         args = image, text, scale, 0, *lses, *gradients
-        forms["registers, no strips"] = lambda: register_backward.register_backward(*args)
+        forms["registers, no workspace"] = lambda: register_backward.register_backward(*args)
     return forms
 
 
@@ -92,7 +97,7 @@ def compare(pass_: str, pairs: int, width: int, draw: Draw, seconds: float) -> I
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Lay the records out for reading, with the rate of the products that strips take."""
+    """Lay the records out for reading, with the rate of the products that the form in use takes."""
     lines = [f"{'pass':9} {'B x D':>11}  {'form':24} {'ms':>8} {'TFLOP/s':>8}"]
     for x in results:
         pairs, width = x["shape"]["B"], x["shape"]["D"]

@@ -1,11 +1,11 @@
 """contrastive_lse and its backward in Triton; the kernels are in contrastive_lse.py and contrastive_sigmoid.py.
 
 Forward: 2 B T D operations, tiles of logits live in registers only. Backward: the tiles again, their gradient rounded to the
-features' dtype in strips of rows within a workspace, and two plain matrix products per strip with float32 sums.
+features' dtype in blocks within a workspace, and two plain matrix products per block with float32 sums.
 
-A batch of one strip takes four launches forward and six backward, where two dense cross-entropies take some thirty. That is why
-small batches have no other route, which is still to be timed on a GPU. Nothing here looks at data on the host, so all of it can
-be captured in a CUDA graph.
+A batch of one block takes four launches forward and six backward and multiplies four times, where two dense cross-entropies over
+logits in memory take some thirty launches and six products: small batches have no other route. Nothing here looks at data on the
+host, so all of it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import contrastive_lse as lse
 from . import contrastive_sigmoid as sigmoid
 from . import contrastive_vectors as vectors
-from .contrastive_sweep import PAIRS, Strip, Sweep, cdiv, config_of, first_pair, matrices, operands, options
+from .contrastive_config import cdiv, config_of, first_pair, matrices, operands, options
+from .contrastive_sweep import PAIRS, Block, Sweep
 
 FORWARD_STRIP = 8192  # rows whose partial sums exist at one time
 
@@ -91,10 +92,10 @@ def contrastive_lse_backward(
     sweep = Sweep(image, text, label_offset, "backward")
     scale_parts = sweep.parts(cdiv(sweep.pairs, PAIRS))
 
-    def launch(strip: Strip, grad_logit: Tensor | TensorDescriptor | None, stride: int) -> None:
-        lse.lse_bwd_kernel[(strip.programs,)](
+    def launch(block: Block, grad_logit: Tensor | TensorDescriptor | None, stride: int) -> None:
+        lse.lse_bwd_kernel[(block.programs,)](
             *sweep.matrices, logit_scale, image_lse, text_lse, row_grad, col_grad, store_scale,
-            grad_logit, stride, scale_parts[strip.first_program :], strip.first, strip.end, text.shape[0], image.shape[1],
+            grad_logit, stride, scale_parts[block.first_program :], *block[:4], image.shape[1],
             sweep.first_pair, **sweep.options,
         )  # fmt: skip
 
@@ -123,11 +124,11 @@ def sigmoid_loss(
     # A sigmoid is at most 1: float16 needs no more than a constant to keep small ones out of its subnormals.
     store_scale = image.new_full((), 2.0**13, dtype=torch.float32) if image.dtype == torch.float16 else None
 
-    def launch(strip: Strip, grad_logit: Tensor | TensorDescriptor | None, stride: int) -> None:
-        parts = (x[strip.first_program :] for x in sums)
-        sigmoid.sigmoid_kernel[(strip.programs,)](
+    def launch(block: Block, grad_logit: Tensor | TensorDescriptor | None, stride: int) -> None:
+        parts = (x[block.first_program :] for x in sums)
+        sigmoid.sigmoid_kernel[(block.programs,)](
             *sweep.matrices, image, text, logit_scale, logit_bias, store_scale, grad_logit, stride, pair_grad, *parts,
-            strip.first, strip.end, text.shape[0], image.shape[1], sweep.first_pair, PAIRS=PAIRS, **sweep.options,
+            *block[:4], image.shape[1], sweep.first_pair, PAIRS=PAIRS, **sweep.options,
         )  # fmt: skip
 
     grads = sweep.run(launch, pair_grad, logit_scale, store_scale, needs_image, needs_text, torch.float32)

@@ -44,7 +44,7 @@ def lse_fwd_kernel(
     of some row or column (features far from unit length, say), this quarter takes a shift for each.
     """
     QUARTER: tl.constexpr = BLOCK_N // 4
-    row, col = origin_of_program(first_row, end_row, texts, BLOCK_M, BLOCK_N, GROUP_M)
+    row, col = origin_of_program(first_row, end_row, 0, texts, BLOCK_M, BLOCK_N, GROUP_M)
     i_row, i_col = row + tl.arange(0, BLOCK_M), col + tl.arange(0, QUARTER)
     b_sims = similarities(
         image, text, row, col, end_row, texts, width, BLOCK_M, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, PRECISION
@@ -91,13 +91,13 @@ def _log_sum_range(lse, i_x, end):
     return tl.min(tl.where(b_x == NEG_INF, float("inf"), b_x), 0), tl.max(b_x, 0)
 
 
-@triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
+@triton.jit(do_not_specialize=["first_row", "end_row", "first_col", "end_col", "label_offset"])
 def lse_bwd_kernel(
     image, text, logit_scale,  # (B, D), (T, D), ()
     row_lse, col_lse, row_grad, col_grad,  # (B,), (T,), (B,), (T,): natural log-sum-exps of negatives, their gradients
     store_scale,  # () or None: what the gradients are multiplied by before they are rounded
-    grad_logit, grad_stride, grad_scale_part,  # (strip, T) in the features' dtype or None, elements of a row, (tiles,)
-    first_row, end_row, texts, width, label_offset,
+    grad_logit, grad_stride, grad_scale_part,  # a block in the features' dtype or None, elements of a row, (tiles,)
+    first_row, end_row, first_col, end_col, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -107,13 +107,13 @@ def lse_bwd_kernel(
     2^(l - m) (u[i] + v[j]) with u[i] = row_grad[i] 2^(m - row_lse[i]), unless the tile's log-sum-exps lie too far apart.
     """
     QUARTER: tl.constexpr = BLOCK_N // 4
-    row, col = origin_of_program(first_row, end_row, texts, BLOCK_M, BLOCK_N, GROUP_M)
+    row, col = origin_of_program(first_row, end_row, first_col, end_col, BLOCK_M, BLOCK_N, GROUP_M)
     i_row = row + tl.arange(0, BLOCK_M)
     row_low, row_high = _log_sum_range(row_lse, i_row, end_row)
-    col_low, col_high = _log_sum_range(col_lse, col + tl.arange(0, BLOCK_N), texts)
+    col_low, col_high = _log_sum_range(col_lse, col + tl.arange(0, BLOCK_N), end_col)
     low, high = tl.minimum(row_low, col_low), tl.maximum(row_high, col_high)
     b_sims = similarities(
-        image, text, row, col, end_row, texts, width, BLOCK_M, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, PRECISION
+        image, text, row, col, end_row, end_col, width, BLOCK_M, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, PRECISION
     )  # fmt: skip
     scale = tl.load(logit_scale).to(tl.float32) * LOG2E
     b_row = tl.load(row_lse + i_row, mask=i_row < end_row, other=NEG_INF) * LOG2E
@@ -125,23 +125,23 @@ def lse_bwd_kernel(
     b_sum = tl.zeros((BLOCK_M,), tl.float32)
     for i in tl.static_range(4):
         i_col = col + i * QUARTER + tl.arange(0, QUARTER)
-        b_col = tl.load(col_lse + i_col, mask=i_col < texts, other=NEG_INF) * LOG2E
+        b_col = tl.load(col_lse + i_col, mask=i_col < end_col, other=NEG_INF) * LOG2E
         b_col = tl.where(b_col == NEG_INF, low, b_col)
-        b_col_grad = tl.load(col_grad + i_col, mask=i_col < texts, other=0.0)
+        b_col_grad = tl.load(col_grad + i_col, mask=i_col < end_col, other=0.0)
         b_logit = b_sims[i] * scale
         if high - low < MOST_SPREAD:
             b_v = b_col_grad * tl.exp2(shift - b_col)
-            b_shift = tl.where(i_col < texts, shift, float("inf"))  # 2^-inf: nothing beyond the last column
+            b_shift = tl.where(i_col < end_col, shift, float("inf"))  # 2^-inf: nothing beyond the last column
             b_grad = tl.exp2(b_logit - b_shift[None, :]) * (b_u[:, None] + b_v[None, :])
         else:
             b_grad = b_row_grad[:, None] * tl.exp2(b_logit - b_row[:, None])
             b_grad += b_col_grad[None, :] * tl.exp2(b_logit - b_col[None, :])
-            b_grad = tl.where((i_col < texts)[None, :], b_grad, 0.0)
+            b_grad = tl.where((i_col < end_col)[None, :], b_grad, 0.0)
         b_grad = tl.where(i_col[None, :] != i_row[:, None] + label_offset, b_grad, 0.0)
         b_sum += tl.sum(b_grad * b_sims[i], 1)
         if grad_logit is not None:
             store_grad(
-                grad_logit, grad_stride, b_grad, store_scale, row - first_row, col + i * QUARTER,
-                end_row - first_row, texts, DESCRIPTORS, PRECISION,
+                grad_logit, grad_stride, b_grad, store_scale, row - first_row, col - first_col + i * QUARTER,
+                end_row - first_row, end_col - first_col, DESCRIPTORS, PRECISION,
             )  # fmt: skip
     tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.where(i_row < end_row, b_sum, 0.0), 0))

@@ -10,22 +10,22 @@ from .contrastive_vectors import NEG_INF, pair_similarities, softplus
 @triton.jit
 def _sigmoid_tile(
     image, text, logit_scale, logit_bias, store_scale, grad_logit, grad_stride,
-    loss_part, grad_scale_part, grad_bias_part, first_row, end_row, texts, width, label_offset,
+    loss_part, grad_scale_part, grad_bias_part, first_row, end_row, first_col, end_col, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     QUARTER: tl.constexpr = BLOCK_N // 4
-    row, col = origin_of_program(first_row, end_row, texts, BLOCK_M, BLOCK_N, GROUP_M)
+    row, col = origin_of_program(first_row, end_row, first_col, end_col, BLOCK_M, BLOCK_N, GROUP_M)
     i_row = row + tl.arange(0, BLOCK_M)
     b_sims = similarities(
-        image, text, row, col, end_row, texts, width, BLOCK_M, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, PRECISION
+        image, text, row, col, end_row, end_col, width, BLOCK_M, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, PRECISION
     )  # fmt: skip
     scale, bias = tl.load(logit_scale).to(tl.float32), tl.load(logit_bias).to(tl.float32)
     b_loss_sum = tl.zeros((BLOCK_M,), tl.float32)
     b_scale_sum, b_bias_sum = b_loss_sum, b_loss_sum
     for i in tl.static_range(4):
         i_col = col + i * QUARTER + tl.arange(0, QUARTER)
-        m_in = (i_row < end_row)[:, None] & (i_col < texts)[None, :]
+        m_in = (i_row < end_row)[:, None] & (i_col < end_col)[None, :]
         m_negative = m_in & (i_col[None, :] != i_row[:, None] + label_offset)
         b_loss, b_grad = softplus(tl.where(m_negative, b_sims[i] * scale + bias, NEG_INF))
         b_loss_sum += tl.sum(b_loss, 1)
@@ -33,21 +33,21 @@ def _sigmoid_tile(
         b_bias_sum += tl.sum(b_grad, 1)
         if grad_logit is not None:
             store_grad(
-                grad_logit, grad_stride, b_grad, store_scale, row - first_row, col + i * QUARTER,
-                end_row - first_row, texts, DESCRIPTORS, PRECISION,
+                grad_logit, grad_stride, b_grad, store_scale, row - first_row, col - first_col + i * QUARTER,
+                end_row - first_row, end_col - first_col, DESCRIPTORS, PRECISION,
             )  # fmt: skip
     tl.store(loss_part + tl.program_id(0), tl.sum(b_loss_sum, 0))
     tl.store(grad_scale_part + tl.program_id(0), tl.sum(b_scale_sum, 0))
     tl.store(grad_bias_part + tl.program_id(0), tl.sum(b_bias_sum, 0))
 
 
-@triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
+@triton.jit(do_not_specialize=["first_row", "end_row", "first_col", "end_col", "label_offset"])
 def sigmoid_kernel(
     image_tiles, text_tiles, image, text,  # (B, D), (T, D), as descriptors and as pointers
     logit_scale, logit_bias, store_scale,  # (), (), () or None
-    grad_logit, grad_stride, pair_grad,  # (strip, T) in the features' dtype or None, elements of a row, (B,)
+    grad_logit, grad_stride, pair_grad,  # a block in the features' dtype or None, elements of a row, (B,)
     loss_part, grad_scale_part, grad_bias_part,  # (programs,)
-    first_row, end_row, texts, width, label_offset,
+    first_row, end_row, first_col, end_col, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
@@ -55,11 +55,11 @@ def sigmoid_kernel(
 
     Programs beyond the tiles take PAIRS pairs each, in float32: loss softplus(-l), gradient -sigmoid(-l).
     """
-    i_pairs = tl.program_id(0) - tl.cdiv(end_row - first_row, BLOCK_M) * tl.cdiv(texts, BLOCK_N)
+    i_pairs = tl.program_id(0) - tl.cdiv(end_row - first_row, BLOCK_M) * tl.cdiv(end_col - first_col, BLOCK_N)
     if i_pairs < 0:
         _sigmoid_tile(
             image_tiles, text_tiles, logit_scale, logit_bias, store_scale, grad_logit, grad_stride,
-            loss_part, grad_scale_part, grad_bias_part, first_row, end_row, texts, width, label_offset,
+            loss_part, grad_scale_part, grad_bias_part, first_row, end_row, first_col, end_col, width, label_offset,
             BLOCK_M, BLOCK_N, BLOCK_D, GROUP_M, DESCRIPTORS, EVEN_D, PRECISION,
         )  # fmt: skip
     else:

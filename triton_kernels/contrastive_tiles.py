@@ -16,16 +16,22 @@ from .contrastive_vectors import to_tf32
 
 @triton.jit
 def origin_of_program(
-    first_row, end_row, texts, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr
+    first_row,
+    end_row,
+    first_col,
+    end_col,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """Row and column of tiles in groups of GROUP_M rows, so that programs running together share operands in the L2."""
-    tiles_m, tiles_n = tl.cdiv(end_row - first_row, BLOCK_M), tl.cdiv(texts, BLOCK_N)
+    tiles_m, tiles_n = tl.cdiv(end_row - first_row, BLOCK_M), tl.cdiv(end_col - first_col, BLOCK_N)
     pid = tl.program_id(0)
     per_group = GROUP_M * tiles_n
     first = (pid // per_group) * GROUP_M
     height = tl.minimum(tiles_m - first, GROUP_M)
     i_m, i_n = first + (pid % per_group) % height, (pid % per_group) // height
-    return first_row + i_m * BLOCK_M, i_n * BLOCK_N
+    return first_row + i_m * BLOCK_M, first_col + i_n * BLOCK_N
 
 
 @triton.jit
@@ -35,12 +41,12 @@ def _halves(b_x):
 
 @triton.jit
 def similarities(
-    image, text, row, col, rows, texts, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    image, text, row, col, end_row, end_col, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Products in float32, as four tiles (BLOCK_M, BLOCK_N / 4) side by side.
 
-    Beyond the last row and column they are finite where the features are, no more: callers mask them.
+    Beyond the end of rows and columns they are finite where the features are, no more: callers mask them.
     """
     b_sim = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if DESCRIPTORS:
@@ -48,8 +54,8 @@ def similarities(
             b_sim = tl.dot(image.load([row, d]), text.load([col, d]).T, b_sim, input_precision=PRECISION)
     else:
         o_d = tl.arange(0, BLOCK_D)
-        i_row = tl.minimum(row + tl.arange(0, BLOCK_M), rows - 1)
-        i_col = tl.minimum(col + tl.arange(0, BLOCK_N), texts - 1)
+        i_row = tl.minimum(row + tl.arange(0, BLOCK_M), end_row - 1)
+        i_col = tl.minimum(col + tl.arange(0, BLOCK_N), end_col - 1)
         p_image = image + i_row.to(tl.int64)[:, None] * width + o_d[None, :]
         p_text = text + i_col.to(tl.int64)[None, :] * width + o_d[:, None]
         for d in range(0, width, BLOCK_D):
@@ -76,11 +82,12 @@ def store_grad(
     row,
     col,
     rows,
-    texts,
+    cols,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Store the gradient by a tile of logits as the matrix units take it; row counts from the strip's first of `rows`."""
+    """Store the gradient by a tile of logits as the matrix units take it; row and col count from the
+    first of `rows` and `cols` of the block."""
     if store_scale is not None:
         b_grad *= tl.load(store_scale)
     if PRECISION == "tf32":
@@ -90,5 +97,5 @@ def store_grad(
     else:
         i_row, i_col = row + tl.arange(0, b_grad.shape[0]), col + tl.arange(0, b_grad.shape[1])
         p_grad = grad_logit + i_row.to(tl.int64)[:, None] * grad_stride + i_col[None, :]
-        m_in = (i_row < rows)[:, None] & (i_col < texts)[None, :]
+        m_in = (i_row < rows)[:, None] & (i_col < cols)[None, :]
         tl.store(p_grad, b_grad.to(grad_logit.dtype.element_ty), mask=m_in)

@@ -229,7 +229,7 @@ def _finish(
 
 @triton.jit(do_not_specialize=["first_row", "rows", "cols", "pairs", "images", "texts", "label_offset"])
 def finish_kernel(
-    image_product, text_product,  # (strip, D), (T, D) in float32
+    image_product, text_product,  # (rows, D), (T, D) in float32
     image, text, pair_grad, logit_scale, store_scale,  # (B, D), (T, D), (B,), (), () or None
     grad_image, grad_text, grad_scale_part,  # (B, D), (T, D), (blocks of pairs,)
     first_row, rows, cols, pairs, images, texts, width, label_offset,

@@ -92,11 +92,21 @@ FORMS += [
 def test_matrix_kernels_compile_for(
     capability: int, dtype: str, width: int, precision: str, name: str, compile_for, tmp_path: Path
 ) -> None:
-    from cfmvit.triton_kernels import contrastive_lse, contrastive_sigmoid, contrastive_sweep
+    from cfmvit.triton_kernels import contrastive_config, contrastive_lse, contrastive_sigmoid
 
     kernel, pass_, form, spilled = KERNELS[name]
-    config = contrastive_sweep.config_for(DTYPES[dtype], width, capability, pass_)
-    integers = ("first_row", "end_row", "strip", "texts", "width", "label_offset", "grad_stride")
+    config = contrastive_config.config_for(DTYPES[dtype], width, capability, pass_)
+    integers = (
+        "first_row",
+        "end_row",
+        "first_col",
+        "end_col",
+        "strip",
+        "texts",
+        "width",
+        "label_offset",
+        "grad_stride",
+    )
     types = dict.fromkeys(("image", "text", "grad_logit"), f"*{dtype}") | dict.fromkeys(integers, "i32")
     types |= dict.fromkeys(("image_groups", "text_groups"), "*i64")
     image, text = ("image_tiles", "text_tiles") if pass_ == "sigmoid" else ("image", "text")

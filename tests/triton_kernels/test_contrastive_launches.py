@@ -102,7 +102,7 @@ def step(rows: int, width: int, dtype: torch.dtype, recorder: Recorder) -> tuple
 
 FORWARD = ["pair_kernel", "lse_fwd_kernel", "merge_kernel", "pair_loss_kernel"]
 BACKWARD = [
-    "pair_loss_bwd_kernel", "lse_bwd_kernel", "aten.mm.dtype", "aten.mm.dtype", "finish_kernel", "total_kernel"
+    "pair_loss_bwd_kernel", "lse_bwd_kernel", "aten.mm.dtype_out", "aten.mm.dtype_out", "finish_kernel", "total_kernel"
 ]  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_small_batches_take_four_and_six_launches(rows: int, recorder: Recorder)
 
 
 def test_other_dtypes(recorder: Recorder) -> None:
-    of_float32 = [name.replace("mm.dtype", "mm.default") for name in BACKWARD]
+    of_float32 = [name.replace("mm.dtype_out", "mm.out") for name in BACKWARD]
     assert step(4096, 512, torch.float32, recorder) == (FORWARD, of_float32)
     scaled = [BACKWARD[0], "store_scale_kernel", *BACKWARD[1:]]
     assert step(4096, 512, torch.float16, recorder) == (FORWARD, scaled)
@@ -125,14 +125,17 @@ def test_rows_that_descriptors_can_not_describe_are_copied_once(recorder: Record
     assert backward == [BACKWARD[0], *copies, *BACKWARD[1:]]
 
 
-def test_large_batches_go_strip_by_strip(recorder: Recorder) -> None:
+def test_large_batches_go_block_by_block(recorder: Recorder) -> None:
     forward, backward = step(131072, 768, torch.bfloat16, recorder)
     assert forward.count("lse_fwd_kernel") == 16
     assert forward.count("merge_kernel") == 16 + 1
-    strips = backward.count("lse_bwd_kernel")
-    assert strips == 131072 // 1024
-    assert backward.count("finish_kernel") == strips
-    assert len(backward) == 2 + 4 * strips
+    blocks = backward.count("lse_bwd_kernel")
+    assert blocks == (131072 // 8192) * (131072 // 16384)
+    assert (
+        backward.count("aten.mm.dtype_out") == 131072 // 8192 + 131072 // 16384
+    )  # the others add to what is there
+    assert backward.count("finish_kernel") == 131072 // 8192
+    assert len(backward) == 2 + 3 * blocks + 131072 // 8192
     assert len(forward) == 2 + 2 * 16 + 1
 
 
@@ -144,7 +147,7 @@ WORKSPACE = GIB // 4
     ("rows", "width"), [(32768, 768), (65536, 512), (65536, 768), (131072, 1024)], ids=str
 )
 def test_memory_over_the_inputs(rows: int, width: int, recorder: Recorder) -> None:
-    """One workspace, never two; besides it the gradients, the sum of the texts' in float32, and a strip of the images'."""
+    """One workspace, never two; besides it the gradients, the sum of the texts' in float32, and some rows of the images'."""
     from cfmvit.triton_kernels import contrastive
 
     image, text, scale = features(rows, width, torch.bfloat16)
@@ -178,7 +181,7 @@ def test_frozen_towers_skip_their_product(recorder: Recorder) -> None:
         for needed in ((True, True), (True, False), (False, True), (False, False)):
             recorder.start()
             loss(image, text, scale, *args, *needed)
-            assert recorder.launches.count("aten.mm.dtype") == sum(needed)
+            assert recorder.launches.count("aten.mm.dtype_out") == sum(needed)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +197,7 @@ def test_float32_follows_pytorch(allow: str) -> None:
     code = f"""if True:
         import torch
         from torch._subclasses.fake_tensor import FakeTensorMode
-        from cfmvit.triton_kernels.contrastive_sweep import precision_of
+        from cfmvit.triton_kernels.contrastive_config import precision_of
         with FakeTensorMode():
             x = torch.empty(3, 4, device="cuda")
         print(precision_of(x))
@@ -206,9 +209,9 @@ def test_float32_follows_pytorch(allow: str) -> None:
 
 
 def test_tf32_takes_one_launch_to_round(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfmvit.triton_kernels import contrastive_sweep
+    from cfmvit.triton_kernels import contrastive_config
 
-    monkeypatch.setattr(contrastive_sweep, "precision_of", lambda features: "tf32")
+    monkeypatch.setattr(contrastive_config, "precision_of", lambda features: "tf32")
     forward, backward = step(4096, 512, torch.float32, recorder)
     assert forward == [FORWARD[0], "round_kernel", *FORWARD[1:]]
     assert backward.count("round_kernel") == 1
