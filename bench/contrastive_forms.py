@@ -64,7 +64,10 @@ def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callab
         return call
 
     forms = {IN_USE: run}
+    in_use = contrastive_config.config_of(image, pass_)
     for name, form in FORMS.items():
+        if in_use._replace(**form) == in_use:
+            continue
         config_for = lambda *args, form=form: chosen(*args)._replace(**form)
         forms[name] = patched(contrastive_config, "config_for", config_for)
     if pass_ != "forward":
@@ -114,9 +117,7 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="contrastive_forms", description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--size", default="4096x768,32768x768,32768x512,32768x256", help="BxD, comma-separated"
-    )
+    parser.add_argument("--size", default="32768x768,4096x768,32768x512", help="BxD, comma-separated")
     parser.add_argument("--seconds", type=float, default=0.3, help="of each pass and size, about")
     parser.add_argument("--output", type=Path, help="JSON to write")
     options = parser.parse_args()
@@ -126,15 +127,15 @@ def main() -> int:
         record.ensure_writable(options.output)
     sizes = [tuple(int(n) for n in size.split("x")) for size in options.size.split(",")]
     jobs = [(pass_, *size) for size in sizes for pass_ in ("forward", "backward", "sigmoid")]
-    results = []
+    found: dict[str, Any] = {"machine": machine.header("cuda"), "results": []}
     with progress(len(jobs), desc="contrastive forms", unit="pass") as bar:
         for job in jobs:
-            results += compare(*job, Draw(torch.bfloat16, torch.device("cuda")), options.seconds)
+            results = list(compare(*job, Draw(torch.bfloat16, torch.device("cuda")), options.seconds))
+            print(table(results), end="", flush=True)
+            found["results"] += results
+            if options.output:  # after each, as the time for all may be too short
+                options.output.write_text(json.dumps(found, indent=1) + "\n")
             bar.update()
-    print(table(results), end="")
-    if options.output:
-        found = {"machine": machine.header("cuda"), "results": results}
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -22,7 +22,8 @@ import torch
 from build_bare import BUILD, ROOT, architecture
 
 SHARES = {"build": 3, "test": 4, "sanitize": 5, "bench": 4}
-# The tools that may look at this package's kernels alone; initcheck must see who wrote what they read.
+# The tools and whether they look at this package's CUDA kernels alone; initcheck must see who wrote what they read. Triton's kernels
+# have names of their own.
 TOOLS = {"memcheck": True, "racecheck": True, "initcheck": False, "synccheck": True}
 # The installed package or the bare build: never the source folder, which has no libraries.
 ENVIRONMENT = {
@@ -104,26 +105,36 @@ def sanitize(seconds: float, options: argparse.Namespace) -> list[Outcome]:
     """Run each tool of compute-sanitizer over a few tests."""
     if shutil.which("compute-sanitizer") is None:
         return [Outcome("sanitize", "skipped", 0, "no compute-sanitizer here")]
-    tests = ["-m", "pytest", "-q", "-x", "-m", "gpu", "-k", options.sanitized, "tests/ops"]
+    ours = ["--kernel-name", "kernel_substring=cfmvit"]
+    of_ops = ["-k", options.sanitized, "tests/ops"]
+    jobs = [(tool, tool, ours if alone else [], of_ops) for tool, alone in TOOLS.items()]
+    jobs.append(("triton", "memcheck", [], ["-k", "odd_sizes", "tests/triton_kernels"]))
     outcomes, end = [], time.monotonic() + seconds
-    for done, (tool, ours_alone) in enumerate(TOOLS.items()):
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
-        command += ["--kernel-name", "kernel_substring=cfmvit"] if ours_alone else []
-        share = (end - time.monotonic()) / (len(TOOLS) - done)
+    for done, (name, tool, kernels, tests) in enumerate(jobs):
+        command = [
+            "compute-sanitizer",
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            "--print-limit",
+            "20",
+            *kernels,
+        ]
+        command += [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", *tests]
+        share = (end - time.monotonic()) / (len(jobs) - done)
         # Blocks of torch's caching allocator would hide where a tensor ends.
-        outcomes.append(
-            run(tool, [*command, sys.executable, *tests], share, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-        )
+        outcomes.append(run(name, command, share, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
     return outcomes
 
 
 def bench(seconds: float, options: argparse.Namespace) -> list[Outcome]:
-    """Measure all ops, then the contrastive losses at the sizes of their targets beside compiled peers, and their forms."""
+    """Measure the contrastive losses at the sizes of their targets beside compiled peers, their forms, then all ops."""
     outcomes, end = [], time.monotonic() + seconds
     commands = {
-        "bench": ["cfmvit.cli", "bench", *options.bench.split(), "--device", "cuda"],
         "contrastive": ["cfmvit.cli", "bench", *options.contrastive.split(), "--device", "cuda"],
         "forms": ["cfmvit.bench.contrastive_forms", *options.forms.split()],
+        "bench": ["cfmvit.cli", "bench", *options.bench.split(), "--device", "cuda"],
     }
     for done, (name, given) in enumerate(commands.items()):
         command = [sys.executable, "-m", *given]
@@ -164,8 +175,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bench", default="--dtype bfloat16 --seconds 0.5", help="options of cfmvit bench")
     parser.add_argument(
         "--contrastive",
-        default="contrastive --dtype bfloat16 --size 256x768,1024x768,4096x768,16384x768,32768x768,65536x768 --seconds 0.3 --compile",
-        help="options of its second run",
+        default="contrastive --dtype bfloat16 --seconds 0.3 --compile "
+        "--size 256x768,1024x768,4096x768,16384x768,32768x768,65536x768",
+        help="options of its run for the contrastive losses",
     )
     parser.add_argument("--forms", default="--seconds 0.3", help="options of contrastive_forms.py")
     options = parser.parse_args()

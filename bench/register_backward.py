@@ -2,9 +2,10 @@
 
 One program owns BLOCK_M rows of one tower and walks over the other: logits, their gradient, and its product with the same block of
 features, with nothing of the size B x T anywhere. Each tower needs a walk of its own, so that the two together multiply four times
-where blocks in a workspace multiply three times; and the sums of a row take as many registers as it has columns, so that widths end at 512. There,
-on compute capability 9.0, 64 rows fill the registers, and the logits are left instructions of 32 columns, of which matrix units do
-not reach half their rate. For bfloat16 features (float32 ones serve Triton's interpreter).
+where blocks in a workspace multiply three times; and the sums of a row take as many registers as it has columns, so that widths
+end at 512. There, on compute capability 9.0, 64 rows fill the registers and leave room for 32 columns: the logits get matrix
+instructions of 16 columns, far below the rate of those of 128 and more. For bfloat16 features (float32 ones serve Triton's
+interpreter).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cfmvit.triton_kernels.contrastive_config import aligned, cdiv, first_pair
 from cfmvit.triton_kernels.contrastive_sweep import PAIRS
 from cfmvit.triton_kernels.contrastive_vectors import LOG2E, NEG_INF
 
-BLOCKS = {64: (128, 128), 128: (128, 64), 256: (128, 64), 512: (64, 64)}  # rows and columns by width
+BLOCKS = {64: (128, 128), 128: (128, 64), 256: (128, 64), 512: (64, 32)}  # rows and columns by width
 
 
 @triton.jit(do_not_specialize=["pair_offset"])

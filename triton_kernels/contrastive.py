@@ -3,9 +3,9 @@
 Forward: 2 B T D operations, tiles of logits live in registers only. Backward: the tiles again, their gradient rounded to the
 features' dtype in blocks within a workspace, and two plain matrix products per block with float32 sums.
 
-A batch of one block takes four launches forward and six backward and multiplies four times, where two dense cross-entropies over
-logits in memory take some thirty launches and six products: small batches have no other route. Nothing here looks at data on the
-host, so all of it can be captured in a CUDA graph.
+A batch of one block (of bfloat16 features in aligned rows) takes four launches forward and six backward and multiplies four
+times, where two dense cross-entropies over logits in memory take some thirty launches and six products: small batches have no
+other route. Nothing here looks at data on the host, so all of it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations

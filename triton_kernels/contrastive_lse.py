@@ -9,7 +9,7 @@ import triton.language as tl
 from .contrastive_tiles import origin_of_program, similarities, store_grad
 from .contrastive_vectors import LOG2E, NEG_INF
 
-# Smallest sum, relative to the tile's largest term, of which float32 loses nothing: terms vanish below 2^-126.
+# Smallest sum, relative to the quarter's largest term, that stands: terms below 2^-126 vanish, 2^-19 of it at most.
 LEAST_SUM = tl.constexpr(2.0**-100)
 # Powers of two a tile can span in the backward with one exponential per logit.
 MOST_SPREAD = tl.constexpr(220.0)
@@ -67,11 +67,13 @@ def lse_fwd_kernel(
             tl.store(col_max_part + o_col + i * QUARTER, tl.max(b_other, 0), mask=m_col)
             b_max = tl.maximum(b_max, tl.max(b_other, 1))
         b_logit = tl.where(i_part[None, :] != i_row[:, None] + label_offset, b_logit, NEG_INF)
-        shift = tl.max(tl.max(b_logit, 1), 0)
+        shift = tl.max(b_logit)
         b_exp = tl.exp2(b_logit - _finite(shift))
         b_row, b_col = tl.sum(b_exp, 1), tl.sum(b_exp, 0)
         b_row_shift, b_col_shift = tl.zeros_like(b_row) + shift, tl.zeros_like(b_col) + shift
-        least = tl.minimum(tl.min(tl.where(m_row, b_row, 1.0), 0), tl.min(tl.where(m_col, b_col, 1.0), 0))
+        least = tl.minimum(
+            tl.min(tl.where(m_row, b_row, 1.0)[None, :]), tl.min(tl.where(m_col, b_col, 1.0)[None, :])
+        )
         if least <= LEAST_SUM:
             b_row_shift, b_row = _shifted_sum(b_logit, 1)
             b_col_shift, b_col = _shifted_sum(b_logit, 0)
@@ -144,4 +146,4 @@ def lse_bwd_kernel(
                 grad_logit, grad_stride, b_grad, store_scale, row - first_row, col - first_col + i * QUARTER,
                 end_row - first_row, end_col - first_col, DESCRIPTORS, PRECISION,
             )  # fmt: skip
-    tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.where(i_row < end_row, b_sum, 0.0), 0))
+    tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.where(i_row < end_row, b_sum, 0.0)[None, :]))

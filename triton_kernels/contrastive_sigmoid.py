@@ -36,9 +36,9 @@ def _sigmoid_tile(
                 grad_logit, grad_stride, b_grad, store_scale, row - first_row, col - first_col + i * QUARTER,
                 end_row - first_row, end_col - first_col, DESCRIPTORS, PRECISION,
             )  # fmt: skip
-    tl.store(loss_part + tl.program_id(0), tl.sum(b_loss_sum, 0))
-    tl.store(grad_scale_part + tl.program_id(0), tl.sum(b_scale_sum, 0))
-    tl.store(grad_bias_part + tl.program_id(0), tl.sum(b_bias_sum, 0))
+    tl.store(loss_part + tl.program_id(0), tl.sum(b_loss_sum[None, :]))
+    tl.store(grad_scale_part + tl.program_id(0), tl.sum(b_scale_sum[None, :]))
+    tl.store(grad_bias_part + tl.program_id(0), tl.sum(b_bias_sum[None, :]))
 
 
 @triton.jit(do_not_specialize=["first_row", "end_row", "first_col", "end_col", "label_offset"])

@@ -22,9 +22,8 @@ from .contrastive_config import (
 )
 
 WORKSPACE_BYTES = 256 * 2**20  # of the gradient by logits
-LEAST_ROWS = (
-    8192  # of a block that is not the whole height: matrix products of fewer leave multiprocessors idle
-)
+# Of a block that is not the whole height: matrix products of fewer rows leave multiprocessors idle.
+LEAST_ROWS = 8192
 PAIRS = 16  # of a program that takes pairs
 
 

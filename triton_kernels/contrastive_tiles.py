@@ -6,6 +6,8 @@ column a text; the pair of row i is column i + label_offset, beyond the last whe
 With DESCRIPTORS matrices come as tensor descriptors: from compute capability 9.0 the hardware copies whole tiles, which needs no
 addresses in registers. What is made of a tile is made in quarters of its columns for the same reason: with at most 128 registers a
 thread, two programs share an SM, and one multiplies while the other takes exponentials. Nothing here is atomic.
+
+A vector is reduced as a matrix of one row: for compute capability 10.0 Triton 3.6 does not compile the other way.
 """
 
 import triton

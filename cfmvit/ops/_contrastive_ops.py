@@ -193,7 +193,8 @@ def _in_triton(name: str):
     def run(*args):
         from cfmvit.triton_kernels import contrastive  # only here: importing cfmvit.ops must not need Triton
 
-        return getattr(contrastive, name)(*args)
+        with torch.cuda.device(args[0].device):  # Triton launches on the current device
+            return getattr(contrastive, name)(*args)
 
     return run
 
