@@ -111,17 +111,8 @@ def sanitize(seconds: float, options: argparse.Namespace) -> list[Outcome]:
     jobs.append(("triton", "memcheck", [], ["-k", "odd_sizes", "tests/triton_kernels"]))
     outcomes, end = [], time.monotonic() + seconds
     for done, (name, tool, kernels, tests) in enumerate(jobs):
-        command = [
-            "compute-sanitizer",
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            "--print-limit",
-            "20",
-            *kernels,
-        ]
-        command += [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", *tests]
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+        command += [*kernels, sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", *tests]
         share = (end - time.monotonic()) / (len(jobs) - done)
         # Blocks of torch's caching allocator would hide where a tensor ends.
         outcomes.append(run(name, command, share, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
