@@ -25,10 +25,10 @@ OPS = {
     "multilevel_roi_align": "multilevel_roi_align",
     "pool_regions": "pool_regions",
     "score_regions": "combine_scores",
-    "info_nce": "contrastive_lse",
+    "info_nce": "info_nce",
     "siglip_loss": "sigmoid_loss",
 }
-TRITON = ("contrastive_lse", "sigmoid_loss")
+TRITON = ("info_nce", "sigmoid_loss")
 PACKAGES = (
     "numpy",
     "triton",

@@ -146,13 +146,25 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
 
   // contrastive: sum (mean) of image_weight * softplus(image_lse - positive) + text_weight *
   // softplus(text_lse
-  // - positive), all (B,)
+  // - positive), all (B,), with its gradients by those three; and those times the gradient of the loss.
   m.def(
       "pair_loss(Tensor positive, Tensor image_lse, Tensor text_lse, float image_weight, float text_weight, "
-      "bool mean) -> Tensor");
+      "bool mean) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "pair_loss_backward(Tensor grad, Tensor positive, Tensor image_lse, Tensor text_lse, float "
-      "image_weight, float text_weight, bool mean) -> (Tensor, Tensor, Tensor)");
+      "pair_loss_backward(Tensor grad, Tensor positive, Tensor image_lse, Tensor text_lse, Tensor "
+      "grad_positive, Tensor grad_image_lse, Tensor grad_text_lse) -> (Tensor, Tensor, Tensor)");
+
+  // contrastive: contrastive_lse and pair_loss in one, of image (B, D) and text (T, D); text_weight is zero
+  // unless T = B -> loss (), image_lse (B,), text_lse (T,), and the gradients of the loss by positive (B,),
+  // image_lse (B,), text_lse (T,)
+  m.def(
+      "info_nce(Tensor image, Tensor text, Tensor logit_scale, SymInt label_offset, float image_weight, "
+      "float "
+      "text_weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "info_nce_backward(Tensor grad, Tensor image, Tensor text, Tensor logit_scale, SymInt label_offset, "
+      "Tensor image_lse, Tensor text_lse, Tensor grad_positive, Tensor grad_image_lse, Tensor grad_text_lse, "
+      "bool needs_image, bool needs_text) -> (Tensor, Tensor, Tensor)");
 
   // contrastive: sum of softplus(-+logit) over all pairs of image (B, D) and text (T, D), with its gradients
   // by image, text (of no elements where not needed), scale and bias in float32 or float64; and those times

@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import contrastive_vectors as vectors
 
 ALIGNMENT = 16  # bytes, of a matrix that a descriptor describes
+PAIRS = 16  # of a program that takes pairs
 
 
 class Config(NamedTuple):
@@ -96,7 +97,7 @@ def options(config: Config, features: Tensor) -> dict:
     return dict(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
         DESCRIPTORS=config.descriptors, EVEN_D=features.shape[1] % config.block_d == 0, PRECISION=precision_of(features),
-        num_warps=config.warps, num_stages=config.stages, maxnreg=config.max_registers,
+        PAIRS=PAIRS, num_warps=config.warps, num_stages=config.stages, maxnreg=config.max_registers,
     )  # fmt: skip
 
 

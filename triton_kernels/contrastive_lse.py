@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .contrastive_tiles import origin_of_program, similarities, store_grad
-from .contrastive_vectors import LOG2E, NEG_INF
+from .contrastive_vectors import LOG2E, NEG_INF, pair_similarities
 
 # Smallest sum, relative to the quarter's largest term, that stands: terms below 2^-126 vanish, 2^-19 of it at most.
 LEAST_SUM = tl.constexpr(2.0**-100)
@@ -28,21 +28,13 @@ def _shifted_sum(b_logit, AXIS: tl.constexpr):
     return b_max, tl.sum(tl.exp2(b_logit - tl.expand_dims(_finite(b_max), AXIS)), AXIS)
 
 
-@triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
-def lse_fwd_kernel(
-    image, text, logit_scale,  # (B, D), (T, D), ()
-    image_groups, text_groups,  # (B,), (T,) int64; only with WITH_MAX
-    row_part, col_part,  # (tiles_n, strip), (tiles_m, T): log2-sum-exps of the negatives of a tile's rows and columns
-    row_max_part, col_max_part,  # the same shapes: largest logit among other groups
+@triton.jit
+def _lse_tile(
+    image, text, logit_scale, image_groups, text_groups, row_part, col_part, row_max_part, col_max_part,
     first_row, end_row, strip, texts, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, WITH_MAX: tl.constexpr,
 ):  # fmt: skip
-    """One tile of logits of the rows [first_row, end_row): its part of every row's and every column's sum.
-
-    One exponential serves both: all logits are shifted by the largest negative of a quarter. Where that leaves too little
-    of some row or column (features far from unit length, say), this quarter takes a shift for each.
-    """
     QUARTER: tl.constexpr = BLOCK_N // 4
     row, col = origin_of_program(first_row, end_row, 0, texts, BLOCK_M, BLOCK_N, GROUP_M)
     i_row, i_col = row + tl.arange(0, BLOCK_M), col + tl.arange(0, QUARTER)
@@ -86,6 +78,37 @@ def lse_fwd_kernel(
         tl.store(row_max_part + o_row, b_max, mask=m_row)
 
 
+@triton.jit(do_not_specialize=["first_row", "end_row", "label_offset"])
+def lse_fwd_kernel(
+    image_tiles, text_tiles, image, text, logit_scale,  # (B, D), (T, D), as descriptors and as pointers, ()
+    image_groups, text_groups,  # (B,), (T,) int64; only with WITH_MAX
+    positive,  # (B,): logits of the pairs
+    row_part, col_part,  # (tiles_n, strip), (tiles_m, T): log2-sum-exps of the negatives of a tile's rows and columns
+    row_max_part, col_max_part,  # the same shapes: largest logit among other groups
+    first_row, end_row, strip, texts, width, label_offset,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, PAIRS: tl.constexpr, WITH_MAX: tl.constexpr,
+):  # fmt: skip
+    """One tile of logits of the rows [first_row, end_row): its part of every row's and every column's sum.
+
+    One exponential serves both: all logits are shifted by the largest negative of a quarter. Where that leaves too little
+    of some row or column (features far from unit length, say), this quarter takes a shift for each.
+
+    Programs beyond the tiles take PAIRS pairs each, in float32.
+    """
+    i_pairs = tl.program_id(0) - tl.cdiv(end_row - first_row, BLOCK_M) * tl.cdiv(texts, BLOCK_N)
+    if i_pairs < 0:
+        _lse_tile(
+            image_tiles, text_tiles, logit_scale, image_groups, text_groups, row_part, col_part, row_max_part,
+            col_max_part, first_row, end_row, strip, texts, width, label_offset,
+            BLOCK_M, BLOCK_N, BLOCK_D, GROUP_M, DESCRIPTORS, EVEN_D, PRECISION, WITH_MAX,
+        )  # fmt: skip
+    else:
+        i_row = first_row + i_pairs * PAIRS + tl.arange(0, PAIRS)
+        b_sim = pair_similarities(image, text, i_row, end_row, width, label_offset, PAIRS, 128)
+        tl.store(positive + i_row, b_sim * tl.load(logit_scale).to(tl.float32), mask=i_row < end_row)
+
+
 @triton.jit
 def _log_sum_range(lse, i_x, end):
     """Least and largest log-sum-exp of those that have negatives, in units of log 2."""
@@ -93,21 +116,13 @@ def _log_sum_range(lse, i_x, end):
     return tl.min(tl.where(b_x == NEG_INF, float("inf"), b_x), 0), tl.max(b_x, 0)
 
 
-@triton.jit(do_not_specialize=["first_row", "end_row", "first_col", "end_col", "label_offset"])
-def lse_bwd_kernel(
-    image, text, logit_scale,  # (B, D), (T, D), ()
-    row_lse, col_lse, row_grad, col_grad,  # (B,), (T,), (B,), (T,): natural log-sum-exps of negatives, their gradients
-    store_scale,  # () or None: what the gradients are multiplied by before they are rounded
-    grad_logit, grad_stride, grad_scale_part,  # a block in the features' dtype or None, elements of a row, (tiles,)
-    first_row, end_row, first_col, end_col, width, label_offset,
+@triton.jit
+def _lse_bwd_tile(
+    image, text, logit_scale, row_lse, col_lse, row_grad, col_grad, store_scale,
+    grad_logit, grad_stride, grad_scale_part, first_row, end_row, first_col, end_col, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the loss by one tile of logits, zero for the pairs: those would drown the rest when rounded.
-
-    d loss / d l[i, j] = row_grad[i] exp(l - row_lse[i]) + col_grad[j] exp(l - col_lse[j]), by one exponential:
-    2^(l - m) (u[i] + v[j]) with u[i] = row_grad[i] 2^(m - row_lse[i]), unless the tile's log-sum-exps lie too far apart.
-    """
     QUARTER: tl.constexpr = BLOCK_N // 4
     row, col = origin_of_program(first_row, end_row, first_col, end_col, BLOCK_M, BLOCK_N, GROUP_M)
     i_row = row + tl.arange(0, BLOCK_M)
@@ -147,3 +162,34 @@ def lse_bwd_kernel(
                 end_row - first_row, end_col - first_col, DESCRIPTORS, PRECISION,
             )  # fmt: skip
     tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.where(i_row < end_row, b_sum, 0.0)[None, :]))
+
+
+@triton.jit(do_not_specialize=["first_row", "end_row", "first_col", "end_col", "label_offset"])
+def lse_bwd_kernel(
+    image_tiles, text_tiles, image, text, logit_scale,  # (B, D), (T, D), as descriptors and as pointers, ()
+    row_lse, col_lse, row_grad, col_grad, pair_grad,  # (B,), (T,), (B,), (T,), (B,): natural log-sum-exps, gradients
+    store_scale,  # () or None: what the gradients are multiplied by before they are rounded
+    grad_logit, grad_stride, grad_scale_part,  # a block in the features' dtype or None, elements of a row, (programs,)
+    first_row, end_row, first_col, end_col, width, label_offset,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the loss by one tile of logits, zero for the pairs: those would drown the rest when rounded.
+
+    d loss / d l[i, j] = row_grad[i] exp(l - row_lse[i]) + col_grad[j] exp(l - col_lse[j]), by one exponential:
+    2^(l - m) (u[i] + v[j]) with u[i] = row_grad[i] 2^(m - row_lse[i]), unless the tile's log-sum-exps lie too far apart.
+
+    Programs beyond the tiles take PAIRS pairs each, in float32: what they add to the gradient of the scale.
+    """
+    i_pairs = tl.program_id(0) - tl.cdiv(end_row - first_row, BLOCK_M) * tl.cdiv(end_col - first_col, BLOCK_N)
+    if i_pairs < 0:
+        _lse_bwd_tile(
+            image_tiles, text_tiles, logit_scale, row_lse, col_lse, row_grad, col_grad, store_scale,
+            grad_logit, grad_stride, grad_scale_part, first_row, end_row, first_col, end_col, width, label_offset,
+            BLOCK_M, BLOCK_N, BLOCK_D, GROUP_M, DESCRIPTORS, EVEN_D, PRECISION,
+        )  # fmt: skip
+    else:
+        i_row = first_row + i_pairs * PAIRS + tl.arange(0, PAIRS)
+        b_sim = pair_similarities(image, text, i_row, end_row, width, label_offset, PAIRS, 128)
+        b_grad = tl.load(pair_grad + i_row, mask=i_row < end_row, other=0.0)
+        tl.store(grad_scale_part + tl.program_id(0), tl.sum(b_sim * b_grad, 0))

@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import contrastive_vectors as vectors
 from .contrastive_config import (
+    PAIRS,
     aligned_empty,
     cdiv,
     config_of,
@@ -24,7 +25,6 @@ from .contrastive_config import (
 WORKSPACE_BYTES = 256 * 2**20  # of the gradient by logits
 # Of a block that is not the whole height: matrix products of fewer rows leave multiprocessors idle.
 LEAST_ROWS = 8192
-PAIRS = 16  # of a program that takes pairs
 
 
 class Block(NamedTuple):
@@ -35,7 +35,7 @@ class Block(NamedTuple):
     first_col: int
     end_col: int
     first_program: int  # among those of all blocks
-    programs: int  # one for each tile and, after those, in the sigmoid loss for each PAIRS pairs of the rows
+    programs: int  # one for each tile and, after those, for each PAIRS pairs of the rows
 
 
 def block_shape(images: int, texts: int, elements: int, multiple: int) -> tuple[int, int]:
@@ -60,10 +60,9 @@ class Sweep:
         self.matrices = matrices(*self.operands, config)
         self.options = options(config, image)
         images, texts = image.shape[0], text.shape[0]
-        self.pairs = 0 if label_offset is None else images
         multiple = max(config.block_m, config.block_n)
         self.shape = block_shape(images, texts, WORKSPACE_BYTES // image.element_size(), multiple)
-        self.blocks = list(self._blocks(pass_ == "sigmoid" and self.pairs > 0))
+        self.blocks = list(self._blocks(label_offset is not None))
         self.programs = sum(block.programs for block in self.blocks)
 
     def _blocks(self, with_pairs: bool) -> Iterator[Block]:
@@ -79,9 +78,9 @@ class Sweep:
                 yield Block(first_row, end_row, first_col, end_col, first_program, programs)
                 first_program += programs
 
-    def parts(self, more: int = 0) -> Tensor:
-        """Room for one partial sum of every program of the blocks, and `more`."""
-        return self.image.new_empty(self.programs + more, dtype=torch.float32)
+    def parts(self) -> Tensor:
+        """Room for one partial sum of every program of the blocks."""
+        return self.image.new_empty(self.programs, dtype=torch.float32)
 
     def run(
         self,
@@ -92,13 +91,16 @@ class Sweep:
         needs_image: bool,
         needs_text: bool,
         dtype: torch.dtype,
-        pair_parts: Tensor | None = None,
+        totals: list[tuple[Tensor, Tensor]],
+        grad: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Give the gradients of image and text as `dtype`, of no elements where not needed.
 
         launch: makes the gradient by a block of logits, in a matrix with rows of so many elements.
-        pair_parts: takes what each PAIRS pairs add to the gradient of the scale.
+        totals: partial sums that the blocks' programs leave, and where their sum () is to go.
+        grad: () that multiplies gradients and totals, or None.
         """
+        last_totals = [x for pair in totals + totals[:1] * (3 - len(totals)) for x in pair]
         image, text = self.image, self.text
         (images, width), texts = image.shape, text.shape[0]
         image_operand, text_operand = self.operands
@@ -126,13 +128,12 @@ class Sweep:
             last = block is self.blocks[-1]
             rows = rows if needs_image and block.end_col == texts else 0
             cols = texts if needs_text and last else 0
-            pairs = self.pairs if last and pair_parts is not None else 0
-            programs = sum(cdiv(n, PAIRS) for n in (rows, cols, pairs))
+            programs = cdiv(rows, PAIRS) + cdiv(cols, PAIRS) + (len(totals) if last else 0)
             if programs:
                 vectors.finish_kernel[(programs, cdiv(width, 128))](
-                    image_product, text_product, image, text, pair_grad, logit_scale, store_scale,
-                    grad_image, grad_text, logit_scale if pair_parts is None else pair_parts,
-                    block.first_row, rows, cols, pairs, images, texts, width, self.first_pair, BLOCK=PAIRS, BLOCK_D=128,
+                    image_product, text_product, image, text, pair_grad, logit_scale, store_scale, grad,
+                    grad_image, grad_text, *last_totals, block.first_row, rows, cols, images, texts, width,
+                    self.first_pair, self.programs, BLOCK=PAIRS, BLOCK_D=128,
                 )  # fmt: skip
         return grad_image, grad_text
 

@@ -52,17 +52,13 @@ def round_kernel(
 
 
 @triton.jit
-def _merge(
-    part, out, parts, size, i_block,
-    IS_MAX: tl.constexpr, TO_NATURAL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    i_x = i_block * BLOCK + tl.arange(0, BLOCK)
-    o_p = tl.arange(0, BLOCK_P)
+def _merged(part, parts, size, i_x, IS_MAX: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Log2-sum-exp (or maximum) over the parts (parts, size) of the columns i_x, in the parts' order."""
     m_x = i_x < size
-    b_max = tl.full((BLOCK,), NEG_INF, tl.float32)
-    b_sum = tl.zeros((BLOCK,), tl.float32)
+    b_max = tl.full(i_x.shape, NEG_INF, tl.float32)
+    b_sum = tl.zeros(i_x.shape, tl.float32)
     for p in range(0, parts, BLOCK_P):
-        i_p = p + o_p
+        i_p = p + tl.arange(0, BLOCK_P)
         b_part = tl.load(
             part + i_p.to(tl.int64)[:, None] * size + i_x[None, :],
             mask=(i_p < parts)[:, None] & m_x[None, :], other=NEG_INF,
@@ -72,12 +68,22 @@ def _merge(
             b_shift = tl.where(b_new == NEG_INF, 0.0, b_new)
             b_sum = b_sum * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_part - b_shift[None, :]), 0)
         b_max = b_new
-    b_out = b_max
-    if not IS_MAX:
-        b_out = tl.where(b_max == NEG_INF, 0.0, b_max) + tl.log2(b_sum)
+    if IS_MAX:
+        return b_max
+    else:
+        return tl.where(b_max == NEG_INF, 0.0, b_max) + tl.log2(b_sum)
+
+
+@triton.jit
+def _merge(
+    part, out, parts, size, i_block,
+    IS_MAX: tl.constexpr, TO_NATURAL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i_x = i_block * BLOCK + tl.arange(0, BLOCK)
+    b_out = _merged(part, parts, size, i_x, IS_MAX, BLOCK_P)
     if TO_NATURAL:
         b_out = b_out * LN2
-    tl.store(out + i_x, b_out, mask=m_x)
+    tl.store(out + i_x, b_out, mask=i_x < size)
 
 
 @triton.jit(do_not_specialize=["row_parts", "rows", "col_parts", "cols"])
@@ -102,65 +108,72 @@ def merge_kernel(
 
 
 @triton.jit
-def _total(part, out, count, BLOCK: tl.constexpr):
-    b_sum = tl.zeros((BLOCK,), tl.float64)
-    for first in range(0, count, BLOCK):
-        i_x = first + tl.arange(0, BLOCK)
-        b_sum += tl.load(part + i_x, mask=i_x < count, other=0.0).to(tl.float64)
-    tl.store(out, tl.sum(b_sum, 0).to(out.dtype.element_ty))
+def _pair_terms(
+    positive,
+    b_image,
+    b_text,
+    grad_positive,
+    grad_image_lse,
+    grad_text_lse,
+    image_weight,
+    text_weight,
+    i_x,
+    rows,
+):
+    """Weighted softplus(lse - positive) of the pairs i_x, from both directions' log-sum-exps; its gradients are stored.
 
-
-@triton.jit(do_not_specialize=["count"])
-def total_kernel(part, out, part_1, out_1, part_2, out_2, count, BLOCK: tl.constexpr):
-    """Up to three sums out () of part (count,), each by one program in float64: no second stage, the same bits on every run."""
-    if tl.program_id(0) == 0:
-        _total(part, out, count, BLOCK)
-    elif tl.program_id(0) == 1:
-        _total(part_1, out_1, count, BLOCK)
-    else:
-        _total(part_2, out_2, count, BLOCK)
+    A direction without weight adds nothing, not even a NaN.
+    """
+    m_x = i_x < rows
+    b_positive = tl.load(positive + i_x, mask=m_x, other=0.0)
+    b_image, b_image_slope = softplus(b_image - b_positive)
+    b_text, b_text_slope = softplus(b_text - b_positive)
+    b_image_slope = tl.where(image_weight != 0, b_image_slope * image_weight, 0.0)
+    b_text_slope = tl.where(text_weight != 0, b_text_slope * text_weight, 0.0)
+    tl.store(grad_image_lse + i_x, b_image_slope, mask=m_x)
+    tl.store(grad_text_lse + i_x, b_text_slope, mask=m_x)
+    tl.store(grad_positive + i_x, -(b_image_slope + b_text_slope), mask=m_x)
+    b_image = tl.where(m_x & (image_weight != 0), b_image * image_weight, 0.0)
+    b_text = tl.where(m_x & (text_weight != 0), b_text * text_weight, 0.0)
+    return (b_image + b_text).to(tl.float64)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def pair_loss_kernel(
-    positive, image_lse, text_lse, out,  # (B,), (B,), (B,) -> ()
+    positive, image_lse, text_lse,  # (B,) each
+    loss, grad_positive, grad_image_lse, grad_text_lse,  # (), (B,), (B,), (B,)
     image_weight, text_weight, rows, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weighted sum of softplus(lse - positive) over the pairs, by one program in float64.
-
-    A direction without weight adds nothing, not even a NaN.
-    """
+    """Weighted sum of softplus(lse - positive) over the pairs, by one program in float64, and its gradients."""
     b_sum = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, rows, BLOCK):
         i_x = first + tl.arange(0, BLOCK)
-        m_x = i_x < rows
-        b_positive = tl.load(positive + i_x, mask=m_x, other=0.0)
-        b_image, _ = softplus(tl.load(image_lse + i_x, mask=m_x, other=NEG_INF) - b_positive)
-        b_text, _ = softplus(tl.load(text_lse + i_x, mask=m_x, other=NEG_INF) - b_positive)
-        b_image = tl.where(m_x & (image_weight != 0), b_image * image_weight, 0.0)
-        b_text = tl.where(m_x & (text_weight != 0), b_text * text_weight, 0.0)
-        b_sum += (b_image + b_text).to(tl.float64)
-    tl.store(out, tl.sum(b_sum, 0).to(tl.float32))
+        b_image = tl.load(image_lse + i_x, mask=i_x < rows, other=NEG_INF)
+        b_text = tl.load(text_lse + i_x, mask=i_x < rows, other=NEG_INF)
+        b_sum += _pair_terms(
+            positive, b_image, b_text, grad_positive, grad_image_lse, grad_text_lse, image_weight, text_weight, i_x, rows
+        )  # fmt: skip
+    tl.store(loss, tl.sum(b_sum, 0).to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["rows"])
-def pair_loss_bwd_kernel(
-    grad, positive, image_lse, text_lse,  # (), (B,), (B,), (B,)
-    grad_positive, grad_image_lse, grad_text_lse,  # (B,) each
-    image_weight, text_weight, rows, BLOCK: tl.constexpr,
+@triton.jit(do_not_specialize=["row_parts", "col_parts", "rows"])
+def merge_pair_loss_kernel(
+    positive, row_part, col_part, image_lse, text_lse,  # (B,), (row_parts, B), (col_parts, B) -> (B,), (B,)
+    loss, grad_positive, grad_image_lse, grad_text_lse,  # (), (B,), (B,), (B,)
+    image_weight, text_weight, row_parts, col_parts, rows, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of pair_loss_kernel, grad included."""
-    i_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    m_x = i_x < rows
-    b_grad = tl.load(grad).to(tl.float32)
-    b_positive = tl.load(positive + i_x, mask=m_x, other=0.0)
-    _, b_image = softplus(tl.load(image_lse + i_x, mask=m_x, other=NEG_INF) - b_positive)
-    _, b_text = softplus(tl.load(text_lse + i_x, mask=m_x, other=NEG_INF) - b_positive)
-    b_image = tl.where(image_weight != 0, b_image * b_grad * image_weight, 0.0)
-    b_text = tl.where(text_weight != 0, b_text * b_grad * text_weight, 0.0)
-    tl.store(grad_image_lse + i_x, b_image, mask=m_x)
-    tl.store(grad_text_lse + i_x, b_text, mask=m_x)
-    tl.store(grad_positive + i_x, -(b_image + b_text), mask=m_x)
+    """What merge_kernel and pair_loss_kernel do, in one launch of one program: for batches that launches outlast."""
+    b_sum = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, rows, BLOCK):
+        i_x = first + tl.arange(0, BLOCK)
+        b_image = _merged(row_part, row_parts, rows, i_x, False, BLOCK_P) * LN2
+        b_text = _merged(col_part, col_parts, rows, i_x, False, BLOCK_P) * LN2
+        tl.store(image_lse + i_x, b_image, mask=i_x < rows)
+        tl.store(text_lse + i_x, b_text, mask=i_x < rows)
+        b_sum += _pair_terms(
+            positive, b_image, b_text, grad_positive, grad_image_lse, grad_text_lse, image_weight, text_weight, i_x, rows
+        )  # fmt: skip
+    tl.store(loss, tl.sum(b_sum, 0).to(tl.float32))
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
@@ -192,21 +205,9 @@ def pair_similarities(
     return tl.sum(b_sum, 1)
 
 
-@triton.jit(do_not_specialize=["rows", "label_offset"])
-def pair_kernel(
-    image, text, logit_scale, positive,  # (B, D), (T, D), () -> (B,)
-    rows, width, label_offset,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Logit of each pair."""
-    i_row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    b_sim = pair_similarities(image, text, i_row, rows, width, label_offset, BLOCK, BLOCK_D)
-    tl.store(positive + i_row, b_sim * tl.load(logit_scale).to(tl.float32), mask=i_row < rows)
-
-
 @triton.jit
 def _finish(
-    product, other, pair_grad, logit_scale, store_scale, grad, rows, others, width, to_other, i_block,
+    product, other, pair_grad, factor, store_scale, grad, rows, others, width, to_other, i_block,
     PAIR_BY_ROW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     i_row = i_block * BLOCK + tl.arange(0, BLOCK)
@@ -222,40 +223,53 @@ def _finish(
     b_product = tl.load(product + o_out, mask=m_out, other=0.0)
     if store_scale is not None:
         b_product /= tl.load(store_scale)
-    b_grad = b_product + b_pair[:, None] * b_other
-    b_grad = b_grad * tl.load(logit_scale).to(tl.float32)
+    b_grad = (b_product + b_pair[:, None] * b_other) * factor
     tl.store(grad + o_out, b_grad.to(grad.dtype.element_ty), mask=m_out)
 
 
-@triton.jit(do_not_specialize=["first_row", "rows", "cols", "pairs", "images", "texts", "label_offset"])
+@triton.jit
+def _total(part, out, count, factor, BLOCK: tl.constexpr):
+    b_sum = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, count, BLOCK):
+        i_x = first + tl.arange(0, BLOCK)
+        b_sum += tl.load(part + i_x, mask=i_x < count, other=0.0).to(tl.float64)
+    tl.store(out, (tl.sum(b_sum, 0) * factor).to(out.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["first_row", "rows", "cols", "images", "texts", "label_offset", "count"])
 def finish_kernel(
     image_product, text_product,  # (rows, D), (T, D) in float32
-    image, text, pair_grad, logit_scale, store_scale,  # (B, D), (T, D), (B,), (), () or None
-    grad_image, grad_text, grad_scale_part,  # (B, D), (T, D), (blocks of pairs,)
-    first_row, rows, cols, pairs, images, texts, width, label_offset,
+    image, text, pair_grad, logit_scale, store_scale, grad,  # (B, D), (T, D), (B,), (), () or None, () or None
+    grad_image, grad_text,  # (B, D), (T, D)
+    part, out, part_1, out_1, part_2, out_2,  # (count,), () three times
+    first_row, rows, cols, images, texts, width, label_offset, count,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Feature gradient = scale * (product / store_scale + pair_grad * feature of the pair's other half), rounded once.
+    """Feature gradient = grad * scale * (product / store_scale + pair_grad * feature of the pair's other half), rounded once.
 
-    For `rows` images from first_row and for `cols` texts, all or none of them. Programs beyond those take `pairs` pairs, all or
-    none: what they add to the gradient of the scale.
+    For `rows` images from first_row and for `cols` texts, all or none of them. Each of up to three programs beyond those makes one
+    sum, out () = grad * sum of part (count,), in float64: no second stage, the same bits on every run.
     """
     i_block = tl.program_id(0)
     row_blocks = tl.cdiv(rows, BLOCK)
+    i_total = i_block - row_blocks - tl.cdiv(cols, BLOCK)
+    factor = 1.0 if grad is None else tl.load(grad).to(tl.float32)
+    scaled = factor * tl.load(logit_scale).to(tl.float32)
     if i_block < row_blocks:
         offset = tl.full((), first_row, tl.int64) * width
         _finish(
-            image_product, text, pair_grad + first_row, logit_scale, store_scale, grad_image + offset,
+            image_product, text, pair_grad + first_row, scaled, store_scale, grad_image + offset,
             rows, texts, width, first_row + label_offset, i_block, True, BLOCK, BLOCK_D,
         )  # fmt: skip
-    elif i_block < row_blocks + tl.cdiv(cols, BLOCK):
+    elif i_total < 0:
         _finish(
-            text_product, image, pair_grad, logit_scale, store_scale, grad_text,
+            text_product, image, pair_grad, scaled, store_scale, grad_text,
             cols, images, width, -label_offset, i_block - row_blocks, False, BLOCK, BLOCK_D,
         )  # fmt: skip
     elif tl.program_id(1) == 0:
-        i_pairs = i_block - row_blocks - tl.cdiv(cols, BLOCK)
-        i_row = i_pairs * BLOCK + tl.arange(0, BLOCK)
-        b_sim = pair_similarities(image, text, i_row, pairs, width, label_offset, BLOCK, BLOCK_D)
-        b_grad = tl.load(pair_grad + i_row, mask=i_row < pairs, other=0.0)
-        tl.store(grad_scale_part + i_pairs, tl.sum(b_sim * b_grad, 0))
+        if i_total == 0:
+            _total(part, out, count, factor, 4096)
+        elif i_total == 1:
+            _total(part_1, out_1, count, factor, 4096)
+        else:
+            _total(part_2, out_2, count, factor, 4096)

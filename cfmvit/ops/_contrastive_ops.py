@@ -7,8 +7,11 @@ belongs to an image: positive has no elements.
 `sigmoid_loss(image, text, logit_scale, logit_bias, label_offset, needs_image, needs_text)` gives the loss and, since a sigmoid
 allows it, the gradients of image, text, logit_scale and logit_bias in one go.
 
-`pair_loss(positive (B,), image_lse (B,), text_lse (B,), image_weight, text_weight, mean)` makes the loss () of the first; an op of
-its own, because its dozen of small steps would outlast a small batch.
+`pair_loss(positive (B,), image_lse (B,), text_lse (B,), image_weight, text_weight, mean)` makes the loss () of the first, and its
+gradients by those three. An op of its own, because its dozen of small steps would outlast a small batch.
+
+`info_nce(image, text, logit_scale, label_offset, image_weight, text_weight, mean)` is both in one, which saves a batch of a few
+thousand pairs or less a third of its launches. It gives the loss, image_lse, text_lse, and the gradients of `pair_loss`.
 
 See reference/contrastive.py. Autocast does not touch them: the kernels accumulate in float32 whatever the features' dtype, and a
 rounded logit_scale would cost accuracy.
@@ -153,27 +156,60 @@ def _sigmoid_backward(ctx, grad, *_):
 
 def _scale_grads(grad: Tensor, *inputs_and_grads: Tensor) -> tuple[Tensor, ...]:
     """The inputs serve their dtypes, and that a second derivative is refused rather than silently zero."""
-    inputs, grads = inputs_and_grads[:4], inputs_and_grads[4:]
+    count = len(inputs_and_grads) // 2
+    inputs, grads = inputs_and_grads[:count], inputs_and_grads[count:]
     return tuple((grad * g).to(x.dtype) for x, g in zip(inputs, grads, strict=True))
 
 
 def _pair_loss_fake(positive, image_lse, text_lse, image_weight, text_weight, mean):
-    return positive.new_empty(())
-
-
-def _pair_loss_backward_fake(grad, positive, image_lse, text_lse, image_weight, text_weight, mean):
-    return tuple(torch.empty_like(x) for x in (positive, image_lse, text_lse))
+    return positive.new_empty(()), *(torch.empty_like(x) for x in (positive, image_lse, text_lse))
 
 
 def _pair_loss_context(ctx, inputs, output) -> None:
-    *tensors, ctx.image_weight, ctx.text_weight, ctx.mean = inputs
-    ctx.save_for_backward(*tensors)
+    _, *grads = output
+    ctx.mark_non_differentiable(*grads)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:3], *grads)
 
 
-def _pair_loss_backward(ctx, grad):
-    options = ctx.image_weight, ctx.text_weight, ctx.mean
-    grads = torch.ops.cfmvit.pair_loss_backward.default(grad, *ctx.saved_tensors, *options)
-    return *grads, None, None, None
+def _pair_loss_backward(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 6
+    return *torch.ops.cfmvit.pair_loss_backward.default(grad, *ctx.saved_tensors), None, None, None
+
+
+def _info_nce_fake(image, text, logit_scale, label_offset, image_weight, text_weight, mean):
+    _check("info_nce", image, text, logit_scale, label_offset)
+    vectors = (image, text, image, image, text)
+    empty = lambda *shape: image.new_empty(shape, dtype=compute_dtype(image))
+    return empty(), *(empty(x.shape[0]) for x in vectors)
+
+
+def _info_nce_context(ctx, inputs, output) -> None:
+    image, text, logit_scale, ctx.label_offset, *_ = inputs
+    _, *vectors = output
+    ctx.mark_non_differentiable(*vectors)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(image, text, logit_scale, *vectors)
+
+
+def _info_nce_backward(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 7
+    image, text, logit_scale, *vectors = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    grads = torch.ops.cfmvit.info_nce_backward.default(
+        grad, image, text, logit_scale, ctx.label_offset, *vectors, needed[0], needed[1]
+    )
+    return *(x if needs else None for x, needs in zip(grads, needed, strict=True)), *(None,) * 4
+
+
+def _info_nce_backward_fake(
+    grad, image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image_lse, grad_text_lse,
+    needs_image, needs_text,
+):  # fmt: skip
+    grads = (_grad_like(x, n, x.dtype) for x, n in ((image, needs_image), (text, needs_text)))
+    return *grads, torch.empty_like(logit_scale)
 
 
 def why_not_triton(features: Tensor) -> str:
@@ -203,15 +239,17 @@ def _register() -> dict[str, NativeOp]:
     """Register what the library leaves open, and return the ops that have a gradient."""
     define = torch.library
     define.register_fake("cfmvit::contrastive_lse_backward", _lse_backward_fake)
-    define.register_fake("cfmvit::pair_loss_backward", _pair_loss_backward_fake)
+    define.register_fake("cfmvit::info_nce_backward", _info_nce_backward_fake)
+    define.impl("cfmvit::pair_loss_backward", "CompositeExplicitAutograd", _scale_grads)
     define.impl("cfmvit::sigmoid_loss_backward", "CompositeExplicitAutograd", _scale_grads)
     ops = (
         NativeOp("contrastive_lse", _lse_fake, _lse_backward, _lse_context),
         NativeOp("pair_loss", _pair_loss_fake, _pair_loss_backward, _pair_loss_context),
+        NativeOp("info_nce", _info_nce_fake, _info_nce_backward, _info_nce_context),
         NativeOp("sigmoid_loss", _sigmoid_fake, _sigmoid_backward, _sigmoid_context),
     )
     if _HAS_TRITON:
-        backwards = ("contrastive_lse_backward", "pair_loss_backward")
+        backwards = ("contrastive_lse_backward", "info_nce_backward")
         for name in (*(op.name for op in ops), *backwards):
             define.impl(f"cfmvit::{name}", "cuda", _in_triton(name))
     return {op.name: op for op in ops}

@@ -2,7 +2,7 @@
 
 Letters: B images, T texts, D width. A cross-entropy is a log-sum-exp minus the mean logit under the target. The second is
 linear in the features and costs O(B D), so all that needs a kernel is `contrastive_lse`: log-sum-exps of the negatives of
-every row and every column, from one tile per block of logits. Leaving the pair itself out of the sums and taking
+every row and every column, from one tile per block of logits; `info_nce` is that and what makes the loss of it. Leaving the pair itself out of the sums and taking
 softplus(lse_of_negatives - positive) keeps loss and gradient exact when the probability of the pair comes close to one.
 """
 
@@ -98,27 +98,22 @@ def info_nce(
     check_exchange("info_nce", exchange, process_group)
     image, text = _autocast(image, text)
     logit_scale = logit_scale.to(compute_dtype(image))
-    chosen = _implementation("info_nce", "contrastive_lse", image, impl)
-    own = slice(label_offset, label_offset + image.shape[0])
-    if process_group is None:
-        max_groups = _stats_groups(text, group_ids, 0) if return_stats else None
-        groups = (None, None) if max_groups is None else (max_groups[own], max_groups)
-        lse = reference.contrastive_lse if chosen == "reference" else _contrastive_ops.OPS["contrastive_lse"]
-        found = lse(image, text, logit_scale, label_offset, *groups)
-    else:
-        place = _place(
-            "info_nce", image, text, process_group, exchange, chosen, return_stats, group_ids is not None
-        )
-        image, text = _unrounded(image, text)
-        first = dist.get_rank(process_group) * image.shape[0]
-        max_groups = _stats_groups(text, group_ids, first) if return_stats else None
-        found = _contrastive_distributed.contrastive_lse(image, text, logit_scale, max_groups, place)
-    positive, image_lse, text_lse, image_max, text_max = found
-    if process_group is None and text.shape[0] != image.shape[0]:
-        text_lse, text_max = text_lse[own], text_max[own]
-
+    chosen = _implementation("info_nce", "info_nce", image, impl)
     weights = {"image_to_text": (1.0, 0.0), "text_to_image": (0.0, 1.0)}.get(direction, (0.5, 0.5))
-    loss = _reduced(positive, image_lse, text_lse, weights, reduction, chosen)
+    own = slice(label_offset, label_offset + image.shape[0])
+    place = None
+    if process_group is not None:
+        options = return_stats, group_ids is not None
+        place = _place("info_nce", image, text, process_group, exchange, chosen, *options)
+        image, text = _unrounded(image, text)
+    if place is None and chosen != "reference" and reduction != "none" and not return_stats:
+        loss, *_ = _contrastive_ops.OPS["info_nce"](
+            image, text, logit_scale, label_offset, *weights, reduction == "mean"
+        )
+    else:
+        max_groups = _stats_groups(text, group_ids, place) if return_stats else None
+        found = _lse(image, text, logit_scale, own, max_groups, place, chosen)
+        loss = _reduced(*found[:3], weights, reduction, chosen)
     if group_ids is not None or label_smoothing > 0:
         excess = _excess(image, text, own, group_ids, label_smoothing, process_group)
         linear = logit_scale * sum(weight * x for weight, x in zip(weights, excess, strict=True))
@@ -127,18 +122,27 @@ def info_nce(
         )
     if logit_bias is not None:
         loss = loss + 0 * logit_bias.to(loss.dtype)
-    if not return_stats:
-        return loss
-    with torch.no_grad():
-        bias = 0 if logit_bias is None else logit_bias
-        stats = InfoNCEStats(
-            torch.logaddexp(image_lse, positive) + bias,
-            torch.logaddexp(text_lse, positive) + bias,
-            positive + bias,
-            (positive > image_max).to(positive.dtype).mean(),
-            (positive > text_max).to(positive.dtype).mean(),
-        )
-    return loss, stats
+    return (loss, _stats(*found, logit_bias)) if return_stats else loss
+
+
+def _lse(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    own: slice,
+    max_groups: Tensor | None,
+    place: _contrastive_distributed.Place | None,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Positive, image_lse, text_lse and, with max_groups, image_max, text_max of the own pairs: (B,) each."""
+    if place is not None:
+        return _contrastive_distributed.contrastive_lse(image, text, logit_scale, max_groups, place)
+    groups = (None, None) if max_groups is None else (max_groups[own], max_groups)
+    op = reference.contrastive_lse if impl == "reference" else _contrastive_ops.OPS["contrastive_lse"]
+    positive, image_lse, text_lse, image_max, text_max = op(image, text, logit_scale, own.start, *groups)
+    if text.shape[0] != image.shape[0]:
+        text_lse, text_max = text_lse[own], text_max[own]
+    return positive, image_lse, text_lse, image_max, text_max
 
 
 def _reduced(
@@ -152,8 +156,29 @@ def _reduced(
     """Cross-entropies of the pairs, (B,), or their sum or mean."""
     if reduction == "none":
         return reference.pair_losses(positive, image_lse, text_lse, *weights)
-    pair_loss = reference.pair_loss if impl == "reference" else _contrastive_ops.OPS["pair_loss"]
-    return pair_loss(positive, image_lse, text_lse, *weights, reduction == "mean")
+    if impl == "reference":
+        return reference.pair_loss(positive, image_lse, text_lse, *weights, reduction == "mean")
+    loss, *_ = _contrastive_ops.OPS["pair_loss"](positive, image_lse, text_lse, *weights, reduction == "mean")
+    return loss
+
+
+@torch.no_grad()
+def _stats(
+    positive: Tensor,
+    image_lse: Tensor,
+    text_lse: Tensor,
+    image_max: Tensor,
+    text_max: Tensor,
+    logit_bias: Tensor | None,
+) -> InfoNCEStats:
+    bias = 0 if logit_bias is None else logit_bias
+    return InfoNCEStats(
+        torch.logaddexp(image_lse, positive) + bias,
+        torch.logaddexp(text_lse, positive) + bias,
+        positive + bias,
+        (positive > image_max).to(positive.dtype).mean(),
+        (positive > text_max).to(positive.dtype).mean(),
+    )
 
 
 def siglip_loss(
@@ -255,10 +280,13 @@ def _autocast(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     return image.to(dtype), text.to(dtype)
 
 
-def _stats_groups(text: Tensor, group_ids: Tensor | None, first: int) -> Tensor:
-    if group_ids is None:
-        return torch.arange(first, first + text.shape[0], device=text.device)
-    return group_ids.to(torch.int64)
+def _stats_groups(
+    text: Tensor, group_ids: Tensor | None, place: _contrastive_distributed.Place | None
+) -> Tensor:
+    if group_ids is not None:
+        return group_ids.to(torch.int64)
+    first = 0 if place is None else dist.get_rank(place.group) * text.shape[0]
+    return torch.arange(first, first + text.shape[0], device=text.device)
 
 
 def _excess(

@@ -3,17 +3,16 @@
 //
 // Deterministic for any number of threads: blocks depend on the sizes alone, a block's product runs on one
 // thread, every sum has one owner and a fixed order.
+#include "contrastive.h"
+
 #include <cmath>
-#include <tuple>
 
 #include "../contrastive_checks.h"
 #include "contrastive_strips.h"
 #include "contrastive_tile.h"
 
-namespace cfmvit {
+namespace cfmvit::contrastive {
 namespace {
-
-using namespace contrastive;
 
 // Rows of a strip of the forward: column sums exist once per strip, so that there are at most 64 of them.
 int64_t forward_strip(int64_t images) {
@@ -102,10 +101,10 @@ struct Forward {
   }
 };
 
-using Lse = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+}  // namespace
 
-Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, std::optional<int64_t> label_offset,
-                        std::optional<Tensor> image_groups, std::optional<Tensor> text_groups) {
+Lse contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, std::optional<int64_t> label_offset,
+                    std::optional<Tensor> image_groups, std::optional<Tensor> text_groups) {
   check_contrastive("contrastive_lse", image, text, logit_scale, label_offset);
   check_groups("contrastive_lse", image, text, image_groups, text_groups);
   const ScalarType type = factor_type(image), sums = compute_type(image);
@@ -136,12 +135,12 @@ Lse contrastive_lse_cpu(Tensor image, Tensor text, Tensor logit_scale, std::opti
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(Tensor image, Tensor text, Tensor logit_scale,
-                                                                std::optional<int64_t> label_offset,
-                                                                Tensor image_lse, Tensor text_lse,
-                                                                Tensor grad_positive, Tensor grad_image_lse,
-                                                                Tensor grad_text_lse, bool needs_image,
-                                                                bool needs_text, bool full_precision) {
+std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward(Tensor image, Tensor text, Tensor logit_scale,
+                                                            std::optional<int64_t> label_offset,
+                                                            Tensor image_lse, Tensor text_lse,
+                                                            Tensor grad_positive, Tensor grad_image_lse,
+                                                            Tensor grad_text_lse, bool needs_image,
+                                                            bool needs_text, bool full_precision) {
   check_contrastive("contrastive_lse_backward", image, text, logit_scale, label_offset);
   for (const auto& [rows, count] : {std::pair{&image_lse, image.size(0)},
                                     {&grad_image_lse, image.size(0)},
@@ -177,10 +176,9 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward_cpu(Tensor image, Te
   return {cast(grad_image, grads), cast(grad_text, grads), cast(grad_scale, logit_scale.scalar_type())};
 }
 
-}  // namespace
-}  // namespace cfmvit
+}  // namespace cfmvit::contrastive
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("contrastive_lse", TORCH_BOX(&cfmvit::contrastive_lse_cpu));
-  m.impl("contrastive_lse_backward", TORCH_BOX(&cfmvit::contrastive_lse_backward_cpu));
+  m.impl("contrastive_lse", TORCH_BOX(&cfmvit::contrastive::contrastive_lse));
+  m.impl("contrastive_lse_backward", TORCH_BOX(&cfmvit::contrastive::contrastive_lse_backward));
 }

@@ -4,12 +4,11 @@
 #include <cmath>
 
 #include "checks.h"
+#include "contrastive.h"
 #include "contrastive_strips.h"
 
-namespace cfmvit {
+namespace cfmvit::contrastive {
 namespace {
-
-using namespace contrastive;
 
 struct Softplus {
   double value, slope;
@@ -59,49 +58,35 @@ struct Vectors {
   }
 };
 
-Tensor pair_loss_cpu(Tensor positive, Tensor image_lse, Tensor text_lse, double image_weight,
-                     double text_weight, bool mean) {
-  const Vectors vectors("pair_loss", positive, image_lse, text_lse);
-  double total = vectors.sum([&](const auto* own, const auto* of_image, const auto* of_text, Range pairs) {
-    double sum = 0;
-    for (int64_t i = pairs.begin; i < pairs.end; ++i) {  // without weight not even a NaN counts
-      if (image_weight != 0) sum += image_weight * Softplus(double(of_image[i]) - own[i]).value;
-      if (text_weight != 0) sum += text_weight * Softplus(double(of_text[i]) - own[i]).value;
-    }
-    return sum;
-  });
-  if (mean) total /= positive.size(0);
-  return scalar_like(positive, total, positive.scalar_type());
-}
+}  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> pair_loss_backward_cpu(Tensor grad, Tensor positive, Tensor image_lse,
-                                                          Tensor text_lse, double image_weight,
-                                                          double text_weight, bool mean) {
-  const Vectors vectors("pair_loss_backward", positive, image_lse, text_lse);
-  CFMVIT_CHECK(grad.dim() == 0, "pair_loss_backward: grad must be 0-d, got ", grad.dim(), "-d");
+std::tuple<Tensor, Tensor, Tensor, Tensor> pair_loss(Tensor positive, Tensor image_lse, Tensor text_lse,
+                                                     double image_weight, double text_weight, bool mean) {
+  const Vectors vectors("pair_loss", positive, image_lse, text_lse);
   const int64_t count = positive.size(0);
-  const double factor = value_of(grad) / (mean ? count : 1);
+  const std::array<double, 2> weights{image_weight / (mean ? count : 1), text_weight / (mean ? count : 1)};
   const std::array<Tensor, 3> grads{like(positive, {count}), like(positive, {count}),
                                     like(positive, {count})};
-  vectors.sum([&]<typename T>(const T* own, const T* of_image, const T* of_text, Range pairs) {
-    for (int64_t i = pairs.begin; i < pairs.end; ++i) {
-      const auto slope = [&](double weight, T lse) {
-        return weight == 0 ? 0.0 : factor * weight * Softplus(double(lse) - own[i]).slope;
-      };
-      const double image = slope(image_weight, of_image[i]), text = slope(text_weight, of_text[i]);
-      data<T>(grads[0])[i] = T(-(image + text));
-      data<T>(grads[1])[i] = T(image);
-      data<T>(grads[2])[i] = T(text);
-    }
-    return 0.0;
-  });
-  return {grads[0], grads[1], grads[2]};
+  const double total =
+      vectors.sum([&]<typename T>(const T* own, const T* of_image, const T* of_text, Range pairs) {
+        double sum = 0;
+        for (int64_t i = pairs.begin; i < pairs.end; ++i) {
+          const auto term = [&](double weight, T lse) {  // without weight not even a NaN counts
+            if (weight == 0) return 0.0;
+            const Softplus loss(double(lse) - own[i]);
+            sum += weight * loss.value;
+            return weight * loss.slope;
+          };
+          const double image = term(weights[0], of_image[i]), text = term(weights[1], of_text[i]);
+          data<T>(grads[0])[i] = T(-(image + text));
+          data<T>(grads[1])[i] = T(image);
+          data<T>(grads[2])[i] = T(text);
+        }
+        return sum;
+      });
+  return {scalar_like(positive, total, positive.scalar_type()), grads[0], grads[1], grads[2]};
 }
 
-}  // namespace
-}  // namespace cfmvit
+}  // namespace cfmvit::contrastive
 
-STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("pair_loss", TORCH_BOX(&cfmvit::pair_loss_cpu));
-  m.impl("pair_loss_backward", TORCH_BOX(&cfmvit::pair_loss_backward_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) { m.impl("pair_loss", TORCH_BOX(&cfmvit::contrastive::pair_loss)); }

@@ -169,6 +169,11 @@ def test_gradcheck() -> None:
     image, text = features(5, 4).requires_grad_(), features(8, 4, seed=1).requires_grad_()
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda *x: OP(*x, 2, None, None)[:3], (image, text, scale))
+    fused = torch.ops.cfmvit.info_nce.default
+    assert torch.autograd.gradcheck(lambda *x: fused(*x, 2, 0.7, 0.0, False)[0], (image, text, scale))
+    assert torch.autograd.gradcheck(
+        lambda image, text, scale: fused(image, text[:5], scale, 0, 0.3, 0.6, True)[0], (image, text, scale)
+    )
 
 
 @pytest.mark.filterwarnings(
@@ -191,6 +196,13 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(backward, tuple(args))
     pairs = [torch.randn(5, dtype=scale.dtype).requires_grad_() for _ in range(3)]
     torch.library.opcheck(torch.ops.cfmvit.pair_loss.default, (*pairs, 0.5, 0.5, True))
+    op, texts = torch.ops.cfmvit.info_nce.default, features(5, 4, dtype, seed=2).requires_grad_()
+    torch.library.opcheck(op, (image, texts, scale, 0, 0.5, 0.5, True))
+    torch.library.opcheck(op, (image.detach(), text, scale, 2, 1.0, 0.0, False))
+    loss, *vectors = (x.detach() for x in op(image, text, scale, 2, 1.0, 0.0, False))
+    backward = torch.ops.cfmvit.info_nce_backward.default
+    args = (loss, image.detach(), text.detach(), scale.detach(), 2, *vectors, True, False)
+    torch.library.opcheck(backward, args)
 
 
 def test_double_backward_says_so() -> None:
@@ -370,10 +382,14 @@ def test_pair_loss(weights: tuple[float, float], dtype: torch.dtype) -> None:
         tensors[1 + weights.index(0.0)][-1] = float("nan")
     exact, leaves = [x.double() for x in tensors], [x.clone().requires_grad_() for x in tensors]
     expected = reference.pair_loss(*exact, *weights, True)
-    actual = torch.ops.cfmvit.pair_loss.default(*leaves, *weights, True)
+    actual, *_ = torch.ops.cfmvit.pair_loss.default(*leaves, *weights, True)
     tolerance = {torch.float32: 1e-7, torch.float64: 1e-14}[dtype]
     assert abs(actual.double() - expected) <= tolerance * expected
-    expected = reference.pair_loss_backward(torch.tensor(3.0).double(), *exact, *weights, True)
+    for x in exact:
+        x.requires_grad_()
+    expected = torch.autograd.grad(
+        3 * reference.pair_loss(*exact, *weights, True), exact, materialize_grads=True
+    )
     for a, e in zip(torch.autograd.grad(3 * actual, leaves), expected, strict=True):
         torch.testing.assert_close(a.double(), e, rtol=2 * tolerance, atol=1e-30)
     with pytest.raises(RuntimeError, match=r"image_lse and text_lse must have positive's shape and dtype"):

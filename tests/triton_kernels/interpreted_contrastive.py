@@ -15,7 +15,7 @@ from cfmvit.bench import contrastive_forms
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.register_backward import register_backward
 from cfmvit.ops.reference import contrastive as reference
-from cfmvit.triton_kernels import contrastive, contrastive_config, contrastive_sweep
+from cfmvit.triton_kernels import contrastive, contrastive_config, contrastive_strips, contrastive_sweep
 
 # The interpreter is numpy, which warns of log2(0) for rows without negatives.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
@@ -26,7 +26,7 @@ TOLERANCES = {torch.float32: 5e-5, torch.float16: 1e-3}
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["pointers", "descriptors"])
 def _small_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(contrastive, "FORWARD_STRIP", 128)
+    monkeypatch.setattr(contrastive_strips, "FORWARD_STRIP", 128)
     monkeypatch.setattr(contrastive_sweep, "WORKSPACE_BYTES", 200 * 128 * 2)
     monkeypatch.setattr(contrastive_sweep, "LEAST_ROWS", 128)
     config_for = contrastive_config.config_for
@@ -153,16 +153,15 @@ def test_trained_pairs_in_bfloat16(scale: float, cosine: float, monkeypatch: pyt
         eager = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     eager_grads = torch.autograd.grad(eager, copies)
 
-    found = contrastive.contrastive_lse(image, text, logit_scale, 0)[:3]
-    actual = contrastive.pair_loss(*found, 0.5, 0.5, True)
+    actual, *vectors = contrastive.info_nce(image, text, logit_scale, 0, 0.5, 0.5, True)
     torch.testing.assert_close(actual.double(), loss.detach(), rtol=1e-5, atol=0)
-    grads = contrastive.pair_loss_backward(torch.ones(()), *found, 0.5, 0.5, True)
-    grads = contrastive.contrastive_lse_backward(image, text, logit_scale, 0, *found[1:], *grads, True, True)
+    args = (torch.ones(()), image, text, logit_scale, 0, *vectors, True, True)
+    grads = contrastive.info_nce_backward(*args)
     error = lambda x, e: float((x.double() - e).norm() / e.norm())
     for ours, theirs, e in zip([*map(rounded, grads[:2]), grads[2]], eager_grads, expected, strict=True):
         assert error(ours, e) <= error(theirs, e)
         assert error(ours, e) < 3e-3
-    if float(torch.sigmoid(found[0] - found[1]).mean()) > 0.99:
+    if float(torch.sigmoid(positive - lses[0]).mean()) > 0.99:
         assert all(error(g, e) < 2e-3 for g, e in zip(grads[:2], expected, strict=False))
 
 
@@ -206,15 +205,46 @@ def test_pair_loss(rows: int, weights: tuple[float, float]) -> None:
         lses[weights.index(0.0)][-1] = float("nan")  # of a direction that was not asked for
     leaves = [x.double().requires_grad_() for x in (positive, *lses)]
     expected = reference.pair_loss(*leaves, *weights, True)
-    (3 * expected).backward()
-    actual = contrastive.pair_loss(positive, *lses, *weights, True)
+    expected.backward()
+    actual, *grads = contrastive.pair_loss(positive, *lses, *weights, True)
     torch.testing.assert_close(actual.double(), expected.detach(), rtol=1e-6, atol=0)
-    grads = contrastive.pair_loss_backward(torch.tensor(3.0), positive, *lses, *weights, True)
     for a, leaf in zip(grads, leaves, strict=True):
         e = torch.zeros_like(a) if leaf.grad is None else leaf.grad.float()
         torch.testing.assert_close(a, e, rtol=2e-6, atol=1e-12)
-    total = contrastive.pair_loss(positive, *lses, *weights, False)
+    total, *_ = contrastive.pair_loss(positive, *lses, *weights, False)
     torch.testing.assert_close(total, actual * rows, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("most_small", [4096, 0], ids=["small", "large"])
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+@pytest.mark.parametrize(
+    ("rows", "texts", "label_offset", "weights"),
+    [(1, 1, 0, (0.5, 0.5)), (33, 33, 0, (1.0, 0.0)), (300, 300, 0, (0.0, 1.0)), (700, 700, 0, (0.25, 0.5)), (40, 90, 20, (1.0, 0.0))],
+    ids=str,
+)  # fmt: skip
+def test_info_nce(
+    rows: int, texts: int, label_offset: int, weights: tuple[float, float], dtype: torch.dtype, most_small: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In one launch, in many, and with a gradient that arrives from above; bad features make a NaN of the loss."""
+    monkeypatch.setattr(contrastive, "SMALL_BATCH", most_small)
+    tensors = features(rows, 24, dtype, 0), features(texts, 24, dtype, 1), torch.tensor(20.0)
+    leaves = [x.double().requires_grad_() for x in tensors]
+    positive, image_lse, text_lse, *_ = reference.contrastive_lse(*leaves, label_offset)
+    expected = reference.pair_loss(positive, image_lse, text_lse[:rows], *weights, True)
+    found, *vectors = contrastive.info_nce(*tensors, label_offset, *weights, True)
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    for a, e in zip(vectors, (image_lse, text_lse), strict=False):
+        torch.testing.assert_close(a.double(), e.detach(), rtol=1e-5, atol=2e-5)
+    grads = contrastive.info_nce_backward(torch.tensor(-3.0), *tensors, label_offset, *vectors, True, True)
+    expected_grads = torch.autograd.grad(-3 * expected, leaves)
+    for a, e, x in zip(grads, expected_grads, tensors, strict=True):
+        assert a.dtype == x.dtype
+        assert (a.double() - e).norm() <= TOLERANCES[dtype] * e.norm()
+    total, *_ = contrastive.info_nce(*tensors, label_offset, *weights, False)
+    torch.testing.assert_close(total, rows * found, rtol=1e-6, atol=0)
+    tensors[0][-1, 3] = float("nan")
+    assert contrastive.info_nce(*tensors, label_offset, *weights, True)[0].isnan()
 
 
 def as_tf32(x: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ KERNELS = {
     "forward": ("lse_fwd_kernel", "forward", {"WITH_MAX": False}, 0),
     "forward-with-max": ("lse_fwd_kernel", "forward", {"WITH_MAX": True}, 32),
     "backward": ("lse_bwd_kernel", "backward", {}, 0),
-    "sigmoid": ("sigmoid_kernel", "sigmoid", {"PAIRS": 16}, 64),
+    "sigmoid": ("sigmoid_kernel", "sigmoid", {}, 64),
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Every capability for what training uses; the other forms where it matters most.
@@ -102,16 +102,16 @@ def test_matrix_kernels_compile_for(
     )  # fmt: skip
     types = dict.fromkeys(("image", "text", "grad_logit"), f"*{dtype}") | dict.fromkeys(integers, "i32")
     types |= dict.fromkeys(("image_groups", "text_groups"), "*i64")
-    image, text = ("image_tiles", "text_tiles") if pass_ == "sigmoid" else ("image", "text")
     for matrix, rows, columns in (
-        (image, config.block_m, config.block_d),
-        (text, config.block_n, config.block_d),
+        ("image_tiles", config.block_m, config.block_d),
+        ("text_tiles", config.block_n, config.block_d),
         ("grad_logit", config.block_m, config.block_n // 4),
     ):
         types[matrix] = f"tensordesc<{dtype}[{rows},{columns}]>" if config.descriptors else f"*{dtype}"
     constants = form | dict(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
         DESCRIPTORS=config.descriptors, EVEN_D=width % config.block_d == 0, PRECISION=precision,
+        PAIRS=contrastive_config.PAIRS,
     )  # fmt: skip
     if pass_ != "forward" and dtype != "fp16":
         constants["store_scale"] = None
@@ -137,23 +137,21 @@ def test_vector_kernels_compile_for(capability: int, compile_for, tmp_path: Path
     from cfmvit.triton_kernels import contrastive_vectors as vectors
 
     integers = (
-        "rows", "cols", "pairs", "row_parts", "col_parts", "images", "texts", "first_row", "width", "label_offset", "count"
+        "rows", "cols", "row_parts", "col_parts", "images", "texts", "first_row", "width", "label_offset", "count"
     )  # fmt: skip
     types = dict.fromkeys(("grad_image", "grad_text"), "*bf16") | dict.fromkeys(integers, "i32")
     types |= dict.fromkeys(("image_weight", "text_weight"), "fp32")
     for kernel, constants in (
         (vectors.merge_kernel, dict(IS_MAX=False, COLS_TO_NATURAL=True, BLOCK_P=32, BLOCK=64)),
         (vectors.merge_kernel, dict(IS_MAX=True, COLS_TO_NATURAL=False, BLOCK_P=32, BLOCK=64)),
-        (vectors.pair_kernel, dict(BLOCK=16, BLOCK_D=128)),
+        (vectors.merge_pair_loss_kernel, dict(BLOCK_P=32, BLOCK=512)),
         (vectors.finish_kernel, dict(BLOCK=16, BLOCK_D=128)),
-        (vectors.finish_kernel, dict(store_scale=None, BLOCK=16, BLOCK_D=128)),
+        (vectors.finish_kernel, dict(store_scale=None, grad=None, BLOCK=16, BLOCK_D=128)),
         (vectors.store_scale_kernel, dict(BLOCK=1024)),
-        (vectors.total_kernel, dict(BLOCK=4096)),
-        (vectors.pair_loss_kernel, dict(BLOCK=1024)),
-        (vectors.pair_loss_bwd_kernel, dict(BLOCK=256)),
+        (vectors.pair_loss_kernel, dict(BLOCK=2048)),
         (vectors.round_kernel, dict(BLOCK=4096)),
     ):
-        warps = 8 if constants["BLOCK"] >= 1024 else 4
+        warps = {512: 16, 1024: 8, 2048: 8}.get(constants["BLOCK"], 4)
         types |= dict.fromkeys(("image", "text"), "*fp32" if kernel is vectors.round_kernel else "*bf16")
         compiled = compile_for(kernel, capability, types, constants, warps, 2)
         assert not re.search(r"arith.muli .* : tensor<\S+xi32>", compiled.asm["ttir"])

@@ -91,38 +91,39 @@ def step(rows: int, width: int, dtype: torch.dtype, recorder: Recorder) -> tuple
 
     image, text, scale = features(rows, width, dtype)
     recorder.start()
-    positive, image_lse, text_lse, *_ = contrastive.contrastive_lse(image, text, scale, 0)
-    loss = contrastive.pair_loss(positive, image_lse, text_lse, 0.5, 0.5, True)
+    loss, *vectors = contrastive.info_nce(image, text, scale, 0, 0.5, 0.5, True)
     forward = recorder.launches
     recorder.start()
-    grads = contrastive.pair_loss_backward(loss, positive, image_lse, text_lse, 0.5, 0.5, True)
-    contrastive.contrastive_lse_backward(image, text, scale, 0, image_lse, text_lse, *grads, True, True)
+    contrastive.info_nce_backward(loss, image, text, scale, 0, *vectors, True, True)
     return forward, recorder.launches
 
 
-FORWARD = ["pair_kernel", "lse_fwd_kernel", "merge_kernel", "pair_loss_kernel"]
-BACKWARD = [
-    "pair_loss_bwd_kernel", "lse_bwd_kernel", "aten.mm.dtype_out", "aten.mm.dtype_out", "finish_kernel", "total_kernel"
-]  # fmt: skip
+FORWARD = ["lse_fwd_kernel", "merge_pair_loss_kernel"]
+BACKWARD = ["lse_bwd_kernel", "aten.mm.dtype_out", "aten.mm.dtype_out", "finish_kernel"]
 
 
 @pytest.mark.parametrize("rows", [1, 100, 4096])
-def test_small_batches_take_four_and_six_launches(rows: int, recorder: Recorder) -> None:
+def test_small_batches_take_six_launches(rows: int, recorder: Recorder) -> None:
     assert step(rows, 512, torch.bfloat16, recorder) == (FORWARD, BACKWARD)
+
+
+def test_beyond_them_sums_are_merged_by_many_programs(recorder: Recorder) -> None:
+    forward = ["lse_fwd_kernel", "merge_kernel", "pair_loss_kernel"]
+    assert step(4097, 512, torch.bfloat16, recorder) == (forward, BACKWARD)
 
 
 def test_other_dtypes(recorder: Recorder) -> None:
     of_float32 = [name.replace("mm.dtype_out", "mm.out") for name in BACKWARD]
     assert step(4096, 512, torch.float32, recorder) == (FORWARD, of_float32)
-    scaled = [BACKWARD[0], "store_scale_kernel", *BACKWARD[1:]]
+    scaled = ["store_scale_kernel", *BACKWARD]
     assert step(4096, 512, torch.float16, recorder) == (FORWARD, scaled)
 
 
 def test_rows_that_descriptors_can_not_describe_are_copied_once(recorder: Recorder) -> None:
     copies = ["aten.copy_.default"] * 2
     forward, backward = step(100, 100, torch.bfloat16, recorder)
-    assert forward == [FORWARD[0], *copies, *FORWARD[1:]]
-    assert backward == [BACKWARD[0], *copies, *BACKWARD[1:]]
+    assert forward == copies + FORWARD
+    assert backward == copies + BACKWARD
 
 
 def test_large_batches_go_block_by_block(recorder: Recorder) -> None:
@@ -135,8 +136,8 @@ def test_large_batches_go_block_by_block(recorder: Recorder) -> None:
         backward.count("aten.mm.dtype_out") == 131072 // 8192 + 131072 // 16384
     )  # the others add to what is there
     assert backward.count("finish_kernel") == 131072 // 8192
-    assert len(backward) == 2 + 3 * blocks + 131072 // 8192
-    assert len(forward) == 2 + 2 * 16 + 1
+    assert len(backward) == 3 * blocks + 131072 // 8192
+    assert len(forward) == 2 * 16 + 1 + 1
 
 
 GIB = 2**30
@@ -213,17 +214,17 @@ def test_tf32_takes_one_launch_to_round(recorder: Recorder, monkeypatch: pytest.
 
     monkeypatch.setattr(contrastive_config, "precision_of", lambda features: "tf32")
     forward, backward = step(4096, 512, torch.float32, recorder)
-    assert forward == [FORWARD[0], "round_kernel", *FORWARD[1:]]
+    assert forward == ["round_kernel", *FORWARD]
     assert backward.count("round_kernel") == 1
 
 
-def test_siglip_takes_five_launches_with_its_gradients(recorder: Recorder) -> None:
+def test_siglip_takes_four_launches_with_its_gradients(recorder: Recorder) -> None:
     from cfmvit.triton_kernels import contrastive
 
     image, text, scale = features(4096, 512, torch.bfloat16)
     recorder.start()
     contrastive.sigmoid_loss(image, text, scale, scale, 0, True, True)
-    assert recorder.launches == ["sigmoid_kernel", *BACKWARD[2:]]
+    assert recorder.launches == ["sigmoid_kernel", *BACKWARD[1:]]
 
 
 def test_siglip_and_blocks_of_other_ranks_read_nothing_back(recorder: Recorder) -> None:

@@ -87,24 +87,6 @@ def pair_losses(
     return -sum(weight * F.logsigmoid(positive - lse) for weight, lse in terms if weight)
 
 
-def pair_loss_backward(
-    grad: Tensor,
-    positive: Tensor,
-    image_lse: Tensor,
-    text_lse: Tensor,
-    image_weight: float,
-    text_weight: float,
-    mean: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of positive, image_lse and text_lse."""
-    grad = grad / len(positive) if mean else grad
-    grad_image, grad_text = (
-        grad * weight * torch.sigmoid(lse - positive) if weight else torch.zeros_like(lse)
-        for weight, lse in ((image_weight, image_lse), (text_weight, text_lse))
-    )
-    return -(grad_image + grad_text), grad_image, grad_text
-
-
 def _own(image: Tensor, text: Tensor, label_offset: int | None) -> Tensor:
     """Which entries (B, T) belong to pairs."""
     if label_offset is None:
