@@ -18,21 +18,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cfmvit.triton_kernels import contrastive_vectors as vectors
 from cfmvit.triton_kernels.contrastive_config import PAIRS, aligned, cdiv, first_pair
-from cfmvit.triton_kernels.contrastive_vectors import LOG2E, NEG_INF
+from cfmvit.triton_kernels.contrastive_vectors import LOG2E, NEG_INF, pair_similarities
 
 BLOCKS = {64: (128, 128), 128: (128, 64), 256: (128, 64), 512: (64, 32)}  # rows and columns by width
 
 
-@triton.jit(do_not_specialize=["pair_offset"])
-def rows_bwd_kernel(
-    rows_tiles, cols_tiles, logit_scale,  # descriptors of (R, D), (C, D); ()
-    row_lse, col_lse, row_grad, col_grad,  # (R,), (C,), (R,), (C,): natural log-sum-exps of negatives, their gradients
-    pair_grad,  # (R,); for scale_part only
-    product, scale_part,  # descriptor of (R, D) in float32, (programs,) or None
-    rows, cols, pair_offset,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
+@triton.jit
+def _rows_tile(
+    rows_tiles, cols_tiles, logit_scale, row_lse, col_lse, row_grad, col_grad, product, scale_part,
+    rows, cols, pair_offset, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Product of the gradients by the logits of BLOCK_M rows with the features of all columns."""
     row = tl.program_id(0) * BLOCK_M
     i_row = row + tl.arange(0, BLOCK_M)
     scale = tl.load(logit_scale).to(tl.float32) * LOG2E
@@ -51,15 +46,38 @@ def rows_bwd_kernel(
         b_grad = b_row_grad[:, None] * tl.exp2(b_logit - b_row_lse[:, None])
         b_grad += b_col_grad[None, :] * tl.exp2(b_logit - b_col_lse[None, :])
         m_in = (i_row < rows)[:, None] & (i_col < cols)[None, :]
-        m_pair = i_col[None, :] == i_row[:, None] + pair_offset
-        b_grad = tl.where(m_in & ~m_pair, b_grad, 0.0)
+        b_grad = tl.where(m_in & (i_col[None, :] != i_row[:, None] + pair_offset), b_grad, 0.0)
         if scale_part is not None:
-            b_pair = tl.load(pair_grad + i_row, mask=i_row < rows, other=0.0)
-            b_sum += tl.sum(tl.where(m_in & m_pair, b_pair[:, None], b_grad) * b_sim, 1)
+            b_sum += tl.sum(b_grad * b_sim, 1)
         b_product = tl.dot(b_grad.to(b_cols.dtype), b_cols, b_product, input_precision="ieee")
     product.store([row, 0], b_product)
     if scale_part is not None:
         tl.store(scale_part + tl.program_id(0), tl.sum(b_sum, 0))
+
+
+@triton.jit(do_not_specialize=["pair_offset"])
+def rows_bwd_kernel(
+    rows_tiles, cols_tiles, image, text, logit_scale,  # descriptors of (R, D), (C, D); (B, D), (T, D), ()
+    row_lse, col_lse, row_grad, col_grad, pair_grad,  # (R,), (C,), (R,), (C,), (B,): natural log-sum-exps, gradients
+    product, scale_part,  # descriptor of (R, D) in float32, (programs,) or None
+    rows, cols, pair_offset,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """Product of the gradients by the logits of BLOCK_M rows with the features of all columns.
+
+    Programs beyond the rows take PAIRS pairs each: what they add to the gradient of the scale.
+    """
+    i_pairs = tl.program_id(0) - tl.cdiv(rows, BLOCK_M)
+    if i_pairs < 0:
+        _rows_tile(
+            rows_tiles, cols_tiles, logit_scale, row_lse, col_lse, row_grad, col_grad, product, scale_part,
+            rows, cols, pair_offset, BLOCK_M, BLOCK_N, WIDTH,
+        )  # fmt: skip
+    elif scale_part is not None:
+        i_row = i_pairs * PAIRS + tl.arange(0, PAIRS)
+        b_sim = pair_similarities(image, text, i_row, rows, WIDTH, pair_offset, PAIRS, 64)
+        b_grad = tl.load(pair_grad + i_row, mask=i_row < rows, other=0.0)
+        tl.store(scale_part + tl.program_id(0), tl.sum(b_sim * b_grad, 0))
 
 
 def register_backward(
@@ -78,27 +96,27 @@ def register_backward(
     (images, width), texts = image.shape, text.shape[0]
     block_m, block_n = BLOCKS[width]
     pairs = 0 if label_offset is None else images
-    image_programs = cdiv(images, block_m)
-    scale_parts = image.new_empty(image_programs, dtype=torch.float32)
+    pair_programs = cdiv(pairs, PAIRS)
+    scale_parts = image.new_empty(cdiv(images, block_m) + pair_programs, dtype=torch.float32)
     towers = (
         (image, text, image_lse, text_lse, grad_image_lse, grad_text_lse, scale_parts, first_pair(label_offset, text)),
         (text, image, text_lse, image_lse, grad_text_lse, grad_image_lse, None, -(label_offset or 0) if pairs else images),
     )  # fmt: skip
-    pair_grad = grad_positive if pairs else grad_image_lse  # of no pair, then, whatever it is
     products = []
     for rows, cols, *vectors_, parts, pair_offset in towers:
         product = torch.empty_like(rows, dtype=torch.float32)
         block = lambda x, n: TensorDescriptor(x, list(x.shape), list(x.stride()), [n, width])
-        rows_bwd_kernel[(cdiv(len(rows), block_m),)](
-            block(rows, block_m), block(cols, block_n), logit_scale, *vectors_, pair_grad, block(product, block_m), parts,
-            len(rows), len(cols), pair_offset,
-            BLOCK_M=block_m, BLOCK_N=block_n, WIDTH=width, num_warps=8, num_stages=2,
+        programs = cdiv(len(rows), block_m) + (0 if parts is None else pair_programs)
+        rows_bwd_kernel[(programs,)](
+            block(rows, block_m), block(cols, block_n), image, text, logit_scale, *vectors_, grad_positive,
+            block(product, block_m), parts, len(rows), len(cols), pair_offset,
+            BLOCK_M=block_m, BLOCK_N=block_n, WIDTH=width, PAIRS=PAIRS, num_warps=8, num_stages=2,
         )  # fmt: skip
         products.append(product)
     grads, grad_scale = (torch.empty_like(image), torch.empty_like(text)), torch.empty_like(logit_scale)
     programs = cdiv(images, PAIRS) + cdiv(texts, PAIRS) + 1
     vectors.finish_kernel[(programs, cdiv(width, 128))](
-        *products, image, text, pair_grad, logit_scale, None, None, *grads, *[scale_parts, grad_scale] * 3,
-        0, images, texts, images, texts, width, first_pair(label_offset, text), image_programs, BLOCK=PAIRS, BLOCK_D=128,
+        *products, image, text, grad_positive, logit_scale, None, None, *grads, *[scale_parts, grad_scale] * 3,
+        0, images, texts, images, texts, width, first_pair(label_offset, text), len(scale_parts), BLOCK=PAIRS, BLOCK_D=128,
     )  # fmt: skip
     return *grads, grad_scale

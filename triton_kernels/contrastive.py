@@ -21,7 +21,7 @@ from .contrastive_config import cdiv
 from .contrastive_strips import Strips
 from .contrastive_sweep import Block, Sweep
 
-SMALL_BATCH = 4096  # pairs whose sums one program merges sooner than two launches do
+SMALL_BATCH = 4096  # pairs whose sums one program merges, which saves a launch
 
 
 def contrastive_lse(

@@ -163,11 +163,13 @@ def test_register_form_of_the_benchmark_fits(compile_for, tmp_path: Path) -> Non
 
     for width, (block_m, block_n) in BLOCKS.items():
         types = dict.fromkeys(("rows", "cols", "pair_offset"), "i32") | {
+            "image": "*bf16",
+            "text": "*bf16",
             "rows_tiles": f"tensordesc<bf16[{block_m},{width}]>",
             "cols_tiles": f"tensordesc<bf16[{block_n},{width}]>",
             "product": f"tensordesc<fp32[{block_m},{width}]>",
         }
-        constants = dict(BLOCK_M=block_m, BLOCK_N=block_n, WIDTH=width)
+        constants = dict(BLOCK_M=block_m, BLOCK_N=block_n, WIDTH=width, PAIRS=16)
         compiled = compile_for(rows_bwd_kernel, 90, types, constants, 8, 2)
         assert compiled.metadata.shared <= SHARED_BYTES[90]
         registers_without_spills(compiled, tmp_path, 16)
