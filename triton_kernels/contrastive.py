@@ -37,10 +37,10 @@ def contrastive_lse(
     images, texts, with_max = strips.images, strips.texts, strips.with_max
     image_lse, text_lse = strips.vector(images), strips.vector(texts)
     image_max, text_max = strips.vector(images if with_max else 0), strips.vector(texts if with_max else 0)
-    count = len(strips.ends)
+    count = len(strips.ranges)
     one = count == 1
     col_lse, col_max = strips.vector(count, texts), strips.vector(count if with_max else 0, texts)
-    for i, (first, end) in enumerate(strips.ends):
+    for i, (first, end) in enumerate(strips.ranges):
         parts = strips.launch(first, end)
         _merge(parts.rows, image_lse[first:end], parts.cols, text_lse if one else col_lse[i], one)
         if with_max:
@@ -103,7 +103,7 @@ def info_nce(
     """Compute `cfmvit::info_nce`."""
     (images, _), texts = image.shape, text.shape[0]
     if images == texts <= SMALL_BATCH:
-        strips = Strips(image, text, logit_scale, label_offset, None)
+        strips = Strips(image, text, logit_scale, label_offset)
         parts = strips.launch(0, images)
         image_lse, text_lse, *grads = (strips.vector(images) for _ in range(5))
         loss = strips.vector()

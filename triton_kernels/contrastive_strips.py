@@ -26,18 +26,24 @@ class Strips:
     """Launches of the tiles of logits; `positive` (B,) has the logits of the pairs of the strips launched."""
 
     def __init__(
-        self, image: Tensor, text: Tensor, logit_scale: Tensor, label_offset: int | None, *groups: Tensor | None
-    ):  # fmt: skip
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: Tensor,
+        label_offset: int | None,
+        image_groups: Tensor | None = None,
+        text_groups: Tensor | None = None,
+    ):
         image, text = self.towers = image.contiguous(), text.contiguous()
         self.images, self.texts, self.logit_scale = image.shape[0], text.shape[0], logit_scale
         self.config = config_of(image, "forward")
         self.matrices = matrices(*operands(image, text, self.config), self.config)
-        self.with_max = groups[-1] is not None
-        self.groups = groups if self.with_max else (image, image)
+        self.with_max = text_groups is not None
+        self.groups = (image_groups, text_groups) if self.with_max else (image, image)
         self.has_pairs, self.first_pair = label_offset is not None, first_pair(label_offset, text)
         self.positive = self.vector(self.images if self.has_pairs else 0)
         starts = range(0, self.images, FORWARD_STRIP)
-        self.ends = [(first, min(first + FORWARD_STRIP, self.images)) for first in starts]
+        self.ranges = [(first, min(first + FORWARD_STRIP, self.images)) for first in starts]
 
     def vector(self, *shape: int) -> Tensor:
         """Room for results."""

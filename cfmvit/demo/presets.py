@@ -41,7 +41,7 @@ def _pretrain(steps: int, *, batch_size: int = 64) -> PretrainConfig:
         batch_size=batch_size,
         crop_scale=(0.8, 1.0),
         optim=OptimConfig(lr=2e-3, warmup=min(50, steps // 10), decay="linear"),
-        loop=LoopConfig(steps=steps, precision="bf16", log_every=5, save_every=500),
+        loop=LoopConfig(steps=steps, precision="auto", log_every=5, save_every=500),
     )
 
 
@@ -52,7 +52,7 @@ def _finetune(steps: int) -> FinetuneConfig:
         optim=FinetuneOptim(
             name="adamw", lr=2e-3, backbone_lr_ratio=0.2, warmup=min(30, steps // 10), milestones=(0.7, 0.9)
         ),
-        loop=LoopConfig(steps=steps, precision="bf16", log_every=5, save_every=500),
+        loop=LoopConfig(steps=steps, precision="auto", log_every=5, save_every=500),
     )
 
 

@@ -16,6 +16,7 @@ from cfmvit.detection.vocabulary import clean_labels
 from cfmvit.models import CFMViT
 from cfmvit.training import LoopConfig, fit, format_config, param_groups, warmup_steps
 from cfmvit.training.device import choose_device
+from cfmvit.training.precision import with_precision
 from cfmvit.training.ranges import below_one, check, not_negative, positive
 from cfmvit.training.start import start_run
 
@@ -68,7 +69,7 @@ class FinetuneConfig:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=11_250, precision="bf16", save_every=1000)
+        default_factory=lambda: LoopConfig(steps=11_250, precision="auto", save_every=1000)
     )
 
     def __post_init__(self) -> None:
@@ -93,8 +94,9 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
     for name in ("model", "data"):
         if not getattr(config, name):
             raise ValueError(f"finetune: {name} must be given; see cfmvit finetune --help")
-    print(format_config(config))
     device = choose_device(config.device)
+    config = with_precision(config, device)
+    print(format_config(config))
     torch.manual_seed(config.loop.seed)
     dataset = open_detection(
         config.data,

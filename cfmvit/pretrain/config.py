@@ -51,7 +51,7 @@ class PretrainConfig:
     device: str = "auto"
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=500_000, precision="bf16", save_every=5000)
+        default_factory=lambda: LoopConfig(steps=500_000, precision="auto", save_every=5000)
     )
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from cfmvit.pretrain.config import PretrainConfig
 from cfmvit.pretrain.objective import pretraining_losses
 from cfmvit.training import fit, format_config, param_groups, warmup_cosine, warmup_linear
 from cfmvit.training.device import choose_device
+from cfmvit.training.precision import with_precision
 from cfmvit.training.start import start_run
 
 _TOKENIZER = "tokenizer.json"
@@ -37,8 +38,9 @@ def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> C
         raise ValueError(
             "pretrain: data must be given, as coco:DIR, lvis:DIR, shards:GLOB or captions.json@image_folder"
         )
-    print(format_config(config))
     device = choose_device(config.device)
+    config = with_precision(config, device)
+    print(format_config(config))
     torch.manual_seed(config.loop.seed)
     options: dict[str, Any] = dict(config.model_options)
     dataset = open_captions(

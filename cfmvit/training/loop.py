@@ -16,6 +16,7 @@ from cfmvit.progress import progress
 from cfmvit.training.checkpoint import NAME, save_checkpoint
 from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
+from cfmvit.training.precision import choose_precision
 from cfmvit.training.ranges import check, not_negative, positive
 
 Losses = Callable[[dict[str, Any], torch.Generator], dict[str, Tensor]]
@@ -33,12 +34,15 @@ class Loader(Protocol):
 
 @dataclass
 class LoopConfig:
-    """How long to train, in what precision, and how often to write."""
+    """How long to train, in what precision, and how often to write.
+
+    ``precision`` "auto" is bf16 where the device has products of it, else fp32; a run's ``config.json`` says which.
+    """
 
     steps: int = 1000
     accumulate: int = 1
     clip_grad: float | None = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     log_every: int = 10
     save_every: int = 500
     seed: int = 0
@@ -141,7 +145,8 @@ def _accumulate(
         batch = next(batches)
         keys += batch.get("keys", [])
         generator = torch.Generator(device).manual_seed(_mix(config.seed, micro))
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        bf16 = choose_precision(config.precision, device) == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             values = losses(batch, generator)
         loss = values["loss"]
         if not torch.isfinite(loss):

@@ -53,7 +53,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return CFMViT.from_pretrained(folder / "model").state_dict()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
 def test_an_interrupted_run_resumes_bit_for_bit(scenes: str, tmp_path: Path, precision: str) -> None:
     loop = LoopConfig(steps=6, log_every=1, save_every=3, accumulate=2, precision=precision)
     pretrain(config(scenes, loop=loop), tmp_path / "whole")

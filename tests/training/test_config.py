@@ -11,8 +11,10 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from cfmvit.training import format_config, load_config, save_config
+from cfmvit.ops import _library
+from cfmvit.training import LoopConfig, format_config, load_config, save_config
 from cfmvit.training.device import choose_device
+from cfmvit.training.precision import choose_precision, with_precision
 
 
 @dataclass
@@ -93,3 +95,37 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert choose_device("cuda:1").index == 1
     with pytest.raises(ValueError, match=r"device 'cuda:2' was asked for, but torch sees 2 GPUs"):
         choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [("AVX2", "fp32"), ("AVX-512", "fp32"), ("AVX-512 with products of bfloat16", "bf16"), (None, "fp32")],
+)
+def test_precision_follows_the_processor(
+    instructions: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Core:
+        @staticmethod
+        def build_info() -> dict[str, str | None]:
+            return {"instruction_set": instructions}
+
+    monkeypatch.setattr(_library, "core", None if instructions is None else Core)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) == expected
+    assert [choose_precision(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+
+    @dataclass
+    class Run:
+        loop: LoopConfig
+
+    run = Run(LoopConfig(precision="auto", steps=3))
+    assert with_precision(run, cpu).loop == LoopConfig(precision=expected, steps=3)
+    assert run.loop.precision == "auto"
+
+
+@pytest.mark.parametrize(("has_products", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_precision_follows_the_gpu(
+    has_products: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_products)
+    assert choose_precision("auto", torch.device("cuda")) == expected
