@@ -19,7 +19,7 @@ inline void check_contrastive(const char* op, const Tensor& image, const Tensor&
   CFMVIT_CHECK(image.size(0) > 0 && text.size(0) > 0, op, ": image and text must not be empty, got ",
                image.size(0), " and ", text.size(0), " rows");
   if (!label_offset) return;
-  CFMVIT_CHECK(*label_offset >= 0 && text.size(0) >= image.size(0) + *label_offset, op,
+  CFMVIT_CHECK(*label_offset >= 0 && *label_offset <= text.size(0) - image.size(0), op,
                ": text must have at least image rows + label_offset rows, got ", text.size(0), " rows for ",
                image.size(0), " + ", *label_offset);
 }
@@ -35,6 +35,19 @@ inline void check_groups(const char* op, const Tensor& image, const Tensor& text
     CFMVIT_CHECK(groups->dim() == 1 && groups->size(0) == rows, op, ": ", name,
                  "_groups must have one id per row, got ", groups->numel(), " for ", rows);
   }
+}
+
+// What a backward is given: log-sum-exps and gradients of every row, of every column and of every pair.
+inline void check_vectors(const char* op, const Tensor& image, const Tensor& text,
+                          std::optional<int64_t> label_offset, const Tensor& image_lse,
+                          const Tensor& text_lse, const Tensor& grad_positive, const Tensor& grad_image_lse,
+                          const Tensor& grad_text_lse) {
+  const int64_t images = image.size(0), texts = text.size(0);
+  check_shape(op, "image_lse", image_lse, {images});
+  check_shape(op, "text_lse", text_lse, {texts});
+  check_shape(op, "grad_positive", grad_positive, {label_offset ? images : 0});
+  check_shape(op, "grad_image_lse", grad_image_lse, {images});
+  check_shape(op, "grad_text_lse", grad_text_lse, {texts});
 }
 
 // Where the pair of image 0 stands among the texts; beyond all of them if there are no pairs.

@@ -4,8 +4,8 @@ Forward: 2 B T D operations, tiles of logits live in registers only. Backward: t
 features' dtype in blocks within a workspace, and two plain matrix products per block with float32 sums.
 
 `info_nce` of up to SMALL_BATCH pairs (of bfloat16 features in aligned rows) takes two launches forward and four backward and
-multiplies four times, where two dense cross-entropies over logits in memory take some thirty launches and six products: small
-batches have no other route. Nothing here looks at data on the host, so all of it can be captured in a CUDA graph.
+multiplies four times, where two dense cross-entropies over logits in memory take some thirty launches and six products: no
+batch is so small that logits in memory would serve it better. Nothing here looks at data on the host, so all of it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations

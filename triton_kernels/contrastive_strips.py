@@ -39,7 +39,8 @@ class Strips:
         self.config = config_of(image, "forward")
         self.matrices = matrices(*operands(image, text, self.config), self.config)
         self.with_max = text_groups is not None
-        self.groups = (image_groups, text_groups) if self.with_max else (image, image)
+        groups = (image_groups, text_groups) if self.with_max else (image, image)
+        self.groups = [x.contiguous() for x in groups]
         self.has_pairs, self.first_pair = label_offset is not None, first_pair(label_offset, text)
         self.positive = self.vector(self.images if self.has_pairs else 0)
         starts = range(0, self.images, FORWARD_STRIP)

@@ -54,7 +54,7 @@ def demo(preset: str = "default", output: Path = Path("runs/demo")) -> Path:
     """Run the demo and return the path of its report.
 
     Args:
-        preset: ``quick`` (under 3 minutes on two CPU cores), ``default`` (under 10), ``full`` (an hour, or a GPU).
+        preset: ``quick`` (3 to 6 minutes on two CPU cores, by their instructions), ``default`` (6 to 15), ``full`` (hours, or a GPU).
         output: folder of everything that is made: data, both detectors, ``report.html``, ``summary.json``.
     """
     if preset not in PRESETS:

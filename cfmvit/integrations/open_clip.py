@@ -104,7 +104,7 @@ class ClipLoss(nn.Module):
         """Compute the loss of image_features (B, D) and text_features (B, D), pair by pair; {"contrastive_loss": it} on demand."""
         # `self` may be open_clip's own class: only what both have is used.
         scale, bias = (_scalar(x, image_features) for x in (logit_scale, logit_bias))
-        reason = _why_not("contrastive_lse", image_features, scale, bias)
+        reason = _why_not("info_nce", image_features, scale, bias)
         if not reason and getattr(self, "use_horovod", False) and self.world_size > 1:
             reason = "ranks are gathered by Horovod"
         if reason:

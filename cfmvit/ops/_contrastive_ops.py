@@ -11,7 +11,7 @@ allows it, the gradients of image, text, logit_scale and logit_bias in one go.
 gradients by those three. An op of its own, because its dozen of small steps would outlast a small batch.
 
 `info_nce(image, text, logit_scale, label_offset, image_weight, text_weight, mean)` is both in one, which saves a batch of a few
-thousand pairs or less a third of its launches. It gives the loss, image_lse, text_lse, and the gradients of `pair_loss`.
+thousand pairs or less four launches of ten. It gives the loss, image_lse, text_lse, and the gradients of `pair_loss`.
 
 See reference/contrastive.py. Autocast does not touch them: the kernels accumulate in float32 whatever the features' dtype, and a
 rounded logit_scale would cost accuracy.
@@ -25,34 +25,16 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops import _library
+from cfmvit.ops._contrastive_rules import (
+    check_groups,
+    check_pairs,
+    check_towers,
+    check_vectors,
+    check_weights,
+)
 from cfmvit.ops._native import NativeOp
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-
-def _check(op: str, image: Tensor, text: Tensor, logit_scale: Tensor, label_offset: int | None) -> None:
-    """Repeat the rules of csrc/contrastive_checks.h for tensors without data."""
-    torch._check(
-        image.dim() == 2 and text.dim() == 2 and image.shape[1] == text.shape[1],
-        lambda: (
-            f"{op}: image and text must be matrices of equal width, got {image.dim()}-d and {text.dim()}-d "
-            f"of width {image.shape[-1]} and {text.shape[-1]}"
-        ),
-    )
-    torch._check(
-        image.dtype == text.dtype and image.is_floating_point(),
-        lambda: f"{op}: image and text must have one floating dtype, got {image.dtype} and {text.dtype}",
-    )
-    torch._check(logit_scale.dim() == 0, lambda: f"{op}: logit_scale must be 0-d, got {logit_scale.dim()}-d")
-    if label_offset is None:
-        return
-    torch._check(
-        label_offset >= 0 and text.shape[0] >= image.shape[0] + label_offset,
-        lambda: (
-            f"{op}: text must have at least image rows + label_offset rows, got {text.shape[0]} rows for "
-            f"{image.shape[0]} + {label_offset}"
-        ),
-    )
 
 
 def compute_dtype(features: Tensor) -> torch.dtype:
@@ -60,18 +42,45 @@ def compute_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
-def _check_groups(op: str, image: Tensor, text: Tensor, *groups: Tensor | None) -> None:
+def _check_lse(image, text, logit_scale, label_offset, *groups) -> None:
+    check_towers("contrastive_lse", image, text, logit_scale, label_offset)
+    check_groups("contrastive_lse", image, text, *groups)
+
+
+def _check_lse_backward(image, text, logit_scale, label_offset, *vectors_and_options) -> None:
+    op = "contrastive_lse_backward"
+    check_towers(op, image, text, logit_scale, label_offset)
+    check_vectors(op, image, text, label_offset, *vectors_and_options[:5])
+
+
+def _check_info_nce(image, text, logit_scale, label_offset, image_weight, text_weight, *_) -> None:
+    check_towers("info_nce", image, text, logit_scale, label_offset)
+    check_weights("info_nce", image, text, text_weight)
+
+
+def _check_info_nce_backward(grad, image, text, logit_scale, label_offset, *vectors_and_options) -> None:
+    op = "info_nce_backward"
+    check_towers(op, image, text, logit_scale, label_offset)
+    torch._check(grad.dim() == 0, lambda: f"{op}: grad must be 0-d, got {grad.dim()}-d")
+    check_vectors(op, image, text, label_offset, *vectors_and_options[:5])
+
+
+def _check_sigmoid(image, text, logit_scale, logit_bias, label_offset, *_) -> None:
+    check_towers("sigmoid_loss", image, text, logit_scale, label_offset)
     torch._check(
-        (groups[0] is None) == (groups[1] is None),
-        lambda: f"{op}: image_groups and text_groups must both be given or neither",
+        logit_bias.dim() == 0, lambda: f"sigmoid_loss: logit_bias must be 0-d, got {logit_bias.dim()}-d"
     )
-    if groups[0] is None:
-        return
-    for name, ids, rows in zip(("image", "text"), groups, (image.shape[0], text.shape[0]), strict=True):
-        torch._check(
-            ids.dim() == 1 and ids.shape[0] == rows,
-            lambda: f"{op}: {name}_groups must have one id per row, got {ids.numel()} for {rows}",  # noqa: B023
-        )
+
+
+# What is checked before Triton's kernels are given it; the native library checks by itself.
+_CHECKS = {
+    "contrastive_lse": _check_lse,
+    "contrastive_lse_backward": _check_lse_backward,
+    "info_nce": _check_info_nce,
+    "info_nce_backward": _check_info_nce_backward,
+    "pair_loss": lambda positive, image_lse, text_lse, *_: check_pairs(positive, image_lse, text_lse),
+    "sigmoid_loss": _check_sigmoid,
+}
 
 
 def _lse_fake(
@@ -82,8 +91,7 @@ def _lse_fake(
     image_groups: Tensor | None,
     text_groups: Tensor | None,
 ):
-    _check("contrastive_lse", image, text, logit_scale, label_offset)
-    _check_groups("contrastive_lse", image, text, image_groups, text_groups)
+    _check_lse(image, text, logit_scale, label_offset, image_groups, text_groups)
     images, texts, has_max = image.shape[0], text.shape[0], text_groups is not None
     pairs = 0 if label_offset is None else images
     sizes = (pairs, images, texts, images if has_max else 0, texts if has_max else 0)
@@ -98,6 +106,9 @@ def _lse_backward_fake(
     image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image, grad_text, needs_image,
     needs_text, full_precision,
 ):  # fmt: skip
+    _check_lse_backward(
+        image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image, grad_text
+    )
     dtype = compute_dtype(image) if full_precision else image.dtype
     return (
         _grad_like(image, needs_image, dtype),
@@ -124,10 +135,7 @@ def _lse_backward(ctx, grad_positive, grad_image_lse, grad_text_lse, *_):
 
 
 def _sigmoid_fake(image, text, logit_scale, logit_bias, label_offset, needs_image, needs_text):
-    _check("sigmoid_loss", image, text, logit_scale, label_offset)
-    torch._check(
-        logit_bias.dim() == 0, lambda: f"sigmoid_loss: logit_bias must be 0-d, got {logit_bias.dim()}-d"
-    )
+    _check_sigmoid(image, text, logit_scale, logit_bias, label_offset)
     dtype = compute_dtype(image)
     scalar = lambda: image.new_empty((), dtype=dtype)
     return (
@@ -162,6 +170,7 @@ def _scale_grads(grad: Tensor, *inputs_and_grads: Tensor) -> tuple[Tensor, ...]:
 
 
 def _pair_loss_fake(positive, image_lse, text_lse, image_weight, text_weight, mean):
+    check_pairs(positive, image_lse, text_lse)
     return positive.new_empty(()), *(torch.empty_like(x) for x in (positive, image_lse, text_lse))
 
 
@@ -179,7 +188,7 @@ def _pair_loss_backward(ctx, grad, *_):
 
 
 def _info_nce_fake(image, text, logit_scale, label_offset, image_weight, text_weight, mean):
-    _check("info_nce", image, text, logit_scale, label_offset)
+    _check_info_nce(image, text, logit_scale, label_offset, image_weight, text_weight)
     vectors = (image, text, image, image, text)
     empty = lambda *shape: image.new_empty(shape, dtype=compute_dtype(image))
     return empty(), *(empty(x.shape[0]) for x in vectors)
@@ -208,6 +217,9 @@ def _info_nce_backward_fake(
     grad, image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image_lse, grad_text_lse,
     needs_image, needs_text,
 ):  # fmt: skip
+    _check_info_nce_backward(
+        grad, image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image_lse, grad_text_lse
+    )  # fmt: skip
     grads = (_grad_like(x, n, x.dtype) for x, n in ((image, needs_image), (text, needs_text)))
     return *grads, torch.empty_like(logit_scale)
 
@@ -229,6 +241,7 @@ def _in_triton(name: str):
     def run(*args):
         from cfmvit.triton_kernels import contrastive  # only here: importing cfmvit.ops must not need Triton
 
+        _CHECKS[name](*args)
         with torch.cuda.device(args[0].device):  # Triton launches on the current device
             return getattr(contrastive, name)(*args)
 
@@ -249,8 +262,7 @@ def _register() -> dict[str, NativeOp]:
         NativeOp("sigmoid_loss", _sigmoid_fake, _sigmoid_backward, _sigmoid_context),
     )
     if _HAS_TRITON:
-        backwards = ("contrastive_lse_backward", "info_nce_backward")
-        for name in (*(op.name for op in ops), *backwards):
+        for name in _CHECKS:
             define.impl(f"cfmvit::{name}", "cuda", _in_triton(name))
     return {op.name: op for op in ops}
 

@@ -142,15 +142,8 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward(Tensor image, Tensor
                                                             Tensor grad_text_lse, bool needs_image,
                                                             bool needs_text, bool full_precision) {
   check_contrastive("contrastive_lse_backward", image, text, logit_scale, label_offset);
-  for (const auto& [rows, count] : {std::pair{&image_lse, image.size(0)},
-                                    {&grad_image_lse, image.size(0)},
-                                    {&grad_positive, label_offset ? image.size(0) : 0},
-                                    {&text_lse, text.size(0)},
-                                    {&grad_text_lse, text.size(0)}}) {
-    CFMVIT_CHECK(rows->dim() == 1 && rows->size(0) == count,
-                 "contrastive_lse_backward: log-sum-exps and gradients ", "must have one entry per row, got ",
-                 rows->numel(), " for ", count);
-  }
+  check_vectors("contrastive_lse_backward", image, text, label_offset, image_lse, text_lse, grad_positive,
+                grad_image_lse, grad_text_lse);
   const ScalarType type = factor_type(image), sums = compute_type(image);
   const Tensor rows = prepared(image, type), cols = prepared(text, type);
   const std::array<Tensor, 5> vectors{prepared(image_lse, sums), prepared(text_lse, sums),

@@ -13,11 +13,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(Tensor image
                                                                     double image_weight, double text_weight,
                                                                     bool mean) {
   check_contrastive("info_nce", image, text, logit_scale, label_offset);
-  const auto [positive, image_lse, text_lse, image_max, text_max] =
-      contrastive_lse(image, text, logit_scale, label_offset, std::nullopt, std::nullopt);
   const bool square = image.size(0) == text.size(0);
   CFMVIT_CHECK(square || text_weight == 0, "info_nce: text_weight must be 0 unless text has image's ",
                image.size(0), " rows, got ", text_weight, " and ", text.size(0), " rows");
+  const auto [positive, image_lse, text_lse, image_max, text_max] =
+      contrastive_lse(image, text, logit_scale, label_offset, std::nullopt, std::nullopt);
   // Without weight the texts' part is never looked at.
   auto [loss, grad_positive, grad_image_lse, grad_text_lse] =
       pair_loss(positive, image_lse, square ? text_lse : image_lse, image_weight, text_weight, mean);
@@ -27,8 +27,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(Tensor image
 
 template <typename T>
 Tensor scaled(const Tensor& x, double factor) {
-  const Tensor out = like(x, {x.size(0)});
-  for (int64_t i = 0; i < x.size(0); ++i) data<T>(out)[i] = T(factor * data<T>(x)[i]);
+  const int64_t size = x.size(0);
+  const Tensor out = like(x, {size});
+  std::transform(data<T>(x), data<T>(x) + size, data<T>(out), [&](T value) { return T(factor * value); });
   return out;
 }
 
@@ -39,6 +40,8 @@ std::tuple<Tensor, Tensor, Tensor> info_nce_backward(Tensor grad, Tensor image, 
                                                      bool needs_image, bool needs_text) {
   check_contrastive("info_nce_backward", image, text, logit_scale, label_offset);
   CFMVIT_CHECK(grad.dim() == 0, "info_nce_backward: grad must be 0-d, got ", grad.dim(), "-d");
+  check_vectors("info_nce_backward", image, text, label_offset, image_lse, text_lse, grad_positive,
+                grad_image_lse, grad_text_lse);
   std::array<Tensor, 3> grads{grad_positive, grad_image_lse, grad_text_lse};
   const double factor = value_of(grad);
   for (Tensor& x : grads) {

@@ -26,6 +26,7 @@ struct Vectors {
   Vectors(const char* op, const Tensor& positive, const Tensor& image_lse, const Tensor& text_lse)
       : held{dense(positive), dense(image_lse), dense(text_lse)} {
     const ScalarType type = positive.scalar_type();
+    CFMVIT_CHECK(positive.numel() > 0, op, ": positive must not be empty, got shape ", shape_text(positive));
     CFMVIT_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
                  ": positive must be float32 or float64, got ", torch::headeronly::toString(type));
     for (const Tensor& x : held) {
@@ -69,6 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pair_loss(Tensor positive, Tensor ima
                                     like(positive, {count})};
   const double total =
       vectors.sum([&]<typename T>(const T* own, const T* of_image, const T* of_text, Range pairs) {
+        const std::array<T*, 3> out{data<T>(grads[0]), data<T>(grads[1]), data<T>(grads[2])};
         double sum = 0;
         for (int64_t i = pairs.begin; i < pairs.end; ++i) {
           const auto term = [&](double weight, T lse) {  // without weight not even a NaN counts
@@ -78,9 +80,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pair_loss(Tensor positive, Tensor ima
             return weight * loss.slope;
           };
           const double image = term(weights[0], of_image[i]), text = term(weights[1], of_text[i]);
-          data<T>(grads[0])[i] = T(-(image + text));
-          data<T>(grads[1])[i] = T(image);
-          data<T>(grads[2])[i] = T(text);
+          out[0][i] = T(-(image + text));
+          out[1][i] = T(image);
+          out[2][i] = T(text);
         }
         return sum;
       });

@@ -246,4 +246,4 @@ def test_the_right_kernels_are_asked_for(device: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ours, "why_not_triton", lambda features: "" if device == "cuda" else "no Triton")
     monkeypatch.setattr(ours._fallback, "why_not", lambda op, features: "" if device == "cpu" else "no core")
     features = Namespace(is_cuda=device == "cuda")
-    assert ours._why_not("contrastive_lse", features, None) == ""
+    assert ours._why_not("info_nce", features, None) == ""

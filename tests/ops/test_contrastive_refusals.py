@@ -99,6 +99,60 @@ def test_the_op_refuses_with_and_without_data(change: dict, message: str, device
         OP(image, text, scale, 0, image.new_ones(4).long(), groups.long())
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": (6, 3)}, "text_weight must be 0 unless text has image's 4 rows, got 0.5 and 6 rows"),
+        ({"text": (3, 3)}, r"text must have at least image rows \+ label_offset rows, got 3 rows for 4 \+ 0"),
+        ({"label_offset": 1}, r"got 4 rows for 4 \+ 1"),
+        ({"label_offset": 2**63 - 1}, rf"got 4 rows for 4 \+ {2**63 - 1}"),
+        ({"scale": (1,)}, "logit_scale must be 0-d, got 1-d"),
+    ],
+    ids=["weight", "rows", "offset", "overflow", "scale"],
+)
+def test_the_whole_loss_refuses_with_and_without_data(change: dict, message: str, device: str) -> None:
+    given = {"image": (4, 3), "text": (4, 3), "scale": (), "label_offset": 0} | change
+    tensors = [torch.ones(given[name], device=device) for name in ("image", "text", "scale")]
+    with pytest.raises(RuntimeError, match=f"info_nce: .*{message}"):
+        torch.ops.cfmvit.info_nce.default(*tensors, given["label_offset"], 0.5, 0.5, True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("at", "shape", "message"),
+    [
+        (0, (1,), "grad must be 0-d, got 1-d"),
+        (1, (5,), r"image_lse must have shape \(4,\), got \(5,\)"),
+        (2, (4,), r"text_lse must have shape \(6,\), got \(4,\)"),
+        (3, (4, 0), r"grad_positive must have shape \(4,\), got \(4, 0\)"),
+        (4, (), r"grad_image_lse must have shape \(4,\), got \(\)"),
+        (5, (50_000_000, 0), r"grad_text_lse must have shape \(6,\), got \(50000000, 0\)"),
+    ],
+    ids=["grad", "image_lse", "text_lse", "grad_positive", "grad_image_lse", "grad_text_lse"],
+)
+def test_backwards_refuse_vectors_of_other_shapes(at: int, shape: tuple, message: str, device: str) -> None:
+    shapes = [(), (4,), (6,), (4,), (4,), (6,)]
+    shapes[at] = shape
+    grad, *vectors = (torch.ones(x, device=device) for x in shapes)
+    towers = (
+        torch.ones(4, 3, device=device),
+        torch.ones(6, 3, device=device),
+        torch.ones((), device=device),
+        1,
+    )
+    with pytest.raises(RuntimeError, match=f"info_nce_backward: {message}"):
+        torch.ops.cfmvit.info_nce_backward.default(grad, *towers, *vectors, True, True)
+    if at > 0:
+        with pytest.raises(RuntimeError, match=f"contrastive_lse_backward: {message}"):
+            torch.ops.cfmvit.contrastive_lse_backward.default(*towers, *vectors, True, True, False)
+
+
+def test_no_pairs_have_no_loss() -> None:
+    with pytest.raises(RuntimeError, match=r"pair_loss: positive must not be empty, got shape \(0,\)"):
+        torch.ops.cfmvit.pair_loss.default(*torch.ones(3, 0), 0.5, 0.5, True)
+
+
 def test_without_triton() -> None:
     """Triton is no dependency: without it the ops are there, CPU tensors take the native kernels, and others hear what is missing."""
     code = """if True:
