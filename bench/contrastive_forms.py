@@ -35,7 +35,9 @@ FORMS = {
     "wide, four stages": dict(block_n=256, stages=4, descriptors=True, max_registers=None),
     "two stages": dict(block_n=128, stages=2, descriptors=True, max_registers=128),
 }
+PASSES = ("forward", "loss", "backward", "sigmoid")
 WHOLE_ROWS = "whole rows"  # blocks as wide as the logits, however low
+MANY_PROGRAMS = "sums merged by many programs"  # as those of larger batches are
 IN_USE = "in use"
 MOST_ERROR = 1e-2  # of a form's results, relative to those in use
 
@@ -51,6 +53,7 @@ def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callab
     bias = torch.tensor(-10.0, device=draw.device)
     run = {
         "forward": lambda: contrastive.contrastive_lse(image, text, scale, 0)[:3],
+        "loss": lambda: contrastive.info_nce(image, text, scale, 0, 0.5, 0.5, True),
         "backward": lambda: contrastive.contrastive_lse_backward(image, text, scale, 0, *lses, *gradients, True, True),
         "sigmoid": lambda: contrastive.sigmoid_loss(image, text, scale, bias, 0, True, True),
     }[pass_]  # fmt: skip
@@ -64,6 +67,10 @@ def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callab
         return call
 
     forms = {IN_USE: run}
+    if pass_ == "loss":
+        if pairs <= contrastive.SMALL_BATCH:
+            forms[MANY_PROGRAMS] = patched(contrastive, "SMALL_BATCH", 0)
+        return forms
     in_use = contrastive_config.config_of(image, pass_)
     for name, form in FORMS.items():
         if in_use._replace(**form) == in_use:
@@ -101,15 +108,15 @@ def compare(pass_: str, pairs: int, width: int, draw: Draw, seconds: float) -> I
 
 def table(results: list[dict[str, Any]]) -> str:
     """Lay the records out for reading, with the rate of the products that the form in use takes."""
-    lines = [f"{'pass':9} {'B x D':>11}  {'form':24} {'ms':>8} {'TFLOP/s':>8}"]
+    lines = [f"{'pass':9} {'B x D':>11}  {'form':28} {'ms':>8} {'TFLOP/s':>8}"]
     for x in results:
         pairs, width = x["shape"]["B"], x["shape"]["D"]
-        head = f"{x['pass']:9} {f'{pairs}x{width}':>11}  {x['form']:24}"
+        head = f"{x['pass']:9} {f'{pairs}x{width}':>11}  {x['form']:28}"
         if "failed" in x:
             lines.append(f"{head} {x['failed']}")
             continue
         seconds = x["seconds"]["p50"]
-        products = 1 if x["pass"] == "forward" else 3
+        products = 1 if x["pass"] in ("forward", "loss") else 3
         lines.append(f"{head} {seconds * 1e3:8.3f} {products * 2e-12 * pairs**2 * width / seconds:8.0f}")
     return "\n".join(lines) + "\n"
 
@@ -117,7 +124,9 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="contrastive_forms", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--size", default="32768x768,4096x768,32768x512", help="BxD, comma-separated")
+    parser.add_argument(
+        "--size", default="32768x768,4096x768,1024x768,32768x512", help="BxD, comma-separated"
+    )
     parser.add_argument("--seconds", type=float, default=0.3, help="of each pass and size, about")
     parser.add_argument("--output", type=Path, help="JSON to write")
     options = parser.parse_args()
@@ -126,7 +135,7 @@ def main() -> int:
     if options.output:
         record.ensure_writable(options.output)
     sizes = [tuple(int(n) for n in size.split("x")) for size in options.size.split(",")]
-    jobs = [(pass_, *size) for size in sizes for pass_ in ("forward", "backward", "sigmoid")]
+    jobs = [(pass_, *size) for size in sizes for pass_ in PASSES]
     found: dict[str, Any] = {"machine": machine.header("cuda"), "results": []}
     with progress(len(jobs), desc="contrastive forms", unit="pass") as bar:
         for job in jobs:

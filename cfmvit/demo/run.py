@@ -54,7 +54,8 @@ def demo(preset: str = "default", output: Path = Path("runs/demo")) -> Path:
     """Run the demo and return the path of its report.
 
     Args:
-        preset: ``quick`` (3 to 6 minutes on two CPU cores, by their instructions), ``default`` (6 to 15), ``full`` (hours, or a GPU).
+        preset: ``quick`` (3 to 6 minutes on two CPU cores, by their instructions), ``default`` (twice as long), ``full`` (an hour or
+            more, or a GPU).
         output: folder of everything that is made: data, both detectors, ``report.html``, ``summary.json``.
     """
     if preset not in PRESETS:
