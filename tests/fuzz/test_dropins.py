@@ -35,6 +35,8 @@ def compare(ours: Callable[..., Any], theirs: Callable[..., Any], *inputs: Any, 
         expected = outcome(seeded(theirs), inputs)
     except RuntimeError:  # torchvision asks for room of a negative size
         return
+    if isinstance(expected, ValueError) and "std::vector larger than max_size" in str(expected):
+        return  # the same, as other versions say it
     assert_alike(found, expected, spread=spread)
 
 
