@@ -54,8 +54,7 @@ def demo(preset: str = "default", output: Path = Path("runs/demo")) -> Path:
     """Run the demo and return the path of its report.
 
     Args:
-        preset: ``quick`` (3 to 6 minutes on two CPU cores, by their instructions), ``default`` (twice as long), ``full`` (an hour or
-            more, or a GPU).
+        preset: ``quick`` (a few minutes on two CPU cores), ``default`` (about twice that), ``full`` (an hour or more, or a GPU).
         output: folder of everything that is made: data, both detectors, ``report.html``, ``summary.json``.
     """
     if preset not in PRESETS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -91,6 +91,7 @@ def fit(
     output.mkdir(parents=True, exist_ok=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
+    config = replace(config, precision=choose_precision(config.precision, device))
     batches = loader.iterate(start * config.accumulate)
     log = MetricsLog(output, start)
     bar = progress(
@@ -145,8 +146,7 @@ def _accumulate(
         batch = next(batches)
         keys += batch.get("keys", [])
         generator = torch.Generator(device).manual_seed(_mix(config.seed, micro))
-        bf16 = choose_precision(config.precision, device) == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             values = losses(batch, generator)
         loss = values["loss"]
         if not torch.isfinite(loss):
