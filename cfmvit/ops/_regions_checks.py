@@ -59,8 +59,9 @@ def strides(op: str, features: list[Tensor], strides: Sequence[float]) -> None:
 
 
 def grid(op: str, tokens: Tensor, grid_size: tuple[int, int], num_prefix_tokens: int) -> tuple[int, int]:
-    if len(grid_size) != 2 or min(grid_size) < 1:
-        raise ValueError(f"{op}: grid_size must be two positive integers, got {tuple(grid_size)}")
+    given = tuple(grid_size) if hasattr(grid_size, "__len__") else grid_size
+    if not isinstance(given, tuple) or len(given) != 2 or min(given) < 1:
+        raise ValueError(f"{op}: grid_size must be two positive integers, got {given}")
     if num_prefix_tokens < 0:
         raise ValueError(f"{op}: num_prefix_tokens must not be negative, got {num_prefix_tokens}")
     height, width = grid_size

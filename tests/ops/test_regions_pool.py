@@ -174,6 +174,7 @@ def test_nothing(device: str) -> None:
         ({"num_prefix_tokens": 1}, ValueError, "tokens must have .* = 13 tokens, got 12"),
         ({"num_prefix_tokens": -1}, ValueError, "num_prefix_tokens must not be negative, got -1"),
         ({"grid_size": (0, 4)}, ValueError, r"grid_size must be two positive integers, got \(0, 4\)"),
+        ({"grid_size": 12}, ValueError, "grid_size must be two positive integers, got 12"),
         ({"spatial_scale": 0.0}, ValueError, "spatial_scale must be positive and finite, got 0.0"),
         (
             {"boxes": [torch.zeros(1, 4)]},
