@@ -45,7 +45,7 @@ MOST_ERROR = 1e-2  # of a form's results, relative to those in use
 def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     """Functions that compute one pass, by the name of their form."""
     from cfmvit.bench import register_backward
-    from cfmvit.triton_kernels import contrastive, contrastive_config, contrastive_sweep
+    from cfmvit.triton_kernels import contrastive, contrastive_config, contrastive_feature_gradients
 
     image, text, scale = draw_pairs(draw, pairs, width).values()
     _, *lses = contrastive.contrastive_lse(image, text, scale, 0)[:3]
@@ -78,7 +78,7 @@ def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callab
         config_for = lambda *args, form=form: chosen(*args)._replace(**form)
         forms[name] = patched(contrastive_config, "config_for", config_for)
     if pass_ != "forward":
-        forms[WHOLE_ROWS] = patched(contrastive_sweep, "LEAST_ROWS", 1)
+        forms[WHOLE_ROWS] = patched(contrastive_feature_gradients, "LEAST_ROWS", 1)
     if pass_ == "backward" and width in register_backward.BLOCKS:
         args = image, text, scale, 0, *lses, *gradients
         forms["registers, no workspace"] = lambda: register_backward.register_backward(*args)

@@ -13,7 +13,7 @@ from torch import Tensor
 from cfmvit import ops
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.registry import Case, Cost, Peer, benchmark, peer
-from cfmvit.ops.reference import masking as reference
+from cfmvit.ops.masking import reference
 
 TOKENS = {
     "tiny": {"B": 3, "N": 16, "D": 24},

@@ -15,7 +15,7 @@ from torch import Tensor
 from cfmvit import ops
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.registry import Case, Cost, Peer, benchmark, peer
-from cfmvit.ops.reference import regions as reference
+from cfmvit.ops.regions import reference
 
 STRIDE = 16
 BOX = 20  # bytes of a row of rois

@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from cfmvit.triton_kernels import contrastive_vectors as vectors
+from cfmvit.triton_kernels import contrastive_vector_kernels as vectors
 from cfmvit.triton_kernels.contrastive_config import PAIRS, aligned, cdiv, first_pair
-from cfmvit.triton_kernels.contrastive_vectors import LOG2E, NEG_INF, pair_similarities
+from cfmvit.triton_kernels.contrastive_vector_kernels import LOG2E, NEG_INF, pair_similarities
 
 BLOCKS = {64: (128, 128), 128: (128, 64), 256: (128, 64), 512: (64, 32)}  # rows and columns by width
 

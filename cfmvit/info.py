@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 
 import cfmvit
-from cfmvit.ops import _contrastive_ops, _library
+from cfmvit.ops.contrastive import native as contrastive_native
+from cfmvit.ops.shared import library
+from cfmvit.ops.shared.implementation import implementation
 
 # Public function -> the op that the dispatcher knows; family by family.
 OPS = {
@@ -54,15 +56,15 @@ def choices(device_type: str) -> dict[str, tuple[str, list[str]]]:
     features = _Features(torch.device(device_type))
     found = {}
     for function, op in OPS.items():
-        triton = _contrastive_ops.why_not_triton if op in TRITON else None
-        chosen = _library.implementation(op, features, None, triton)
+        triton = contrastive_native.why_not_triton if op in TRITON else None
+        chosen = implementation(op, features, None, triton)
         reasons = []
         for name in ("triton", "native"):
             if name == chosen:
                 break
             if name == "native" or triton:
                 try:
-                    _library.implementation(op, features, name, triton)
+                    implementation(op, features, name, triton)
                 except RuntimeError as error:
                     reasons.append(str(error).removeprefix(f"{op}: impl "))
         found[function] = (chosen, reasons)
@@ -94,9 +96,9 @@ def report() -> str:
 
 
 def _built() -> list[str]:
-    if _library.core is None:
-        return [f"native core  {_library.core_missing}"]
-    built = _library.core.build_info()
+    if library.core is None:
+        return [f"native core  {library.core_missing}"]
+    built = library.core.build_info()
     cuda = built["cuda"]
     if built["cuda_architectures"]:
         cuda += f" for {built['cuda_architectures']}"
@@ -106,8 +108,8 @@ def _built() -> list[str]:
         f"instructions {built['instruction_set']}",
         f"CUDA kernels {cuda}",
     ]
-    if _library.cuda_missing not in ("", built["cuda"]):
-        lines.append(f"             not loaded: {_library.cuda_missing}")
+    if library.cuda_missing not in ("", built["cuda"]):
+        lines.append(f"             not loaded: {library.cuda_missing}")
     return lines
 
 

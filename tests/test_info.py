@@ -11,7 +11,8 @@ import torch
 import cfmvit
 from cfmvit.cli import main
 from cfmvit.info import OPS, choices, report
-from cfmvit.ops import _library
+from cfmvit.ops.shared import library
+from cfmvit.ops.shared.implementation import implementation
 
 HEAVY = ("timm", "torchvision", "triton", "xformers", "open_clip", "matplotlib", "PIL", "pycocotools", "lvis")
 
@@ -26,7 +27,7 @@ def test_importing_loads_no_optional_package(module: str) -> None:
 
 
 def test_build_info_is_of_this_package_and_this_torch() -> None:
-    built = _library.core.build_info()
+    built = library.core.build_info()
     assert built["version"] == cfmvit.__version__
     assert built["cuda"].startswith(("built with nvcc", "not built: "))
     assert built["loads_under_torch"].startswith(">=2.11")
@@ -50,4 +51,4 @@ def test_a_device_without_kernels_is_named() -> None:
     with pytest.raises(
         RuntimeError, match="gather_tokens: impl 'native' is not available: no native kernel for meta"
     ):
-        _library.implementation("gather_tokens", torch.empty(1, device="meta"), "native")
+        implementation("gather_tokens", torch.empty(1, device="meta"), "native")

@@ -1,4 +1,4 @@
-"""The contrastive losses in Triton; the kernels are in contrastive_lse.py, contrastive_sigmoid.py and contrastive_vectors.py.
+"""The contrastive losses in Triton; the kernels are in contrastive_lse.py, contrastive_sigmoid.py and contrastive_vector_kernels.py.
 
 Forward: 2 B T D operations, tiles of logits live in registers only. Backward: the tiles again, their gradient rounded to the
 features' dtype in blocks within a workspace, and two plain matrix products per block with float32 sums.
@@ -16,10 +16,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import contrastive_lse as lse
 from . import contrastive_sigmoid as sigmoid
-from . import contrastive_vectors as vectors
+from . import contrastive_vector_kernels as vectors
 from .contrastive_config import cdiv
-from .contrastive_strips import Strips
-from .contrastive_sweep import Block, Sweep
+from .contrastive_feature_gradients import Block, Sweep
+from .contrastive_lse_row_blocks import Strips
 
 SMALL_BATCH = 4096  # pairs whose sums one program merges, which saves a launch
 
@@ -32,7 +32,7 @@ def contrastive_lse(
     image_groups: Tensor | None = None,
     text_groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute `cfmvit::contrastive_lse` (see cfmvit.ops.reference.contrastive) of bf16, fp16 or fp32 features."""
+    """Compute `cfmvit::contrastive_lse` (see cfmvit.ops.contrastive.reference) of bf16, fp16 or fp32 features."""
     strips = Strips(image, text, logit_scale, label_offset, image_groups, text_groups)
     images, texts, with_max = strips.images, strips.texts, strips.with_max
     image_lse, text_lse = strips.vector(images), strips.vector(texts)
@@ -134,7 +134,7 @@ def sigmoid_loss(
     needs_image: bool,
     needs_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute `cfmvit::sigmoid_loss` (see cfmvit.ops.reference.contrastive) and its gradients in one sweep."""
+    """Compute `cfmvit::sigmoid_loss` (see cfmvit.ops.contrastive.reference) and its gradients in one sweep."""
     image, text = image.contiguous(), text.contiguous()
     sweep = Sweep(image, text, label_offset, "sigmoid")
     sums = sweep.parts(), sweep.parts(), sweep.parts()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import contrastive_vectors as vectors
+from . import contrastive_vector_kernels as vectors
 
 ALIGNMENT = 16  # bytes, of a matrix that a descriptor describes
 PAIRS = 16  # of a program that takes pairs

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .contrastive_tiles import origin_of_program, similarities, store_grad
-from .contrastive_vectors import LOG2E, NEG_INF, pair_similarities
+from .contrastive_vector_kernels import LOG2E, NEG_INF, pair_similarities
 
 # Smallest sum, relative to the quarter's largest term, that stands: terms below 2^-126 vanish, 2^-19 of it at most.
 LEAST_SUM = tl.constexpr(2.0**-100)

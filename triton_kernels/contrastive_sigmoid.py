@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .contrastive_tiles import origin_of_program, similarities, store_grad
-from .contrastive_vectors import NEG_INF, pair_similarities, softplus
+from .contrastive_vector_kernels import NEG_INF, pair_similarities, softplus
 
 
 @triton.jit

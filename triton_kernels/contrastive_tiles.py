@@ -13,7 +13,7 @@ A vector is reduced as a matrix of one row: for compute capability 10.0 Triton 3
 import triton
 import triton.language as tl
 
-from .contrastive_vectors import to_tf32
+from .contrastive_vector_kernels import to_tf32
 
 
 @triton.jit

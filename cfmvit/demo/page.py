@@ -18,7 +18,7 @@ from cfmvit.training import format_config
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cfmvit.demo.run import Outcome
+    from cfmvit.demo.outcome import Outcome
     from cfmvit.models import CFMViT
 
 _PICTURES = 6

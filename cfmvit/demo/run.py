@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cfmvit._io import atomic_write
 from cfmvit._machine import device_name
 from cfmvit.data import open_detection
 from cfmvit.data.scenes import make_scenes
+from cfmvit.demo.outcome import Outcome
 from cfmvit.demo.page import write_page
 from cfmvit.demo.presets import PRESETS, Preset
 from cfmvit.detection import Detector, finetune, predict_dataset
@@ -25,29 +26,7 @@ from cfmvit.evaluation import class_embeddings, classify_regions, evaluate_resul
 from cfmvit.models import CFMViT, Tokenizer, create_model
 from cfmvit.pretrain import pretrain
 
-_EXCHANGES = 8  # of names, whose mean is chance: a single one may hit
-
-
-@dataclass
-class Outcome:
-    """What a demo run produced.
-
-    Attributes:
-        metrics: AP by model, then metric: ``"pretrained"``, ``"from scratch"``.
-        regions: zero-shot region accuracy by model, before any box was seen.
-        categories: how many there are, ``"all"`` and ``"novel"``.
-        seconds: wall time by stage.
-    """
-
-    preset: Preset
-    folder: Path
-    data: str
-    detector: Detector
-    model: CFMViT
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    regions: dict[str, dict[str, float]] = field(default_factory=dict)
-    categories: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+_PERMUTATIONS = 8  # of names, whose mean is chance: a single one may hit
 
 
 def demo(preset: str = "default", output: Path = Path("runs/demo")) -> Path:
@@ -147,7 +126,7 @@ def _chance(results: Path, dataset: Any) -> dict[str, float]:
     found = json.loads(results.read_text(encoding="utf-8"))
     ids = [category.id for category in dataset.categories]
     runs = []
-    for seed in range(_EXCHANGES):
+    for seed in range(_PERMUTATIONS):
         order = np.random.default_rng(seed).permutation(len(ids))
         other = {ids[number]: ids[place] for number, place in enumerate(order)}
         exchanged = [{**item, "category_id": other[item["category_id"]]} for item in found]

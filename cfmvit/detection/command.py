@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cfmvit._io import atomic_write
 from cfmvit.detection.detector import Detector
-from cfmvit.detection.inputs import read_image
+from cfmvit.detection.image_input import read_image
 from cfmvit.report import overlay
 from cfmvit.training.device import choose_device
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cfmvit.training.ranges import check, fraction, not_negative, positive
+from cfmvit.training.field_ranges import check, fraction, not_negative, positive
 
 
 @dataclass

@@ -15,7 +15,7 @@ from cfmvit.detection.backbone import finetuned_attention, frozen_attention
 from cfmvit.detection.checkpoint import load_detector, save_detector, shipped_checkpoint
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.ensemble import frozen_embeddings, region_scores
-from cfmvit.detection.inputs import Prepared, prepare, read_image
+from cfmvit.detection.image_input import Prepared, prepare, read_image
 from cfmvit.detection.postprocess import Picked, pick, to_original
 from cfmvit.detection.proposals import ProposalNetwork
 from cfmvit.detection.pyramid import SimplePyramid

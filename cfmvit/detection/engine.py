@@ -16,9 +16,9 @@ from cfmvit.detection.vocabulary import clean_labels
 from cfmvit.models import CFMViT
 from cfmvit.training import LoopConfig, fit, format_config, param_groups, warmup_steps
 from cfmvit.training.device import choose_device
+from cfmvit.training.field_ranges import below_one, check, not_negative, positive
 from cfmvit.training.precision import with_precision
-from cfmvit.training.ranges import below_one, check, not_negative, positive
-from cfmvit.training.start import start_run
+from cfmvit.training.run_folder import start_run
 
 
 @dataclass

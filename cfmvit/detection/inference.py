@@ -12,7 +12,7 @@ from cfmvit._io import atomic_write
 from cfmvit.data import CorruptSample
 from cfmvit.data.images import log_corrupt
 from cfmvit.detection.detector import Detector
-from cfmvit.detection.inputs import Prepared
+from cfmvit.detection.image_input import Prepared
 from cfmvit.progress import progress
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cfmvit._require import require
 from cfmvit.detection.config import ScoreConfig
-from cfmvit.detection.inputs import Prepared
+from cfmvit.detection.image_input import Prepared
 from cfmvit.detection.result import Detections
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmvit.ops import _library
+from cfmvit.ops.shared import library
 
 _said: set[str] = set()
 
@@ -28,7 +28,7 @@ def why_not(op: str, features: Tensor) -> str:
     """Say why `op` has no kernel for such features; empty where it has one."""
     if features.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         return f"no kernel for {features.dtype}"
-    return _library.why_not_native(op, features.device.type)
+    return library.why_not_native(op, features.device.type)
 
 
 def twice(name: str, op: Callable[..., Tensor], formula: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

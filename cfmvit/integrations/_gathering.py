@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from cfmvit.ops import _collective, info_nce
+from cfmvit.ops import info_nce
+from cfmvit.ops.contrastive import collectives
 
 
 def whole_world(world_size: int) -> dist.ProcessGroup:
@@ -40,9 +41,9 @@ def whole_world(world_size: int) -> dist.ProcessGroup:
 def gather(features: Tensor, local_loss: bool, with_grad: bool, world_size: int) -> Tensor:
     """Concatenate features (B, D) of all ranks, (W * B, D), with the gradients that the two flags ask for."""
     group = whole_world(world_size)
-    _collective.check_alike("gather", group, features=tuple(features.shape))
+    collectives.check_alike("gather", group, features=tuple(features.shape))
     if with_grad:
-        return _collective.gather_rows(features, group)
+        return collectives.gather_rows(features, group)
     parts = [torch.empty_like(features, requires_grad=False) for _ in range(world_size)]
     dist.all_gather(parts, features.detach().contiguous(), group)
     if not local_loss:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cfmvit import ops
 from cfmvit.integrations import _fallback
 from cfmvit.integrations._patch import Patch
-from cfmvit.ops.reference import masking as reference
+from cfmvit.ops.masking import reference
 
 _PARTS = (
     "decoder_embed",

@@ -20,7 +20,7 @@ from cfmvit._require import require
 from cfmvit.integrations import _fallback, _gathering
 from cfmvit.integrations._patch import Patch
 from cfmvit.ops import info_nce, siglip_loss
-from cfmvit.ops._contrastive_ops import why_not_triton
+from cfmvit.ops.contrastive.native import why_not_triton
 
 
 class ClipLoss(nn.Module):

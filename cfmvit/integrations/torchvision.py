@@ -21,8 +21,8 @@ from cfmvit import ops
 from cfmvit._require import require
 from cfmvit.integrations import _fallback
 from cfmvit.integrations._patch import Patch, original, references
-from cfmvit.ops import _regions_checks as checks
 from cfmvit.ops import regions
+from cfmvit.ops.regions import checks
 
 
 def roi_align(

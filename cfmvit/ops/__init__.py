@@ -3,7 +3,6 @@
 Importing this needs torch and numpy alone.
 """
 
-from cfmvit.ops._checks import check_indices
 from cfmvit.ops.contrastive import InfoNCEStats, info_nce, siglip_loss
 from cfmvit.ops.masking import (
     Masking,
@@ -15,6 +14,7 @@ from cfmvit.ops.masking import (
 )
 from cfmvit.ops.reconstruction import linear_masked_cosine_loss, masked_cosine_loss, masked_pixel_loss
 from cfmvit.ops.regions import multilevel_roi_align, pool_regions, roi_align, score_regions
+from cfmvit.ops.shared.index_checking import check_indices
 
 __all__ = [
     "InfoNCEStats",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cfmvit.training import LoopConfig
-from cfmvit.training.ranges import below_one, not_negative, positive
+from cfmvit.training.field_ranges import below_one, not_negative, positive
 
 
 @dataclass

@@ -15,7 +15,7 @@ from cfmvit.pretrain.objective import pretraining_losses
 from cfmvit.training import fit, format_config, param_groups, warmup_cosine, warmup_linear
 from cfmvit.training.device import choose_device
 from cfmvit.training.precision import with_precision
-from cfmvit.training.start import start_run
+from cfmvit.training.run_folder import start_run
 
 _TOKENIZER = "tokenizer.json"
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from cfmvit.progress import progress
 from cfmvit.training.checkpoint import NAME, save_checkpoint
+from cfmvit.training.field_ranges import check, not_negative, positive
 from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
 from cfmvit.training.precision import choose_precision
-from cfmvit.training.ranges import check, not_negative, positive
 
 Losses = Callable[[dict[str, Any], torch.Generator], dict[str, Tensor]]
 

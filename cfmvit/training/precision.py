@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from cfmvit.ops import _library
+from cfmvit.ops.shared import library
 
 Config = TypeVar("Config")
 
@@ -22,9 +22,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         has_products = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has_products = (
-            _library.core is not None and "bfloat16" in _library.core.build_info()["instruction_set"]
-        )
+        has_products = library.core is not None and "bfloat16" in library.core.build_info()["instruction_set"]
     return "bf16" if has_products else "fp32"
 
 

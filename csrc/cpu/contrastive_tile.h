@@ -10,9 +10,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "capability.h"
-#include "contrastive_remainders.h"
-#include "half.h"
+#include "cpu/capability.h"
+#include "cpu/contrastive_residuals.h"
+#include "plain/half.h"
 
 #define CFMVIT_INLINE inline __attribute__((always_inline))
 
@@ -37,8 +37,8 @@ struct Pull {        // what the gradient of a tile depends on
 
 namespace baseline {
 #define CFMVIT_LANES 4
-#include "contrastive_remainders.inc"
-#include "contrastive_tile.inc"
+#include "cpu/contrastive_residuals.inc"
+#include "cpu/contrastive_tile.inc"
 #undef CFMVIT_LANES
 }  // namespace baseline
 
@@ -50,8 +50,8 @@ namespace baseline {
 #pragma GCC optimize("fp-contract=fast")
 namespace avx2 {
 #define CFMVIT_LANES 8
-#include "contrastive_remainders.inc"
-#include "contrastive_tile.inc"
+#include "cpu/contrastive_residuals.inc"
+#include "cpu/contrastive_tile.inc"
 #undef CFMVIT_LANES
 }  // namespace avx2
 #pragma GCC pop_options

@@ -3,11 +3,11 @@
 #include <cstring>
 #include <tuple>
 
-#include "dispatch.h"
-#include "masking_checks.h"
-#include "rows.h"
-#include "stable.h"
-#include "tensor_views.h"
+#include "cpu/rows.h"
+#include "torch/dispatch.h"
+#include "torch/masking_checks.h"
+#include "torch/stable_abi.h"
+#include "torch/tensor_views.h"
 
 namespace cfmvit {
 namespace {

@@ -7,10 +7,10 @@
 #include <cstring>
 #include <tuple>
 
-#include "masking_checks.h"
-#include "noise_order.h"
-#include "rows.h"
-#include "stable.h"
+#include "cpu/rows.h"
+#include "plain/noise_order.h"
+#include "torch/masking_checks.h"
+#include "torch/stable_abi.h"
 
 namespace cfmvit {
 namespace {

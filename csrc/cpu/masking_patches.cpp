@@ -1,10 +1,10 @@
 // Cutting patches out of images on the CPU.
 #include <cstring>
 
-#include "dispatch.h"
-#include "masking_checks.h"
-#include "rows.h"
-#include "tensor_views.h"
+#include "cpu/rows.h"
+#include "torch/dispatch.h"
+#include "torch/masking_checks.h"
+#include "torch/tensor_views.h"
 
 namespace cfmvit {
 namespace {

@@ -2,10 +2,10 @@
 // followed where it is needed, so gathered rows are never written.
 #include <cstring>
 
-#include "cosine.h"
-#include "dispatch.h"
-#include "reconstruction_checks.h"
-#include "rows.h"
+#include "cpu/rows.h"
+#include "plain/cosine.h"
+#include "torch/dispatch.h"
+#include "torch/reconstruction_checks.h"
 
 namespace cfmvit {
 

@@ -3,11 +3,11 @@
 // and the bits do not depend on the number of threads.
 #include <tuple>
 
-#include "blocks.h"
-#include "cosine.h"
-#include "dispatch.h"
-#include "reconstruction_checks.h"
-#include "rows.h"
+#include "cpu/matmul_blocks.h"
+#include "cpu/rows.h"
+#include "plain/cosine.h"
+#include "torch/dispatch.h"
+#include "torch/reconstruction_checks.h"
 
 namespace cfmvit {
 namespace {

@@ -3,9 +3,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "dispatch.h"
-#include "reconstruction_checks.h"
-#include "rows.h"
+#include "cpu/rows.h"
+#include "torch/dispatch.h"
+#include "torch/reconstruction_checks.h"
 
 namespace cfmvit {
 namespace {

@@ -1,7 +1,7 @@
 // RoIAlign on the CPU, on one map or on a pyramid.
-#include "../dispatch.h"
-#include "../regions_ops.h"
-#include "regions_jobs.h"
+#include "cpu/regions_work_items.h"
+#include "torch/dispatch.h"
+#include "torch/regions_ops.h"
 
 namespace cfmvit {
 namespace {

@@ -1,6 +1,6 @@
 // The levels of boxes in a feature pyramid, on the CPU.
-#include "../regions_checks.h"
-#include "../regions_level.h"
+#include "plain/regions_pyramid_level.h"
+#include "torch/regions_checks.h"
 
 namespace cfmvit {
 

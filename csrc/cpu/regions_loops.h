@@ -6,8 +6,8 @@
 #include <memory>
 #include <new>
 
-#include "capability.h"
-#include "regions_types.h"
+#include "cpu/capability.h"
+#include "cpu/regions_types.h"
 
 namespace cfmvit::regions {
 
@@ -68,7 +68,7 @@ constexpr T kSmallestLength = T(1e-12);
 
 namespace baseline {
 #define CFMVIT_BYTES 16
-#include "regions_loops.inc"
+#include "cpu/regions_loops.inc"
 #undef CFMVIT_BYTES
 }  // namespace baseline
 
@@ -77,7 +77,7 @@ namespace baseline {
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 #define CFMVIT_BYTES 32
-#include "regions_loops.inc"
+#include "cpu/regions_loops.inc"
 #undef CFMVIT_BYTES
 }  // namespace avx2
 #pragma GCC pop_options
@@ -85,7 +85,7 @@ namespace avx2 {
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 namespace avx512 {
 #define CFMVIT_BYTES 64
-#include "regions_loops.inc"
+#include "cpu/regions_loops.inc"
 #undef CFMVIT_BYTES
 }  // namespace avx512
 #pragma GCC pop_options

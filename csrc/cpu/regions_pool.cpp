@@ -1,6 +1,6 @@
 // The mean over RoIAlign's bins of a map of tokens, on the CPU.
-#include "../dispatch.h"
-#include "regions_jobs.h"
+#include "cpu/regions_work_items.h"
+#include "torch/dispatch.h"
 
 namespace cfmvit {
 namespace {

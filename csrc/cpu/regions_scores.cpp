@@ -3,10 +3,10 @@
 #include <cmath>
 #include <memory>
 
-#include "../regions_checks.h"
-#include "blocks.h"
-#include "capability.h"
-#include "half.h"
+#include "cpu/capability.h"
+#include "cpu/matmul_blocks.h"
+#include "plain/half.h"
+#include "torch/regions_checks.h"
 
 namespace cfmvit {
 namespace {
@@ -15,7 +15,7 @@ using blocks::matrix_of;
 
 namespace baseline {
 #define CFMVIT_BYTES 16
-#include "regions_scores.inc"
+#include "cpu/regions_scores.inc"
 #undef CFMVIT_BYTES
 }  // namespace baseline
 #ifdef CFMVIT_X86
@@ -23,7 +23,7 @@ namespace baseline {
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 #define CFMVIT_BYTES 32
-#include "regions_scores.inc"
+#include "cpu/regions_scores.inc"
 #undef CFMVIT_BYTES
 }  // namespace avx2
 #pragma GCC pop_options

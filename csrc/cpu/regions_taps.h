@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../regions_axis.h"
+#include "plain/regions_axis.h"
 
 namespace cfmvit::regions {
 

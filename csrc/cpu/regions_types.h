@@ -1,8 +1,8 @@
 // What the loops over boxes work on. Knows nothing of torch.
 #pragma once
 
-#include "half.h"
-#include "regions_taps.h"
+#include "cpu/regions_taps.h"
+#include "plain/half.h"
 
 namespace cfmvit::regions {
 

@@ -2,26 +2,26 @@
 // torch.
 #pragma once
 
-#include "capability.h"
-#include "half.h"
+#include "cpu/capability.h"
+#include "plain/half.h"
 
 namespace cfmvit::rows {
 
 namespace baseline {
-#include "rows.inc"
+#include "cpu/rows.inc"
 }  // namespace baseline
 
 #ifdef CFMVIT_X86
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
-#include "rows.inc"
+#include "cpu/rows.inc"
 }  // namespace avx2
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 namespace avx512 {
-#include "rows.inc"
+#include "cpu/rows.inc"
 }  // namespace avx512
 #pragma GCC pop_options
 #else

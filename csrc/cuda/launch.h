@@ -7,7 +7,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "stable.h"
+#include "torch/stable_abi.h"
 
 namespace cfmvit {
 

@@ -2,11 +2,11 @@
 #include <tuple>
 
 #include "cuda/launch.h"
-#include "dispatch.h"
 #include "kernels/masking.cuh"
 #include "kernels/masking_restore.cuh"
-#include "masking_checks.h"
-#include "tensor_views.h"
+#include "torch/dispatch.h"
+#include "torch/masking_checks.h"
+#include "torch/tensor_views.h"
 
 namespace cfmvit {
 namespace {

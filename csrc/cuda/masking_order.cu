@@ -2,9 +2,9 @@
 #include <tuple>
 
 #include "cuda/launch.h"
-#include "dispatch.h"
 #include "kernels/masking_order.cuh"
-#include "masking_checks.h"
+#include "torch/dispatch.h"
+#include "torch/masking_checks.h"
 
 namespace cfmvit {
 

@@ -1,9 +1,9 @@
 // Cutting patches out of images on a GPU: checks, choice of dtypes, workspace, launches.
 #include "cuda/launch.h"
-#include "dispatch.h"
 #include "kernels/masking_patches.cuh"
-#include "masking_checks.h"
-#include "tensor_views.h"
+#include "torch/dispatch.h"
+#include "torch/masking_checks.h"
+#include "torch/tensor_views.h"
 
 namespace cfmvit {
 

@@ -1,8 +1,8 @@
 // The feature loss on a GPU: checks, choice of dtypes, workspace, launches.
-#include "cosine_pairs.h"
+#include "cuda/cosine_pairs.h"
 #include "cuda/launch.h"
-#include "dispatch.h"
-#include "reconstruction_checks.h"
+#include "torch/dispatch.h"
+#include "torch/reconstruction_checks.h"
 
 CFMVIT_COSINE_PAIRS()
 

@@ -3,12 +3,12 @@
 // prediction is never held.
 #include <tuple>
 
-#include "cosine_pairs.h"
+#include "cuda/cosine_pairs.h"
 #include "cuda/launch.h"
-#include "cuda/multiply.h"
-#include "dispatch.h"
-#include "kernels/sums.cuh"
-#include "reconstruction_checks.h"
+#include "cuda/matmul.h"
+#include "kernels/partial_sums.cuh"
+#include "torch/dispatch.h"
+#include "torch/reconstruction_checks.h"
 
 CFMVIT_COSINE_PAIRS(extern)
 

@@ -1,8 +1,8 @@
 // MAE's loss on a GPU: checks, choice of dtype, workspace, launches.
 #include "cuda/launch.h"
-#include "dispatch.h"
 #include "kernels/reconstruction_pixels.cuh"
-#include "reconstruction_checks.h"
+#include "torch/dispatch.h"
+#include "torch/reconstruction_checks.h"
 
 namespace cfmvit {
 namespace {

@@ -1,6 +1,6 @@
 // RoIAlign on a GPU, on one map or on a pyramid.
-#include "dispatch.h"
-#include "regions_views.h"
+#include "cuda/regions_views.h"
+#include "torch/dispatch.h"
 
 namespace cfmvit {
 namespace {

@@ -1,7 +1,7 @@
 // The levels of boxes in a feature pyramid, on a GPU: one launch, where torch's operators take ten.
 #include "cuda/launch.h"
 #include "kernels/regions_levels.cuh"
-#include "regions_checks.h"
+#include "torch/regions_checks.h"
 
 namespace cfmvit {
 

@@ -1,9 +1,9 @@
 // The mean over RoIAlign's bins of a map of tokens, on a GPU.
-#include "dispatch.h"
-#include "kernels/regions_lengths.cuh"
-#include "kernels/regions_products.cuh"
-#include "regions_views.h"
-#include "tensor_views.h"
+#include "cuda/regions_views.h"
+#include "kernels/regions_matmul.cuh"
+#include "kernels/regions_norms.cuh"
+#include "torch/dispatch.h"
+#include "torch/tensor_views.h"
 
 namespace cfmvit {
 namespace {

@@ -1,7 +1,7 @@
 // Detection scores from two rows of logits, on a GPU.
 #include "cuda/launch.h"
 #include "kernels/regions_scores.cuh"
-#include "regions_checks.h"
+#include "torch/regions_checks.h"
 
 namespace cfmvit {
 

@@ -4,7 +4,7 @@
 #include "cuda/launch.h"
 #include "kernels/regions_gather.cuh"
 #include "kernels/regions_scatter.cuh"
-#include "regions_ops.h"
+#include "torch/regions_ops.h"
 
 namespace cfmvit {
 

@@ -2,7 +2,7 @@
 // alone.
 #pragma once
 
-#include "portable.cuh"
+#include "kernels/portable.cuh"
 
 namespace cfmvit::kernels {
 

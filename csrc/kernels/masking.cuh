@@ -3,8 +3,8 @@
 // width. Knows nothing of torch.
 #pragma once
 
-#include "inverse.cuh"
-#include "sums.cuh"
+#include "kernels/inverse_index.cuh"
+#include "kernels/partial_sums.cuh"
 
 namespace cfmvit::kernels {
 

@@ -2,8 +2,8 @@
 // Knows nothing of torch.
 #pragma once
 
-#include "noise_order.h"
-#include "packs.cuh"
+#include "kernels/vectors.cuh"
+#include "plain/noise_order.h"
 
 namespace cfmvit::kernels {
 

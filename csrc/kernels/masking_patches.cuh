@@ -2,9 +2,9 @@
 // move runs of V neighbouring pixels. Knows nothing of torch.
 #pragma once
 
-#include "divider.cuh"
-#include "inverse.cuh"
-#include "patch_grid.h"
+#include "kernels/fast_division.cuh"
+#include "kernels/inverse_index.cuh"
+#include "plain/patch_grid.h"
 
 namespace cfmvit::kernels {
 

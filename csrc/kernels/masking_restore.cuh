@@ -2,7 +2,7 @@
 // torch.
 #pragma once
 
-#include "masking.cuh"
+#include "kernels/masking.cuh"
 
 namespace cfmvit::kernels {
 

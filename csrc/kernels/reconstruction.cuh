@@ -2,8 +2,8 @@
 // loss or the row's gradient. B samples, N places, M masked tokens, D width. Knows nothing of torch.
 #pragma once
 
-#include "cosine.h"
-#include "inverse.cuh"
+#include "kernels/inverse_index.cuh"
+#include "plain/cosine.h"
 
 namespace cfmvit::kernels {
 

@@ -3,9 +3,9 @@
 // channels, N patches, M masked ones, P pixels a side. Knows nothing of torch.
 #pragma once
 
-#include "divider.cuh"
-#include "patch_grid.h"
-#include "reconstruction.cuh"
+#include "kernels/fast_division.cuh"
+#include "kernels/reconstruction.cuh"
+#include "plain/patch_grid.h"
 
 namespace cfmvit::kernels {
 

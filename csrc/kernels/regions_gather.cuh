@@ -5,8 +5,8 @@
 // else neighbouring threads own neighbouring bins of a channel, which read neighbouring places.
 #pragma once
 
-#include "packs.cuh"
-#include "regions_tables.cuh"
+#include "kernels/regions_tables.cuh"
+#include "kernels/vectors.cuh"
 
 namespace cfmvit::kernels {
 

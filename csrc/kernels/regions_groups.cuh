@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "regions_tables.cuh"
+#include "kernels/regions_tables.cuh"
 
 namespace cfmvit::kernels {
 

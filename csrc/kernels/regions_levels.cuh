@@ -1,8 +1,8 @@
 // The levels of boxes in a feature pyramid, a thread for each box. Knows nothing of torch.
 #pragma once
 
-#include "for_each.cuh"
-#include "regions_level.h"
+#include "kernels/for_each.cuh"
+#include "plain/regions_pyramid_level.h"
 
 namespace cfmvit::kernels {
 

@@ -7,8 +7,8 @@
 // atomics, and the order of every sum is that of the boxes.
 #pragma once
 
-#include "regions_gather.cuh"
-#include "regions_groups.cuh"
+#include "kernels/regions_gather.cuh"
+#include "kernels/regions_groups.cuh"
 
 namespace cfmvit::kernels {
 

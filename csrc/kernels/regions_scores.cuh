@@ -3,7 +3,7 @@
 // in a core's L1 cache.
 #pragma once
 
-#include "portable.cuh"
+#include "kernels/portable.cuh"
 
 namespace cfmvit::kernels {
 

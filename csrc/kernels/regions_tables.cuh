@@ -5,8 +5,8 @@
 // R boxes, P x Q bins (1 x 1 where bins are merged), M maps = levels * images.
 #pragma once
 
-#include "portable.cuh"
-#include "regions_axis.h"
+#include "kernels/portable.cuh"
+#include "plain/regions_axis.h"
 
 namespace cfmvit::kernels {
 

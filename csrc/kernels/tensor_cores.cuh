@@ -6,8 +6,8 @@
 // (rows 2 t + 8 i and the next, column g); D (16 x 8) in entry i (row g + 8 (i / 2), column 2 t + i % 2).
 #pragma once
 
-#include "half.h"
-#include "portable.cuh"
+#include "kernels/portable.cuh"
+#include "plain/half.h"
 
 namespace cfmvit::kernels {
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 import cfmvit
-from cfmvit.ops import _library
+from cfmvit.ops.shared import library
 
 BUDGETS = Path(__file__).with_name("kernel_budgets.txt")
 
@@ -49,10 +49,10 @@ def short_name(demangled: str) -> str:
 
 @pytest.fixture(scope="module")
 def uses() -> list[Use]:
-    if not (_library.core and _library.core.build_info()["cuda"].startswith("built")):
-        pytest.skip(f"no CUDA library: {_library.core_missing or _library.cuda_missing}")
-    library = next(path for root in cfmvit.__path__ for path in Path(root).glob("_cuda.so"))
-    text = output(tool("c++filt"), given=output(tool("cuobjdump"), "--dump-resource-usage", str(library)))
+    if not (library.core and library.core.build_info()["cuda"].startswith("built")):
+        pytest.skip(f"no CUDA library: {library.core_missing or library.cuda_missing}")
+    built = next(path for root in cfmvit.__path__ for path in Path(root).glob("_cuda.so"))
+    text = output(tool("c++filt"), given=output(tool("cuobjdump"), "--dump-resource-usage", str(built)))
     found, architecture = [], ""
     for line in text.splitlines():
         if line.startswith("arch = "):
@@ -68,7 +68,7 @@ def uses() -> list[Use]:
 
 
 def test_every_architecture_has_every_kernel(uses: list[Use]) -> None:
-    built = _library.core.build_info()["cuda_architectures"].split()
+    built = library.core.build_info()["cuda_architectures"].split()
     assert {f"sm_{name.removesuffix('-real')}" for name in built} == {use.architecture for use in uses}
     kernels = {use.kernel for use in uses}
     for architecture in {use.architecture for use in uses}:
@@ -82,7 +82,7 @@ def test_no_kernel_spills(uses: list[Use]) -> None:
 def test_kernels_keep_to_their_budgets(uses: list[Use]) -> None:
     """Registers are granted by eights: a budget is the next multiple of what the biggest instantiation takes."""
     compiler, heading, *lines = BUDGETS.read_text().splitlines()
-    built = _library.core.build_info()["cuda"]
+    built = library.core.build_info()["cuda"]
     if compiler not in built:
         pytest.skip(f"the budgets are those of {compiler}, the library was {built}")
     budgets = {name: (int(registers), int(shared)) for name, registers, shared in map(str.split, lines)}

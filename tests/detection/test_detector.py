@@ -214,7 +214,7 @@ def test_predict_leaves_the_mode_and_labels_untouched(make_detector):
 
 
 def test_batches_give_what_single_images_give(make_detector):
-    from cfmvit.detection.inputs import prepare
+    from cfmvit.detection.image_input import prepare
 
     detector = make_detector()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((50, 96), (96, 40))]

@@ -8,7 +8,7 @@ import torch
 from cfmvit.detection import HeadConfig, PyramidConfig, ScoreConfig
 from cfmvit.detection.backbone import finetuned_attention, frozen_attention
 from cfmvit.detection.ensemble import frozen_embeddings, region_scores
-from cfmvit.detection.inputs import Prepared
+from cfmvit.detection.image_input import Prepared
 from cfmvit.detection.postprocess import paste_masks, pick, to_original
 from cfmvit.detection.pyramid import SimplePyramid
 from cfmvit.detection.region_heads import (

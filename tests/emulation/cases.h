@@ -15,10 +15,10 @@
 #include <string>
 #include <vector>
 
-#include "half.h"
-#include "index.h"
 #include "kernels/portable.cuh"
-#include "views.h"
+#include "plain/half.h"
+#include "plain/index.h"
+#include "plain/views.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>

@@ -2,8 +2,8 @@
 #include "kernels/reconstruction.cuh"
 
 #include "cases.h"
+#include "kernels/partial_sums.cuh"
 #include "kernels/reconstruction_pixels.cuh"
-#include "kernels/sums.cuh"
 
 namespace cfmvit::emulation {
 

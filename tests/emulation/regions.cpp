@@ -1,8 +1,8 @@
 // The launchers of the regions family.
 #include "cases.h"
 #include "kernels/regions_gather.cuh"
-#include "kernels/regions_lengths.cuh"
-#include "kernels/regions_products.cuh"
+#include "kernels/regions_matmul.cuh"
+#include "kernels/regions_norms.cuh"
 #include "kernels/regions_scatter.cuh"
 #include "kernels/regions_scores.cuh"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfmvit.ops.reference import regions as reference
+from cfmvit.ops.regions import reference
 
 from .emulator import DTYPES, Emulator, assert_matches, rand
 

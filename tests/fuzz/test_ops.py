@@ -12,18 +12,22 @@ import torch
 from torch import Tensor
 
 from cfmvit import ops
-from cfmvit.ops import _checks, _library, _regions_checks
+from cfmvit.ops.regions import checks as regions_checks
+from cfmvit.ops.shared import checks, library
 
 from . import hostile
 from .hostile import Choices, assert_alike, boxes, floating, fuzz, outcome, permuted, spoiled
 
-pytestmark = pytest.mark.skipif(_library.core is None, reason=_library.core_missing)
+pytestmark = pytest.mark.skipif(library.core is None, reason=library.core_missing)
 
 
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Nothing looks at values before the kernels do, as under torch.compile."""
-    with patch.object(_checks, "readable", lambda value: False), patch.object(_regions_checks, "images"):
+    with (
+        patch.object(checks, "readable", lambda value, values=True: False),
+        patch.object(regions_checks, "images"),
+    ):
         yield
 
 

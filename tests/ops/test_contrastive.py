@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cfmvit.ops import info_nce, siglip_loss
-from cfmvit.ops.reference import contrastive as reference
+from cfmvit.ops.contrastive import reference
 
 OP = torch.ops.cfmvit.contrastive_lse.default
 

@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from cfmvit.ops import info_nce, siglip_loss
-from cfmvit.ops.reference import contrastive as reference
+from cfmvit.ops.contrastive import reference
 
 EXCHANGES = ("gather", "ring")
 

@@ -12,9 +12,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from cfmvit import ops
 from cfmvit.bench import registry
-from cfmvit.ops import _library, masking, reconstruction
+from cfmvit.ops.masking import functional as masking
+from cfmvit.ops.reconstruction import functional as reconstruction
+from cfmvit.ops.shared import library
 
-pytestmark = pytest.mark.skipif(_library.core is None, reason=_library.core_missing)
+pytestmark = pytest.mark.skipif(library.core is None, reason=library.core_missing)
 
 ENTRIES = registry.load()
 TRACED = [name for name, x in ENTRIES.items() if x.family != "calls" and name != "patch_dropout"]  # it seeds

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cfmvit.ops import multilevel_roi_align, roi_align
-from cfmvit.ops.reference import regions as reference
+from cfmvit.ops.regions import reference
 
 from .families import TOLERANCES, assert_parity, assert_same_bits, moved
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cfmvit.ops import siglip_loss
-from cfmvit.ops.reference import contrastive as reference
+from cfmvit.ops.contrastive import reference
 
 
 def inputs(rows: int, dtype: torch.dtype = torch.float64, width: int = 12) -> list[Tensor]:

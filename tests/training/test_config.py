@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from cfmvit.ops import _library
+from cfmvit.ops.shared import library
 from cfmvit.training import LoopConfig, format_config, load_config, save_config
 from cfmvit.training.device import choose_device
 from cfmvit.training.precision import choose_precision, with_precision
@@ -109,7 +109,7 @@ def test_precision_follows_the_processor(
         def build_info() -> dict[str, str | None]:
             return {"instruction_set": instructions}
 
-    monkeypatch.setattr(_library, "core", None if instructions is None else Core)
+    monkeypatch.setattr(library, "core", None if instructions is None else Core)
     cpu = torch.device("cpu")
     assert choose_precision("auto", cpu) == expected
     assert [choose_precision(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]

@@ -14,8 +14,13 @@ from torch.nn import functional as F
 from cfmvit.bench import contrastive_forms
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.register_backward import register_backward
-from cfmvit.ops.reference import contrastive as reference
-from cfmvit.triton_kernels import contrastive, contrastive_config, contrastive_strips, contrastive_sweep
+from cfmvit.ops.contrastive import reference
+from cfmvit.triton_kernels import (
+    contrastive,
+    contrastive_config,
+    contrastive_feature_gradients,
+    contrastive_lse_row_blocks,
+)
 
 # The interpreter is numpy, which warns of log2(0) for rows without negatives.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
@@ -26,9 +31,9 @@ TOLERANCES = {torch.float32: 5e-5, torch.float16: 1e-3}
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["pointers", "descriptors"])
 def _small_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(contrastive_strips, "FORWARD_STRIP", 128)
-    monkeypatch.setattr(contrastive_sweep, "WORKSPACE_BYTES", 200 * 128 * 2)
-    monkeypatch.setattr(contrastive_sweep, "LEAST_ROWS", 128)
+    monkeypatch.setattr(contrastive_lse_row_blocks, "FORWARD_STRIP", 128)
+    monkeypatch.setattr(contrastive_feature_gradients, "WORKSPACE_BYTES", 200 * 128 * 2)
+    monkeypatch.setattr(contrastive_feature_gradients, "LEAST_ROWS", 128)
     config_for = contrastive_config.config_for
     monkeypatch.setattr(
         contrastive_config, "config_for", lambda *args: config_for(*args)._replace(descriptors=request.param)
@@ -134,9 +139,9 @@ def test_trained_pairs_in_bfloat16(scale: float, cosine: float, monkeypatch: pyt
     """The interpreter knows no bfloat16: its numbers in float32, and its two roundings, of the gradients by logits that the
     matrix products take and of the result, are bfloat16's.
     """
-    product, rounded = contrastive_sweep.product, lambda x: x.bfloat16().float()
+    product, rounded = contrastive_feature_gradients.product, lambda x: x.bfloat16().float()
     monkeypatch.setattr(
-        contrastive_sweep, "product", lambda out, a, b, add: product(out, rounded(a), b, add=add)
+        contrastive_feature_gradients, "product", lambda out, a, b, add: product(out, rounded(a), b, add=add)
     )
     image, noise = (features(256, 128, torch.float32, seed) for seed in (1, 2))
     image = F.normalize(image, dim=1)

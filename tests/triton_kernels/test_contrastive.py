@@ -140,7 +140,7 @@ def test_matrix_kernels_compile_for(
 
 @pytest.mark.parametrize("capability", list(SHARED_BYTES))
 def test_vector_kernels_compile_for(capability: int, compile_for, tmp_path: Path) -> None:
-    from cfmvit.triton_kernels import contrastive_vectors as vectors
+    from cfmvit.triton_kernels import contrastive_vector_kernels as vectors
 
     integers = (
         "rows", "cols", "row_parts", "col_parts", "images", "texts", "first_row", "width", "label_offset", "count"

@@ -68,10 +68,10 @@ class Recorder(TorchDispatchMode):
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """Records under a mode in which whatever depends on data raises: a number read back, a size, a branch."""
-    from cfmvit.triton_kernels import contrastive_lse, contrastive_sigmoid, contrastive_vectors
+    from cfmvit.triton_kernels import contrastive_lse, contrastive_sigmoid, contrastive_vector_kernels
 
     recorder = Recorder()
-    for module in (contrastive_lse, contrastive_sigmoid, contrastive_vectors):
+    for module in (contrastive_lse, contrastive_sigmoid, contrastive_vector_kernels):
         for name in dir(module):
             if name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, recorder.kernel(name))

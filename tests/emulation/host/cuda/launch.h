@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/portable.cuh"
-#include "stable.h"
+#include "torch/stable_abi.h"
 
 namespace cfmvit {
 

@@ -1,0 +1,179 @@
+"""The contrastive losses over a batch that is spread over ranks: own images against the texts of all ranks.
+
+Rows of logits are complete on their rank. Of the columns every rank knows a part, which it sends to the rank that owns the text:
+one all-to-all of W b numbers. Log-sum-exps merge exactly there, whatever the features' length; a SUM all-reduce of the sums
+themselves would move twice as much and would need a shift that holds for all ranks first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from cfmvit.ops.contrastive import collectives, reference
+from cfmvit.ops.contrastive.native import compute_dtype
+from cfmvit.ops.contrastive.text_exchange import EXCHANGES, Block, Gather
+
+
+class Place(NamedTuple):
+    """Where a loss over many ranks is computed, and by what."""
+
+    group: dist.ProcessGroup
+    exchange: str  # a key of EXCHANGES
+    impl: str  # as `shared.implementation` names it
+
+    def op(self, name: str) -> Callable:
+        """The op of that name, or its reference."""
+        if self.impl == "reference":
+            return getattr(reference, name)
+        return getattr(torch.ops.cfmvit, name.removesuffix("_with_gradients")).default
+
+
+def contrastive_lse(
+    image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, place: Place
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Do what the op of that name does, for the own rows of the logits of all ranks and the columns of the own texts.
+
+    image (b, D), text (b, D), groups (b,) -> positive (b,), image_lse (b,), text_lse (b,), image_max (b,), text_max (b,).
+    The gradients given back are those of the sum of the ranks' losses. `groups` is compared across ranks.
+    """
+    return _Lse.apply(image, text, logit_scale, groups, place)
+
+
+def sigmoid_loss(
+    image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, place: Place
+) -> Tensor:
+    """Do what the op of that name does, for the own rows of the logits of all ranks. Gradients as above."""
+    return _Sigmoid.apply(image, text, logit_scale, logit_bias, place)
+
+
+class _Lse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, place: Place):
+        world, rows = dist.get_world_size(place.group), len(text)
+        exchange = EXCHANGES[place.exchange].start(text.contiguous(), place.group)
+        all_groups = None if groups is None else collectives.gather_rows(groups, place.group)
+        # Log-sum-exps of columns and, with groups, largest logits: what each rank knows of every text.
+        columns = image.new_empty(2 if groups is not None else 1, world * rows, dtype=compute_dtype(image))
+        row_lses, row_maxima = [], []
+        for block in exchange.blocks():
+            theirs = None if groups is None else all_groups[block.columns]
+            found = place.op("contrastive_lse")(
+                image, block.text, logit_scale, block.label_offset, groups, theirs
+            )
+            if block.label_offset == 0:
+                positive = found[0]
+            row_lses.append(found[1])
+            row_maxima.append(found[3])
+            for part, known in zip(columns, found[2::2], strict=False):
+                part[block.columns] = known
+        known = collectives.exchange(columns.view(-1, world, rows).transpose(0, 1), place.group)
+        image_lse, text_lse = torch.stack(row_lses).logsumexp(0), known[:, 0].logsumexp(0)
+        image_max, text_max = torch.stack(row_maxima).amax(0), known[:, -1].amax(0)
+        if groups is None:
+            image_max, text_max = positive.new_empty(0), positive.new_empty(0)
+
+        ctx.mark_non_differentiable(image_max, text_max)
+        ctx.save_for_backward(image, text, logit_scale, exchange.kept, image_lse, text_lse)
+        ctx.place = place
+        return positive, image_lse, text_lse, image_max, text_max
+
+    @staticmethod
+    def backward(ctx, grad_positive: Tensor, grad_image_lse: Tensor, grad_text_lse: Tensor, *_: None):
+        image, _, logit_scale, kept, image_lse, text_lse = (x.detach() for x in ctx.saved_tensors)
+        group, (needs_image, needs_text, needs_scale, *_) = ctx.place.group, ctx.needs_input_grad
+        lse, grad_lse = collectives.gather_rows(torch.stack((text_lse, grad_text_lse), 1), group).unbind(1)
+        sums = _Sums()
+
+        def gradient_of(block: Block) -> Tensor:
+            own = block.label_offset is not None
+            grad_image, grad_text, grad_scale = ctx.place.op("contrastive_lse_backward")(
+                image, block.text, logit_scale, block.label_offset, image_lse, lse[block.columns].contiguous(),
+                grad_positive if own else grad_positive[:0], grad_image_lse,
+                grad_lse[block.columns].contiguous(), needs_image, needs_text, True,
+            )  # fmt: skip
+            sums.add(grad_image, grad_scale)
+            return grad_text
+
+        grad_text = EXCHANGES[ctx.place.exchange](kept, group).scatter(gradient_of, needs_text)
+        grad_scale = sums.scalars[0] if needs_scale else None
+        grads = sums.image if needs_image else None, grad_text, grad_scale
+        return *_once(grads, ctx.saved_tensors), None, None
+
+
+class _Sigmoid(torch.autograd.Function):
+    """With a gather the gradients come with the loss, in three products. In a ring those of the texts travel, each with the weight
+    that its rank's loss has in the end, so that they are made in the backward.
+    """
+
+    @staticmethod
+    def forward(ctx, image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, place: Place):
+        exchange = EXCHANGES[place.exchange].start(text.contiguous(), place.group)
+        needed = ctx.needs_input_grad[:2] if isinstance(exchange, Gather) else (False, False)
+        sums, grad_texts = _Sums(), {}
+        for block in exchange.blocks():
+            loss, grad_image, grad_texts[block.columns.start], *scalars = place.op("sigmoid_loss_with_gradients")(
+                image, block.text, logit_scale, logit_bias, block.label_offset, *needed
+            )  # fmt: skip
+            sums.add(grad_image, loss, *scalars)
+        loss, *grads = sums.scalars
+        ctx.place, ctx.columns = place, list(grad_texts)
+        inputs = (image, text, logit_scale, logit_bias)
+        ctx.save_for_backward(*inputs, exchange.kept, sums.image, *grads, *grad_texts.values())
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        image, _, logit_scale, logit_bias, kept, grad_image, *grads = (x.detach() for x in ctx.saved_tensors)
+        grad, grad_texts = grad.detach(), dict(zip(ctx.columns, grads[2:], strict=True))
+        exchange = EXCHANGES[ctx.place.exchange](kept, ctx.place.group)
+        needs_image, needs_text, *needs_scalars = ctx.needs_input_grad[:4]
+        sums = _Sums()
+
+        def gradient_of(block: Block) -> Tensor:
+            if isinstance(exchange, Gather):
+                return grad_texts[block.columns.start] * grad
+            _, grad_image, grad_text, *_ = ctx.place.op("sigmoid_loss_with_gradients")(
+                image, block.text, logit_scale, logit_bias, block.label_offset, needs_image, needs_text
+            )
+            sums.add(grad_image)
+            return grad_text * grad
+
+        recompute = not isinstance(exchange, Gather)
+        grad_text = exchange.scatter(gradient_of, needs_text) if needs_text or recompute else None
+        grad_image = (sums.image if recompute else grad_image) * grad if needs_image else None
+        grad_scalars = (g * grad if needed else None for g, needed in zip(grads, needs_scalars, strict=False))
+        return *_once((grad_image, grad_text, *grad_scalars), ctx.saved_tensors), None
+
+
+class _Sums:
+    """Gradient of the images and scalars, summed over blocks."""
+
+    def __init__(self) -> None:
+        self.image: Tensor | None = None
+        self.scalars: list[Tensor] = []
+
+    def add(self, image: Tensor, *scalars: Tensor) -> None:
+        self.image = image if self.image is None else self.image.add_(image)
+        old = self.scalars or [0] * len(scalars)
+        self.scalars = [a + b for a, b in zip(old, scalars, strict=True)]
+
+
+def _once(grads: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...]) -> Iterator[Tensor | None]:
+    """Gradients in the inputs' dtypes, which refuse to be differentiated again rather than pass for constants."""
+    for grad, x in zip(grads, inputs, strict=False):
+        yield None if grad is None else _Once.apply(grad.to(x.dtype), *inputs[: len(grads)])
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad: Tensor, *inputs: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        raise RuntimeError("contrastive losses: double backward is not supported across ranks")

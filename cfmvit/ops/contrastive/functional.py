@@ -1,0 +1,342 @@
+"""Contrastive losses without their logits matrix.
+
+Letters: B images, T texts, D width. A cross-entropy is a log-sum-exp minus the mean logit under the target. The second is
+linear in the features and costs O(B D), so all that needs a kernel is `contrastive_lse`: log-sum-exps of the negatives of
+every row and every column, from one tile per block of logits; `info_nce` is that and what makes the loss of it. Leaving the pair itself out of the sums and taking
+softplus(lse_of_negatives - positive) keeps loss and gradient exact when the probability of the pair comes close to one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from cfmvit.ops.contrastive import collectives, distributed, native, reference, text_exchange
+from cfmvit.ops.contrastive.checks import check_exchange, check_options, check_pairs, check_tensors
+from cfmvit.ops.contrastive.native import compute_dtype
+from cfmvit.ops.shared.implementation import implementation
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class InfoNCEStats(NamedTuple):
+    """What `info_nce` knows of a batch besides its loss; nothing here carries gradients."""
+
+    lse_image: Tensor  # (B,) log-sum-exp of all logits of each image
+    lse_text: Tensor  # (B,) log-sum-exp of all logits of the text of each pair
+    positive: Tensor  # (B,) logit of each pair
+    accuracy_image: Tensor  # () share of images whose own text scores above every negative
+    accuracy_text: Tensor  # () share of texts whose own image scores above every negative
+
+
+def info_nce(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    *,
+    logit_bias: Tensor | None = None,
+    direction: str = "both",
+    label_offset: int = 0,
+    group_ids: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    return_stats: bool = False,
+    process_group: ProcessGroup | None = None,
+    exchange: str | None = None,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """Compute the softmax contrastive loss (InfoNCE, the loss of CLIP) of matching image and text features.
+
+    With logits l[i, j] = logit_scale * <image[i], text[j]> and q the target distribution,
+    loss[i] = mean over directions of (logsumexp_j l[i, j] - sum_j q[i, j] l[i, j]), where text_to_image runs over columns.
+
+    Args:
+        image: (B, D) floating
+            Image features, usually of unit length (any length is computed rightly).
+        text: (T, D), dtype and device of `image`
+            Text features; T = B, except for direction "image_to_text", where the rest are negatives only.
+        logit_scale: () floating
+            Factor of the similarities, already exponentiated.
+        logit_bias: () floating, optional
+            Added to every logit: cancels in the softmax, so its gradient is zero (not None, as DDP wants it).
+        direction: "both" | "image_to_text" | "text_to_image"
+            Which cross-entropies are averaged.
+        label_offset: int, default 0
+            Image i matches text i + label_offset (open_clip's local_loss: rank * B).
+        group_ids: (T,) integer, optional
+            Texts with equal ids (and the images that match them) are positives of each other: q is uniform over them.
+        label_smoothing: float in [0, 1), default 0
+            q becomes (1 - label_smoothing) * q + label_smoothing / number of candidates.
+        reduction: "mean" | "sum" | "none"
+            "none" gives one loss per pair, (B,).
+        return_stats: bool, default False
+            Also return `InfoNCEStats`.
+        process_group: torch.distributed.ProcessGroup, optional
+            Each rank holds its own B pairs, the same number everywhere; candidates are the pairs of all ranks (group_ids
+            are compared across ranks too). The loss is the one of the rank's own pairs; gradients are those of the sum of
+            the ranks' losses, so that DistributedDataParallel's mean makes them exact.
+        exchange: "gather" | "ring", optional
+            How the ranks' texts meet: "gather" holds the texts of all ranks, "ring" those of two. By default a ring across
+            nodes (more ranks than LOCAL_WORLD_SIZE) and where the gathered texts would take over 2 GiB.
+        impl: "reference" | "native" | "triton", optional
+            Forces an implementation: plain PyTorch, C++ (CPU tensors) or Triton (CUDA tensors).
+
+    Returns:
+        The loss in float32 (float64 for float64 features), and the stats if asked for.
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above; the message names it.
+    """
+    check_tensors(image, text, logit_scale, logit_bias, group_ids)
+    check_pairs(image, text, direction, label_offset, process_group)
+    check_options(label_smoothing, reduction)
+    check_exchange("info_nce", exchange, process_group)
+    image, text = _autocast(image, text)
+    logit_scale = logit_scale.to(compute_dtype(image))
+    chosen = _implementation("info_nce", "info_nce", image, impl)
+    weights = {"image_to_text": (1.0, 0.0), "text_to_image": (0.0, 1.0)}.get(direction, (0.5, 0.5))
+    own = slice(label_offset, label_offset + image.shape[0])
+    place = None
+    if process_group is not None:
+        options = return_stats, group_ids is not None
+        place = _place("info_nce", image, text, process_group, exchange, chosen, *options)
+        image, text = _unrounded(image, text)
+    if place is None and chosen != "reference" and reduction != "none" and not return_stats:
+        loss, *_ = native.OPS["info_nce"](
+            image, text, logit_scale, label_offset, *weights, reduction == "mean"
+        )
+    else:
+        max_groups = _stats_groups(text, group_ids, place) if return_stats else None
+        found = _lse(image, text, logit_scale, own, max_groups, place, chosen)
+        loss = _reduced(*found[:3], weights, reduction, chosen)
+    if group_ids is not None or label_smoothing > 0:
+        excess = _excess(image, text, own, group_ids, label_smoothing, process_group)
+        linear = logit_scale * sum(weight * x for weight, x in zip(weights, excess, strict=True))
+        loss = loss + (
+            linear if reduction == "none" else linear.mean() if reduction == "mean" else linear.sum()
+        )
+    if logit_bias is not None:
+        loss = loss + 0 * logit_bias.to(loss.dtype)
+    return (loss, _stats(*found, logit_bias)) if return_stats else loss
+
+
+def _lse(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    own: slice,
+    max_groups: Tensor | None,
+    place: distributed.Place | None,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Positive, image_lse, text_lse and, with max_groups, image_max, text_max of the own pairs: (B,) each."""
+    if place is not None:
+        return distributed.contrastive_lse(image, text, logit_scale, max_groups, place)
+    groups = (None, None) if max_groups is None else (max_groups[own], max_groups)
+    op = reference.contrastive_lse if impl == "reference" else native.OPS["contrastive_lse"]
+    positive, image_lse, text_lse, image_max, text_max = op(image, text, logit_scale, own.start, *groups)
+    if text.shape[0] != image.shape[0]:
+        text_lse, text_max = text_lse[own], text_max[own]
+    return positive, image_lse, text_lse, image_max, text_max
+
+
+def _reduced(
+    positive: Tensor,
+    image_lse: Tensor,
+    text_lse: Tensor,
+    weights: tuple[float, float],
+    reduction: str,
+    impl: str,
+) -> Tensor:
+    """Cross-entropies of the pairs, (B,), or their sum or mean."""
+    if reduction == "none":
+        return reference.pair_losses(positive, image_lse, text_lse, *weights)
+    if impl == "reference":
+        return reference.pair_loss(positive, image_lse, text_lse, *weights, reduction == "mean")
+    loss, *_ = native.OPS["pair_loss"](positive, image_lse, text_lse, *weights, reduction == "mean")
+    return loss
+
+
+@torch.no_grad()
+def _stats(
+    positive: Tensor,
+    image_lse: Tensor,
+    text_lse: Tensor,
+    image_max: Tensor,
+    text_max: Tensor,
+    logit_bias: Tensor | None,
+) -> InfoNCEStats:
+    bias = 0 if logit_bias is None else logit_bias
+    return InfoNCEStats(
+        torch.logaddexp(image_lse, positive) + bias,
+        torch.logaddexp(text_lse, positive) + bias,
+        positive + bias,
+        (positive > image_max).to(positive.dtype).mean(),
+        (positive > text_max).to(positive.dtype).mean(),
+    )
+
+
+def siglip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    process_group: ProcessGroup | None = None,
+    exchange: str | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Compute the sigmoid contrastive loss (SigLIP) of matching image and text features.
+
+    With l[i, j] = logit_scale * <image[i], text[j]> + logit_bias, the loss of image i is
+    softplus(-l[i, i]) + sum over j != i of softplus(l[i, j]). The gradients are made together with the loss: three matrix
+    products in all, and one where no gradient is wanted.
+
+    Args:
+        image: (B, D) floating
+            Image features.
+        text: (B, D), dtype and device of `image`
+            Text features.
+        logit_scale: () floating
+            Factor of the similarities, already exponentiated.
+        logit_bias: () floating, optional
+            Added to every logit; zero if left out.
+        reduction: "mean" | "sum"
+            Over the images (a mean divides by B, as SigLIP does, not by B^2).
+        process_group, exchange, impl
+            As in `info_nce`. In a ring the logits are made twice, once for the loss and once for the gradients.
+
+    Returns:
+        The loss in float32 (float64 for float64 features).
+
+    Raises:
+        ValueError, TypeError: an argument breaks the rules above; the message names it.
+    """
+    op = "siglip_loss"
+    check_tensors(image, text, logit_scale, logit_bias, None, op)
+    if image.shape[0] != text.shape[0]:
+        raise ValueError(f"siglip_loss: text must have image's {image.shape[0]} rows, got {text.shape[0]}")
+    if process_group is not None:
+        collectives.check_group(op, process_group)
+    check_exchange(op, exchange, process_group)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"siglip_loss: reduction must be 'mean' or 'sum', got {reduction!r}")
+    image, text = _autocast(image, text)
+    logit_scale = logit_scale.to(compute_dtype(image))
+    logit_bias = torch.zeros_like(logit_scale) if logit_bias is None else logit_bias.to(logit_scale.dtype)
+    chosen = _implementation(op, "sigmoid_loss", image, impl)
+    if process_group is not None:
+        place = _place(op, image, text, process_group, exchange, chosen)
+        loss = distributed.sigmoid_loss(*_unrounded(image, text), logit_scale, logit_bias, place)
+    elif chosen == "reference":
+        loss = reference.sigmoid_loss(image, text, logit_scale, logit_bias, 0)
+    else:
+        needs_image, needs_text = (torch.is_grad_enabled() and x.requires_grad for x in (image, text))
+        loss, *_ = native.OPS["sigmoid_loss"](
+            image, text, logit_scale, logit_bias, 0, needs_image, needs_text
+        )
+    return loss / image.shape[0] if reduction == "mean" else loss
+
+
+def _implementation(function: str, op: str, image: Tensor, impl: str | None) -> str:
+    return implementation(op, image, impl, native.why_not_triton, name=function)
+
+
+def _place(
+    op: str, image: Tensor, text: Tensor, group: ProcessGroup, exchange: str | None, impl: str, *options: bool
+) -> distributed.Place:
+    """Agree with the other ranks on what is to be exchanged."""
+    exchange = text_exchange.choose(exchange, text, group)
+    collectives.check_alike(
+        op,
+        group,
+        image=tuple(image.shape),
+        dtype=image.element_size() + 8 * (image.dtype == torch.bfloat16),
+        requires_grad=tuple(int(torch.is_grad_enabled() and x.requires_grad) for x in (image, text)),
+        exchange=list(text_exchange.EXCHANGES).index(exchange),
+        options=tuple(map(int, options)),
+    )
+    return distributed.Place(group, exchange, impl)
+
+
+def _unrounded(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """The CPU computes in float32 anyway: gradients then stay unrounded until they are summed over ranks."""
+    if image.is_cuda:
+        return image, text
+    return image.to(compute_dtype(image)), text.to(compute_dtype(text))
+
+
+def _autocast(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Features as the kernels should see them under autocast: the CPU's lose nothing by keeping their dtype."""
+    dtype = torch.promote_types(image.dtype, text.dtype)
+    if image.is_cuda and torch.is_autocast_enabled("cuda") and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cuda")
+    return image.to(dtype), text.to(dtype)
+
+
+def _stats_groups(text: Tensor, group_ids: Tensor | None, place: distributed.Place | None) -> Tensor:
+    if group_ids is not None:
+        return group_ids.to(torch.int64)
+    first = 0 if place is None else dist.get_rank(place.group) * text.shape[0]
+    return torch.arange(first, first + text.shape[0], device=text.device)
+
+
+def _excess(
+    image: Tensor,
+    text: Tensor,
+    own: slice,
+    group_ids: Tensor | None,
+    smoothing: float,
+    process_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Similarity of each own pair over its mean under the target: (B,) for the images, (B,) for the texts.
+
+    Exactly zero, with exactly zero gradients, for a pair without other positives and without smoothing.
+    """
+    dtype = compute_dtype(image)
+    images, texts = image.to(dtype), text.to(dtype)
+    pairs = slice(0, len(images))
+    mean_image, mean_text = (collectives.mean(x.mean(0), process_group) for x in (images, texts))
+    if process_group is not None and group_ids is not None:
+        images, texts, group_ids = (
+            collectives.gather_rows(x, process_group) for x in (images, texts, group_ids)
+        )
+        first = dist.get_rank(process_group) * len(image)
+        pairs = own = slice(first, first + len(image))
+    image, text = images[pairs], texts[own]
+    target_text, target_image = text, image
+    if group_ids is not None:
+        target_text = _GroupMean.apply(texts, group_ids)[own]
+        image_ids = group_ids if len(images) == len(texts) else group_ids[own]
+        target_image = _GroupMean.apply(images, image_ids)[pairs]
+    if smoothing:
+        target_text = torch.lerp(target_text, mean_text, smoothing)
+        target_image = torch.lerp(target_image, mean_image, smoothing)
+    return (image * (text - target_text)).sum(1), (text * (image - target_image)).sum(1)
+
+
+class _GroupMean(torch.autograd.Function):
+    """Mean of the rows of each group, given to every row of it. The map is its own adjoint."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, ids: Tensor) -> Tensor:
+        """Map rows (N, D), ids (N,) to (N, D)."""
+        ctx.save_for_backward(ids)
+        order = ids.argsort(stable=True)
+        first = F.pad(ids[order].diff() != 0, (1, 0))
+        group = torch.empty_like(order).scatter_(0, order, first.cumsum(0))
+        sums = torch.zeros_like(rows).index_add_(0, group, rows)
+        counts = torch.zeros_like(rows[:, :1]).index_add_(0, group, torch.ones_like(rows[:, :1]))
+        return sums.index_select(0, group) / counts.index_select(0, group)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        """Apply the map to the gradient."""
+        (ids,) = ctx.saved_tensors
+        return _GroupMean.apply(grad, ids), None

@@ -1,0 +1,62 @@
+// info_nce on the CPU: contrastive_lse and pair_loss in one call, since a small batch is outlasted by calls.
+#include <array>
+
+#include "cpu/contrastive_ops.h"
+#include "cpu/contrastive_row_blocks.h"
+#include "torch/contrastive_checks.h"
+
+namespace cfmvit::contrastive {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(Tensor image, Tensor text,
+                                                                    Tensor logit_scale, int64_t label_offset,
+                                                                    double image_weight, double text_weight,
+                                                                    bool mean) {
+  check_contrastive("info_nce", image, text, logit_scale, label_offset);
+  const bool square = image.size(0) == text.size(0);
+  CFMVIT_CHECK(square || text_weight == 0, "info_nce: text_weight must be 0 unless text has image's ",
+               image.size(0), " rows, got ", text_weight, " and ", text.size(0), " rows");
+  const auto [positive, image_lse, text_lse, image_max, text_max] =
+      contrastive_lse(image, text, logit_scale, label_offset, std::nullopt, std::nullopt);
+  // Without weight the texts' part is never looked at.
+  auto [loss, grad_positive, grad_image_lse, grad_text_lse] =
+      pair_loss(positive, image_lse, square ? text_lse : image_lse, image_weight, text_weight, mean);
+  if (!square) grad_text_lse = torch::stable::new_zeros(text_lse, {text.size(0)});
+  return {loss, image_lse, text_lse, grad_positive, grad_image_lse, grad_text_lse};
+}
+
+template <typename T>
+Tensor scaled(const Tensor& x, double factor) {
+  const int64_t size = x.size(0);
+  const Tensor out = like(x, {size});
+  std::transform(data<T>(x), data<T>(x) + size, data<T>(out), [&](T value) { return T(factor * value); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> info_nce_backward(Tensor grad, Tensor image, Tensor text,
+                                                     Tensor logit_scale, int64_t label_offset,
+                                                     Tensor image_lse, Tensor text_lse, Tensor grad_positive,
+                                                     Tensor grad_image_lse, Tensor grad_text_lse,
+                                                     bool needs_image, bool needs_text) {
+  check_contrastive("info_nce_backward", image, text, logit_scale, label_offset);
+  CFMVIT_CHECK(grad.dim() == 0, "info_nce_backward: grad must be 0-d, got ", grad.dim(), "-d");
+  check_vectors("info_nce_backward", image, text, label_offset, image_lse, text_lse, grad_positive,
+                grad_image_lse, grad_text_lse);
+  std::array<Tensor, 3> grads{grad_positive, grad_image_lse, grad_text_lse};
+  const double factor = value_of(grad);
+  for (Tensor& x : grads) {
+    const Tensor vector = prepared(x, compute_type(image));
+    x = vector.scalar_type() == ScalarType::Double ? scaled<double>(vector, factor)
+                                                   : scaled<float>(vector, factor);
+  }
+  return contrastive_lse_backward(image, text, logit_scale, label_offset, image_lse, text_lse, grads[0],
+                                  grads[1], grads[2], needs_image, needs_text, false);
+}
+
+}  // namespace
+}  // namespace cfmvit::contrastive
+
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
+  m.impl("info_nce", TORCH_BOX(&cfmvit::contrastive::info_nce));
+  m.impl("info_nce_backward", TORCH_BOX(&cfmvit::contrastive::info_nce_backward));
+}

@@ -1,0 +1,118 @@
+// The masking ops' checks of tokens and positions, shared by the CPU and CUDA kernels.
+#pragma once
+
+#include "plain/patch_grid.h"
+#include "torch/checks.h"
+
+namespace cfmvit {
+
+// Positional embedding and PED coins of a gather, contiguous.
+struct Positions {
+  std::optional<Tensor> embed;  // (N, D)
+  std::optional<Tensor> coins;  // (B,)
+
+  const Tensor* table() const { return embed ? &*embed : nullptr; }
+  const bool* keep() const { return coins ? data<const bool>(*coins) : nullptr; }
+};
+
+inline Positions checked_positions(const char* op, const Tensor& tokens, const std::optional<Tensor>& embed,
+                                   const std::optional<Tensor>& coins, int64_t places) {
+  Positions out;
+  if (embed) {
+    check_shape(op, "pos_embed", *embed, {places, tokens.size(2)});
+    check_type(op, "pos_embed", *embed, tokens);
+    out.embed = dense(*embed);
+  }
+  if (coins) {
+    check_shape(op, "keep_pos", *coins, {tokens.size(0)});
+    CFMVIT_CHECK(coins->scalar_type() == ScalarType::Bool, op, ": keep_pos must be bool, got ",
+                 torch::headeronly::toString(coins->scalar_type()));
+    out.coins = dense(*coins);
+  }
+  return out;
+}
+
+inline void check_tokens(const char* op, const char* name, const Tensor& tokens) {
+  CFMVIT_CHECK(tokens.dim() == 3, op, ": ", name, " must have shape (B, N, D), got ", shape_text(tokens));
+}
+
+inline void check_split(const char* op, const Tensor& tokens, const Tensor& keep, const Tensor& masked) {
+  check_tokens(op, "tokens", tokens);
+  CFMVIT_CHECK(keep.dim() == 2 && masked.dim() == 2 && keep.size(1) + masked.size(1) == tokens.size(1), op,
+               ": masking must hold each of ", tokens.size(1), " tokens once, got ", shape_text(keep),
+               " visible and ", shape_text(masked), " masked");
+}
+
+// The backward's grad (B, K, D) and the index of the rows that it is of.
+inline Index checked_gradient(const char* op, const Tensor& grad, const Tensor& index, int64_t places) {
+  check_tokens(op, "grad", grad);
+  const Index at = checked_index(op, "index", index, grad.size(0), places);
+  CFMVIT_CHECK(index.size(1) == grad.size(1), op, ": index must have ", grad.size(1), " columns, got ",
+               index.size(1));
+  return at;
+}
+
+// restore (B, N): a permutation of N places, of which the first `kept` are visible tokens.
+inline Index checked_restore(const char* op, const Tensor& restore, int64_t batch, int64_t kept,
+                             int64_t count) {
+  CFMVIT_CHECK(restore.dim() == 2 && restore.size(1) == count, op, ": restore must have shape (B, ", count,
+               "), got ", shape_text(restore));
+  CFMVIT_CHECK(kept >= 0 && kept <= count, op, ": visible must have at most ", count,
+               " tokens, as restore has, got ", kept);
+  return checked_distinct_index(op, "restore", restore, batch, count);
+}
+
+struct Restored {
+  int64_t batch, kept, count, width;
+  Index from;
+};
+
+// visible (B, K, D), mask_token (D,), restore (B, N)
+inline Restored check_restore(const char* op, const Tensor& visible, const Tensor& mask_token,
+                              const Tensor& restore) {
+  check_tokens(op, "visible", visible);
+  const int64_t batch = visible.size(0), kept = visible.size(1), width = visible.size(2);
+  check_shape(op, "mask_token", mask_token, {width});
+  check_type(op, "mask_token", mask_token, visible);
+  const int64_t count = restore.dim() == 2 ? restore.size(1) : 0;
+  return {batch, kept, count, width, checked_restore(op, restore, batch, kept, count)};
+}
+
+inline void check_noise(const char* op, const Tensor& noise, int64_t kept) {
+  CFMVIT_CHECK(noise.dim() == 2, op, ": noise must have shape (B, N), got ", shape_text(noise));
+  CFMVIT_CHECK(kept >= 0 && kept <= noise.size(1), op, ": kept must lie in 0..", noise.size(1), ", got ",
+               kept);
+}
+
+inline PatchGrid checked_grid(const char* op, const Tensor& images, int64_t patch) {
+  CFMVIT_CHECK(images.dim() == 4, op, ": images must have shape (B, C, H, W), got ", shape_text(images));
+  const int64_t height = images.size(2), width = images.size(3);
+  CFMVIT_CHECK(patch > 0 && height % patch == 0 && width % patch == 0, op,
+               ": patch_size must divide the images' sides ", height, " x ", width, ", got ", patch);
+  return {images.size(1), height / patch, width / patch, patch};
+}
+
+// A statistic of each channel, in float64, contiguous.
+inline std::optional<Tensor> checked_statistic(const char* op, const char* name,
+                                               const std::optional<Tensor>& value, int64_t channels) {
+  if (!value) return std::nullopt;
+  check_shape(op, name, *value, {channels});
+  CFMVIT_CHECK(value->scalar_type() == ScalarType::Double, op, ": ", name, " must be float64, got ",
+               torch::headeronly::toString(value->scalar_type()));
+  return dense(*value);
+}
+
+inline Statistics statistics_of(const std::optional<Tensor>& mean, const std::optional<Tensor>& std,
+                                bool bytes) {
+  return {mean ? data<const double>(*mean) : nullptr, std ? data<const double>(*std) : nullptr, bytes};
+}
+
+// The backward's grad (B, K, C * P * P), K all patches without an index.
+inline void check_patch_gradient(const char* op, const Tensor& grad, const std::optional<Tensor>& index,
+                                 const PatchGrid& grid) {
+  CFMVIT_CHECK(grad.dim() == 3, op, ": grad must have shape (B, K, C * P * P), got ", shape_text(grad));
+  check_shape(op, "grad", grad,
+              {grad.size(0), index && index->dim() == 2 ? index->size(1) : grid.count(), grid.width()});
+}
+
+}  // namespace cfmvit

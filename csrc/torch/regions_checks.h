@@ -1,0 +1,139 @@
+// The rules of the region ops, for every backend; the Python functions say the same earlier, as ValueError or
+// TypeError.
+#pragma once
+
+#include "torch/checks.h"
+
+namespace cfmvit {
+
+constexpr int64_t kMaxSamplingRatio = 65536;
+
+inline void check_sampling(const char* op, int64_t pooled_height, int64_t pooled_width,
+                           int64_t sampling_ratio) {
+  CFMVIT_CHECK(pooled_height >= 1 && pooled_width >= 1, op,
+               ": output_size must be one or two positive integers, got ", pooled_height, " x ",
+               pooled_width);
+  CFMVIT_CHECK(sampling_ratio <= kMaxSamplingRatio, op, ": sampling_ratio must be at most ",
+               kMaxSamplingRatio, ", got ", sampling_ratio);
+}
+
+inline void check_rois(const char* op, const Tensor& rois, const Tensor& features) {
+  CFMVIT_CHECK(rois.dim() == 2 && rois.size(1) == 5, op, ": boxes must have shape (R, 5), got ", rois.dim(),
+               " dimensions and ", rois.numel(), " entries");
+  CFMVIT_CHECK(rois.scalar_type() == ScalarType::Float || rois.scalar_type() == ScalarType::Double, op,
+               ": boxes must be float32 or float64, got ", rois.scalar_type());
+  CFMVIT_CHECK(rois.device() == features.device(), op, ": boxes must be on the features' device");
+}
+
+// Feature maps, (B, C, H, W).
+inline void check_map(const char* op, const char* name, const Tensor& map) {
+  CFMVIT_CHECK(map.dim() == 4, op, ": ", name, " must have 4 dimensions, got ", map.dim());
+  CFMVIT_CHECK(map.size(2) > 0 && map.size(3) > 0, op, ": ", name, " must have a non-empty map, got ",
+               map.size(2), " x ", map.size(3));
+}
+
+// Results (R, C, P, Q) or their gradients.
+inline void check_bins(const char* op, const Tensor& grad, const Tensor& rois, int64_t channels) {
+  CFMVIT_CHECK(grad.dim() == 4 && grad.size(0) == rois.size(0) && grad.size(1) == channels, op,
+               ": grad must have shape (", rois.size(0), ", ", channels, ", P, Q), got ", grad.dim(),
+               " dimensions and ", grad.numel(), " entries");
+}
+
+inline void check_levels(const char* op, size_t maps, size_t scales, const Tensor& levels,
+                         const Tensor& rois) {
+  CFMVIT_CHECK(maps > 0 && maps == scales, op, ": scales must have one number for each of ", maps,
+               " levels, got ", scales);
+  CFMVIT_CHECK(
+      levels.dim() == 1 && levels.size(0) == rois.size(0) && levels.scalar_type() == ScalarType::Long, op,
+      ": levels must be int64 of shape (", rois.size(0), ",)");
+  CFMVIT_CHECK(levels.device() == rois.device(), op, ": levels must be on the features' device");
+}
+
+inline void check_levels_of(const char* op, const Tensor& rois, int64_t count, double canonical_scale) {
+  check_rois(op, rois, rois);
+  CFMVIT_CHECK(count >= 1, op, ": count must be at least 1, got ", count);
+  CFMVIT_CHECK(canonical_scale > 0, op, ": canonical_scale must be positive, got ", canonical_scale);
+}
+
+inline void check_grid(const char* op, int64_t num_tokens, int64_t height, int64_t width, int64_t prefix) {
+  CFMVIT_CHECK(height >= 1 && width >= 1, op, ": grid_size must be two positive integers, got ", height,
+               " x ", width);
+  CFMVIT_CHECK(prefix >= 0, op, ": num_prefix_tokens must not be negative, got ", prefix);
+  CFMVIT_CHECK(num_tokens == prefix + height * width, op,
+               ": tokens must have num_prefix_tokens + h * w = ", prefix + height * width, " tokens, got ",
+               num_tokens);
+}
+
+// tokens (B, N, C)
+inline void check_pool(const char* op, const Tensor& tokens, const Tensor& rois, int64_t grid_height,
+                       int64_t grid_width, int64_t pooled_height, int64_t pooled_width,
+                       int64_t sampling_ratio, int64_t prefix) {
+  CFMVIT_CHECK(tokens.dim() == 3, op, ": tokens must have 3 dimensions, got ", tokens.dim());
+  check_rois(op, rois, tokens);
+  check_grid(op, tokens.size(1), grid_height, grid_width, prefix);
+  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
+}
+
+// grad (R, C), tokens (B, N, C) or none
+inline void check_pool_backward(const char* op, const Tensor& grad, const Tensor& rois,
+                                const std::optional<Tensor>& tokens, int64_t batch, int64_t num_tokens,
+                                int64_t grid_height, int64_t grid_width, int64_t pooled_height,
+                                int64_t pooled_width, int64_t sampling_ratio, int64_t prefix) {
+  check_rois(op, rois, grad);
+  CFMVIT_CHECK(grad.dim() == 2 && grad.size(0) == rois.size(0), op, ": grad must have shape (", rois.size(0),
+               ", C), got ", grad.dim(), " dimensions and ", grad.numel(), " entries");
+  check_grid(op, num_tokens, grid_height, grid_width, prefix);
+  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
+  if (tokens) {
+    check_shape(op, "tokens", *tokens, {batch, num_tokens, grad.size(1)});
+    check_type(op, "tokens", *tokens, grad);
+  }
+}
+
+inline void check_summed(const char* op, const char* name, const Tensor& x) {
+  CFMVIT_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, op, ": ", name,
+               " must be float32 or float64, got ", x.scalar_type());
+}
+
+// exponent (labels,), objectness (regions,)
+inline void check_votes(const char* op, int64_t regions, int64_t labels, const Tensor& of,
+                        const Tensor& exponent, const std::optional<Tensor>& objectness) {
+  check_shape(op, "exponent", exponent, {labels});
+  check_type(op, "exponent", exponent, of);
+  if (objectness) {
+    check_shape(op, "objectness", *objectness, {regions});
+    check_type(op, "objectness", *objectness, of);
+  }
+}
+
+inline void check_scores(const Tensor& logits, const std::optional<Tensor>& vlm_logits,
+                         const Tensor& exponent, const std::optional<Tensor>& objectness) {
+  const char* op = "combine_scores";
+  CFMVIT_CHECK(logits.dim() == 2 && logits.size(1) >= 1, op, ": logits must have shape (R, 1 + n), got ",
+               shape_text(logits));
+  check_summed(op, "logits", logits);
+  if (vlm_logits) {
+    check_shape(op, "vlm_logits", *vlm_logits, {logits.size(0), logits.size(1)});
+    check_type(op, "vlm_logits", *vlm_logits, logits);
+  }
+  check_votes(op, logits.size(0), logits.size(1) - 1, logits, exponent, objectness);
+}
+
+inline void check_embeds(const Tensor& regions, const Tensor& text, const std::optional<Tensor>& vlm,
+                         const Tensor& exponent, const std::optional<Tensor>& objectness,
+                         const Tensor& temperature, const Tensor& vlm_temperature) {
+  const char* op = "score_regions";
+  CFMVIT_CHECK(regions.dim() == 2, op, ": region_embeds must have shape (R, C), got ", shape_text(regions));
+  CFMVIT_CHECK(text.dim() == 2 && text.size(0) >= 1 && text.size(1) == regions.size(1), op,
+               ": text_embeds must have shape (1 + n, ", regions.size(1), "), got ", shape_text(text));
+  check_summed(op, "region_embeds", regions);
+  check_type(op, "text_embeds", text, regions);
+  if (vlm) {
+    check_shape(op, "vlm_embeds", *vlm, {regions.size(0), regions.size(1)});
+    check_type(op, "vlm_embeds", *vlm, regions);
+  }
+  check_votes(op, regions.size(0), text.size(0) - 1, regions, exponent, objectness);
+  CFMVIT_CHECK(temperature.dim() == 0 && vlm_temperature.dim() == 0, op, ": temperatures must be 0-d");
+}
+
+}  // namespace cfmvit
