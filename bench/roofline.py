@@ -6,9 +6,12 @@ import math
 from string import ascii_uppercase
 from typing import Any
 
+from markupsafe import Markup
+
 from cfmvit.bench.gate import OURS
 from cfmvit.bench.tables import SHORT, duration
-from cfmvit.report.svg import INK, LINE, SERIES, element, picture, text
+from cfmvit.report.markup import element
+from cfmvit.report.svg import INK, LINE, SERIES, picture, text
 
 WIDTH, HEIGHT = 980.0, 480.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 310.0, 66.0, 50.0
@@ -16,7 +19,7 @@ STRIP = 190.0  # the left part, for ops without arithmetic
 LEGEND = WIDTH - RIGHT + 84
 
 
-def roofline(record: dict[str, Any]) -> str:
+def roofline(record: dict[str, Any]) -> Markup:
     """Draw a record as SVG: flops per byte across, flops per second up; the roof is what the run itself measured.
 
     Of each op stands there the whole of it, forward and backward, or the forward pass alone where it has no other; below it
@@ -94,7 +97,7 @@ class _Plot:
         part = (min(max(math.log10(share), low), high) - low) / (high - low)
         return HEIGHT - BOTTOM - part * (HEIGHT - BOTTOM - TOP)
 
-    def axes(self) -> list[str]:
+    def axes(self) -> list[Markup]:
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
         parts = []
         for power in range(self.y_low, self.y_high + 1):
@@ -129,7 +132,7 @@ class _Plot:
             parts.append(text(LEFT + STRIP / 2, bottom + 38, label, text_anchor="middle"))
         return parts
 
-    def point(self, result: dict[str, Any], letter: str, colour: str, place: float) -> list[str]:
+    def point(self, result: dict[str, Any], letter: str, colour: str, place: float) -> list[Markup]:
         if result["flops"]:
             x = self.x(result["flops"] / result["bytes"])
             marks = [(self.y(speed), name) for speed, name in _speeds(result, result["flops"])]

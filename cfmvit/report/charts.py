@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from cfmvit.report.svg import INK, LINE, MUTED, SERIES, element, nice_ticks, number, picture, text
+from markupsafe import Markup
+
+from cfmvit.report.markup import element
+from cfmvit.report.svg import INK, LINE, MUTED, SERIES, nice_ticks, number, picture, text
 
 WIDTH, LEFT, RIGHT, TOP = 760.0, 150.0, 70.0, 44.0
 BAR, GAP, GROUP_GAP = 22.0, 5.0, 20.0
@@ -17,7 +20,7 @@ def bars(
     title: str = "",
     percent: bool = True,
     chance: Mapping[str, float] | None = None,
-) -> str:
+) -> Markup:
     """Draw horizontal bars.
 
     Args:
@@ -40,7 +43,7 @@ def bars(
     scale = (WIDTH - LEFT - RIGHT) / high
     unit = 100.0 if percent else 1.0
 
-    body: list[str] = []
+    body: list[Markup] = []
     y = TOP + (22 if len(names) > 1 else 0)
     first = y
     for label, group in groups.items():
@@ -79,7 +82,7 @@ def bars(
 
 def _bar(
     y: float, value: float, scale: float, colour: str, unit: float, name: str, mark: float | None
-) -> list[str]:
+) -> list[Markup]:
     if not math.isfinite(value):
         return [text(LEFT + 6, y + BAR - 6, "–")]
     width = max(2.0, scale * value)
@@ -93,7 +96,7 @@ def _bar(
     return [bar, text(x, y + BAR - 6, label, fill=INK, font_size=14, font_weight=650)]
 
 
-def _mark(x: float, y: float, height: float, label: str) -> list[str]:
+def _mark(x: float, y: float, height: float, label: str) -> list[Markup]:
     style = {"stroke": INK, "stroke_width": 1.6, "stroke_dasharray": "4 3"}
     line = element("line", element("title", label), x1=x, x2=x, y1=y - 4, y2=y + height + 4, **style)
     return [line, text(x + 5, y + height + 14, label, font_size=11, fill=MUTED)]

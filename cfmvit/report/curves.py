@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cfmvit.report.svg import INK, LINE, MUTED, SERIES, element, log_ticks, nice_ticks, number, picture, text
+from markupsafe import Markup
+
+from cfmvit.report.markup import element
+from cfmvit.report.svg import INK, LINE, MUTED, SERIES, log_ticks, nice_ticks, number, picture, text
 from cfmvit.training.metrics import read_metrics
 
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 62.0, 52.0, 44.0
@@ -31,7 +34,7 @@ def curves(
     smoothing: float = 0.8,
     width: float = 760.0,
     height: float = 320.0,
-) -> str:
+) -> Markup:
     """Draw metrics over steps, several runs or metrics in one chart.
 
     Args:
@@ -71,7 +74,7 @@ def curves(
     return _chart(series, title, log, (width, height), faint=smoothing > 0)
 
 
-def _chart(series: list[_Series], title: str, log: bool, size: tuple[float, float], faint: bool) -> str:
+def _chart(series: list[_Series], title: str, log: bool, size: tuple[float, float], faint: bool) -> Markup:
     width, height = size
     forward: Callable[[float], float] = math.log10 if log else float
     steps = [x for line in series for x, _ in line.points]
@@ -113,7 +116,7 @@ def _path(
     y_of: Callable[[float], float],
     colour: str,
     **attributes: object,
-) -> str:
+) -> Markup:
     places = [f"{x_of(x):.1f} {y_of(y):.1f}" for x, y in points]
     if len(places) == 1:
         x, y = places[0].split()
@@ -132,7 +135,7 @@ def _path(
 
 def _end_labels(
     series: list[_Series], x_of: Callable[[float], float], y_of: Callable[[float], float]
-) -> list[str]:
+) -> list[Markup]:
     """The last value at the end of each curve, moved apart where two would touch."""
     parts, lowest = [], -math.inf
     for line in sorted(series, key=lambda item: y_of(item.smooth[-1][1])):
@@ -146,7 +149,7 @@ def _end_labels(
     return parts
 
 
-def _legend(series: list[_Series], y: float) -> list[str]:
+def _legend(series: list[_Series], y: float) -> list[Markup]:
     parts, x = [], LEFT
     for line in series:
         parts.append(element("rect", x=x, y=y - 9, width=14, height=4, rx=2, fill=line.colour))

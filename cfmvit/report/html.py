@@ -9,12 +9,14 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from cfmvit._io import atomic_write
 from cfmvit.report.images import to_picture
+from cfmvit.report.markup import element, join, void
 from cfmvit.report.style import SCRIPT, STYLE, patch_pattern
 
 JPEG_QUALITY = 90
@@ -46,34 +48,28 @@ class Report:
         self._title = title
         self._subtitle = subtitle
         self._facts = facts
-        self._sections: list[tuple[str, str]] = []
-        self._body: list[str] = []
-        self._open = False
+        self._sections: list[tuple[str, list[Markup]]] = [
+            ("", [])
+        ]  # what comes before the first has no title
 
     def cards(self, cards: Sequence[Card]) -> Report:
         """Add headline figures side by side; before the first section they lie over the page's head."""
         boxes = []
         for card in cards:
-            kind = "card novel" if card.novel else "card"
-            note = f"<small>{_inline(card.note)}</small>" if card.note else ""
-            boxes.append(
-                f'<div class="{kind}"><b>{escape(card.value)}</b><span>{_inline(card.label)}</span>{note}</div>'
-            )
-        return self._add(f'<div class="cards">{"".join(boxes)}</div>')
+            parts = [element("b", card.value), element("span", _inline(card.label))]
+            if card.note:
+                parts.append(element("small", _inline(card.note)))
+            boxes.append(element("div", *parts, class_="card novel" if card.novel else "card"))
+        return self._add(element("div", *boxes, class_="cards"))
 
     def section(self, title: str, text: str = "") -> Report:
         """Begin a section; the head of the page links to it."""
-        if self._open:
-            self._body.append("</section>")
-        self._open = True
-        anchor = f"section-{len(self._sections) + 1}"
-        self._sections.append((anchor, title))
-        self._body.append(f'<section id="{anchor}"><h2>{escape(title)}</h2>')
+        self._sections.append((title, [element("h2", title)]))
         return self.text(text) if text else self
 
     def text(self, text: str) -> Report:
         """Add paragraphs, parted by blank lines."""
-        return self._add("".join(f"<p>{_inline(part)}</p>" for part in re.split(r"\n\s*\n", text.strip())))
+        return self._add(*(element("p", _inline(part)) for part in re.split(r"\n\s*\n", text.strip())))
 
     def figure(self, image: Any, caption: str = "") -> Report:
         """Add one picture: a PIL image, a path, an array (H, W, 3) or a tensor (3, H, W)."""
@@ -89,25 +85,34 @@ class Report:
         ratios = [picture.width / picture.height for picture in pictures]
         # Pictures of one shape stand in columns; of several shapes, in rows of one height.
         kind = "grid mixed" if ratios and max(ratios) > 1.05 * min(ratios) else "grid"
-        figures = "".join(
-            _figure(picture, caption) for picture, (_, caption) in zip(pictures, items, strict=True)
-        )
-        return self._add(f'<div class="{kind}" style="--cell:{cell:d}px">{figures}</div>')
+        figures = [_figure(picture, caption) for picture, (_, caption) in zip(pictures, items, strict=True)]
+        return self._add(element("div", *figures, class_=kind, style=f"--cell:{cell:d}px"))
 
     def legend(self) -> Report:
         """Say how overlays mark novel and base categories."""
         return self._add(
-            '<ul class="legend"><li><i class="novel"></i>★ novel: no box of it was seen in training</li>'
-            "<li><i></i>base: trained with boxes</li></ul>"
+            element(
+                "ul",
+                element("li", element("i", class_="novel"), "★ novel: no box of it was seen in training"),
+                element("li", element("i"), "base: trained with boxes"),
+                class_="legend",
+            )
         )
 
-    def svg(self, *charts: str, caption: str = "") -> Report:
-        """Add charts made by this package (trusted markup), side by side where the page is wide enough."""
-        note = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
+    def svg(self, *charts: Markup, caption: str = "") -> Report:
+        """Add charts made by this package, side by side where the page is wide enough.
+
+        Raises:
+            TypeError: a chart that is text: it could hold a script.
+        """
+        for chart in charts:
+            if not isinstance(chart, Markup):
+                raise TypeError(f"Report: charts must be made by cfmvit.report, got {type(chart).__name__}")
+        note = [element("figcaption", _inline(caption))] if caption else []
         if len(charts) == 1:
-            return self._add(f'<figure><div class="chart">{charts[0]}</div>{note}</figure>')
-        boxes = "".join(f'<figure class="chart">{chart}</figure>' for chart in charts)
-        return self._add(f'<div class="charts">{boxes}</div>{note}')
+            return self._add(element("figure", element("div", charts[0], class_="chart"), *note))
+        boxes = [element("figure", chart, class_="chart") for chart in charts]
+        return self._add(element("div", *boxes, class_="charts"), *note)
 
     def table(
         self,
@@ -126,50 +131,69 @@ class Report:
             highlight: rows that stand out, those of novel categories.
         """
         rows = list(dict.fromkeys(row for column in columns.values() for row in column))
-        head = "".join(f'<th scope="col">{_inline(name)}</th>' for name in columns)
+        head = [element("th", _inline(name), scope="col") for name in columns]
         lines = []
         for row in rows:
             values = [column.get(row) for column in columns.values()]
             numbers = [value for value in values if isinstance(value, float) and math.isfinite(value)]
             top = max(numbers) if best and len(numbers) > 1 else None
-            cells = "".join(_cell(value, percent, top) for value in values)
-            kind = ' class="novel"' if row in highlight else ""
-            lines.append(f'<tr{kind}><th scope="row">{_inline(row)}</th>{cells}</tr>')
-        title = f"<caption>{_inline(caption)}</caption>" if caption else ""
+            cells = [_cell(value, percent, top) for value in values]
+            kind = "novel" if row in highlight else None
+            lines.append(element("tr", element("th", _inline(row), scope="row"), *cells, class_=kind))
+        title = [element("caption", _inline(caption))] if caption else []
+        top_row = element("thead", element("tr", element("th"), *head))
         return self._add(
-            f'<div class="scroll"><table>{title}<thead><tr><th></th>{head}</tr></thead>'
-            f"<tbody>{''.join(lines)}</tbody></table></div>"
+            element("div", element("table", *title, top_row, element("tbody", *lines)), class_="scroll")
         )
 
     def facts(self, facts: Mapping[str, Any]) -> Report:
         """Add names and values: the machine, versions, timings."""
-        lines = "".join(
-            f"<dt>{_inline(name)}</dt><dd>{_inline(str(value))}</dd>" for name, value in facts.items()
-        )
-        return self._add(f'<dl class="facts">{lines}</dl>')
+        lines = [
+            join(element("dt", _inline(name)), element("dd", _inline(str(value))))
+            for name, value in facts.items()
+        ]
+        return self._add(element("dl", *lines, class_="facts"))
 
     def details(self, summary: str, text: str) -> Report:
         """Add preformatted text that opens on a click: a config, a log."""
-        return self._add(f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>")
+        return self._add(element("details", element("summary", summary), element("pre", text)))
 
     def render(self) -> str:
         """Return the whole page."""
-        chips = "".join(f"<li>{escape(fact)}</li>" for fact in self._facts)
-        links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in self._sections)
-        first = next(
-            (index for index, part in enumerate(self._body) if part.startswith("<section")), len(self._body)
+        (_, before), *sections = self._sections
+        anchors = [f"section-{number + 1}" for number in range(len(sections))]
+        links = [element("a", title, href=f"#{anchor}") for anchor, (title, _) in zip(anchors, sections)]
+        chips = [element("ul", *(element("li", fact) for fact in self._facts), class_="chips")]
+        header = element(
+            "div",
+            element("h1", self._title),
+            element("p", _inline(self._subtitle)),
+            *(chips if self._facts else []),
+            class_="wrap",
         )
-        nav = [f"<nav>{links}</nav>"] if len(self._sections) > 1 else []
-        body = [*self._body[:first], *nav, *self._body[first:], "</section>" if self._open else ""]
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self._title)}</title><style>{STYLE}</style></head><body>"
-            f'<header>{patch_pattern()}<div class="wrap"><h1>{escape(self._title)}</h1>'
-            f"<p>{_inline(self._subtitle)}</p>{f'<ul class=chips>{chips}</ul>' if chips else ''}</div></header>"
-            f'<main class="wrap">{"".join(body)}<footer>Made by cfmvit.</footer></main>'
-            f'<dialog><img alt="" src="data:,"></dialog><script>{SCRIPT}</script></body></html>\n'
+        main = element(
+            "main",
+            *before,
+            *([element("nav", *links)] if len(sections) > 1 else []),
+            *(element("section", *body, id=anchor) for anchor, (_, body) in zip(anchors, sections)),
+            element("footer", "Made by cfmvit."),
+            class_="wrap",
         )
+        head = element(
+            "head",
+            void("meta", charset="utf-8"),
+            void("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("title", self._title),
+            element("style", Markup(STYLE)),
+        )
+        body = element(
+            "body",
+            element("header", patch_pattern(), header),
+            main,
+            element("dialog", void("img", alt="", src="data:,")),
+            element("script", Markup(SCRIPT)),
+        )
+        return Markup("<!doctype html>") + element("html", head, body, lang="en") + "\n"
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the page, whole or not at all, and return its path."""
@@ -178,33 +202,39 @@ class Report:
             file.write(page)
         return Path(path)
 
-    def _add(self, markup: str) -> Report:
-        self._body.append(markup)
+    def _add(self, *markup: Markup) -> Report:
+        self._sections[-1][1].extend(markup)
         return self
 
 
-def _inline(text: str) -> str:
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", marked)
+def _inline(text: str) -> Markup:
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(join(text)))
+    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", marked))
 
 
-def _cell(value: Any, percent: bool, top: float | None) -> str:
+def _cell(value: Any, percent: bool, top: float | None) -> Markup:
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "<td>–</td>"
+        return element("td", "–")
     if not isinstance(value, float):
-        return f"<td>{_inline(str(value))}</td>"
+        return element("td", _inline(str(value)))
     shown = f"{100 * value:.1f}" if percent else f"{value:.4g}"
-    return f'<td class="best">{shown}</td>' if value == top else f"<td>{shown}</td>"
+    return element("td", shown, class_="best" if value == top else None)
 
 
-def _figure(image: Any, caption: str) -> str:
+def _figure(image: Any, caption: str) -> Markup:
     picture = to_picture(image, "Report")
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    note = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
-    return (
-        f'<figure style="--ratio:{picture.width / picture.height:.4f}"><button class="zoom" type="button" aria-label="enlarge"><img alt="{escape(re.sub("[`*]", "", caption))}" '
-        f'width="{picture.width}" height="{picture.height}" style="height:auto" loading="lazy" '
-        f'src="data:image/jpeg;base64,{data}"></button>{note}</figure>'
+    shown = void(
+        "img",
+        alt=re.sub("[`*]", "", caption),
+        width=picture.width,
+        height=picture.height,
+        style="height:auto",
+        loading="lazy",
+        src=f"data:image/jpeg;base64,{data}",
     )
+    button = element("button", shown, class_="zoom", type="button", aria_label="enlarge")
+    note = [element("figcaption", _inline(caption))] if caption else []
+    return element("figure", button, *note, style=f"--ratio:{picture.width / picture.height:.4f}")

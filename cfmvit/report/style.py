@@ -1,5 +1,11 @@
 """The look of the report: one style sheet for light, dark, narrow and printed pages, and the script that enlarges pictures."""
 
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from cfmvit.report.markup import element
+
 STYLE = """
 :root {
   color-scheme: light dark;
@@ -100,7 +106,7 @@ document.addEventListener("click", (event) => {
 """
 
 
-def patch_pattern() -> str:
+def patch_pattern() -> Markup:
     """The header's ground: an image's patches of which one in four is visible, as in masked pretraining."""
     columns, rows, size, gap = 44, 14, 30, 4
     parts = []
@@ -115,9 +121,7 @@ def patch_pattern() -> str:
         else:
             colour, opacity = "#ffffff", 0.035
         parts.append(
-            f'<rect x="{x}" y="{y}" width="{size}" height="{size}" rx="5" fill="{colour}" opacity="{opacity:.3f}"/>'
+            element("rect", x=x, y=y, width=size, height=size, rx=5, fill=colour, opacity=f"{opacity:.3f}")
         )
     box = f"0 0 {columns * (size + gap)} {rows * (size + gap)}"
-    return (
-        f'<svg viewBox="{box}" preserveAspectRatio="xMaxYMid slice" aria-hidden="true">{"".join(parts)}</svg>'
-    )
+    return element("svg", *parts, viewBox=box, preserveAspectRatio="xMaxYMid slice", aria_hidden="true")

@@ -1,10 +1,13 @@
-"""Parts of hand-written SVG: escaped text, ticks, axes. Colours are CSS variables, so a chart follows the page's theme."""
+"""Parts of charts in SVG: text, ticks, axes. Colours are CSS variables, so a chart follows the page's theme."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
+
+from markupsafe import Markup
+
+from cfmvit.report.markup import element
 
 # The second value is what a viewer shows that knows no variables: the same SVG is a file of its own.
 SERIES = tuple(
@@ -14,26 +17,26 @@ SERIES = tuple(
 INK = "var(--ink, #22211f)"
 MUTED = "var(--muted, #77726a)"
 LINE = "var(--line, #e4dfd5)"
-FONT = "font-family='ui-sans-serif, system-ui, -apple-system, Segoe UI, Roboto, sans-serif'"
+FONT = "ui-sans-serif, system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 
 
-def element(name: str, content: str = "", **attributes: object) -> str:
-    """Return one element; ``content`` is markup already. Underscores in attribute names become hyphens."""
-    parts = [
-        f' {key.rstrip("_").replace("_", "-")}="{_attribute(value)}"' for key, value in attributes.items()
-    ]
-    return f"<{name}{''.join(parts)}>{content}</{name}>" if content else f"<{name}{''.join(parts)}/>"
+def text(x: float, y: float, content: str, **attributes: object) -> Markup:
+    """Return text at a place."""
+    return element("text", content, x=x, y=y, **{"font_size": 12, "fill": MUTED, **attributes})
 
 
-def text(x: float, y: float, content: str, **attributes: object) -> str:
-    """Return escaped text at a place."""
-    return element("text", escape(content), x=x, y=y, **{"font_size": 12, "fill": MUTED, **attributes})
-
-
-def picture(width: float, height: float, parts: Sequence[str], label: str) -> str:
+def picture(width: float, height: float, parts: Sequence[Markup], label: str) -> Markup:
     """Return a whole SVG that scales with its container; ``label`` is read to those who cannot see it."""
-    head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' width='100%' role='img' {FONT}"
-    return f'{head} aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return element(
+        "svg",
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width:g} {height:g}",
+        width="100%",
+        role="img",
+        font_family=FONT,
+        aria_label=label,
+    )
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -65,7 +68,3 @@ def number(value: float) -> str:
         if size >= limit:
             return f"{value / (1e6 if suffix == 'M' else 1e3):.3g}{suffix}"
     return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
-
-
-def _attribute(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else escape(str(value))

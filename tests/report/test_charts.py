@@ -108,3 +108,23 @@ def test_ticks() -> None:
         "12k",
         "3.1M",
     ]
+
+
+ATTACK = '</title><script>alert("x")</script>&\'\x00\x1b'
+
+
+@pytest.mark.parametrize("where", ["group", "series", "title", "run", "metric"])
+def test_no_text_becomes_markup(where: str, tmp_path: Path) -> None:
+    name = lambda part: ATTACK if part == where else part
+    if where in ("run", "metric"):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text(json.dumps({"step": 1, name("metric"): 2.0, "other": 3.0}) + "\n")
+        drawn = curves({name("run"): path, "b": path}, [name("metric"), "other"])
+    else:
+        drawn = bars(
+            {name("group"): {name("series"): 0.5, "b": 0.1}}, title=name("title"), chance={"group": 0.1}
+        )
+    root = ElementTree.fromstring(str(drawn))  # well-formed, whatever a name holds
+    assert not [element for element in root.iter() if element.tag.endswith("script")]
+    shown = [element.text or "" for element in root.iter()] + [root.get("aria-label") or ""]
+    assert any("<script>alert" in text for text in shown)
