@@ -91,7 +91,7 @@ def build(seconds: float, options: argparse.Namespace) -> list[Outcome]:
     if outcomes[0].failed:
         left = seconds - (time.monotonic() - start)
         outcomes = [run("build bare", [sys.executable, str(ROOT / "bench" / "build_bare.py")], left)]
-    return outcomes + [run("info", [sys.executable, "-m", "cfmvit.cli", "info"], 60)]
+    return outcomes + [run("info", [sys.executable, "-m", "cfmvit", "info"], 60)]
 
 
 def test(seconds: float, options: argparse.Namespace) -> list[Outcome]:
@@ -123,9 +123,9 @@ def bench(seconds: float, options: argparse.Namespace) -> list[Outcome]:
     """Measure the contrastive losses at the sizes of their targets beside compiled peers, their forms, then all ops."""
     outcomes, end = [], time.monotonic() + seconds
     commands = {
-        "contrastive": ["cfmvit.cli", "bench", *options.contrastive.split(), "--device", "cuda"],
+        "contrastive": ["cfmvit", "bench", *options.contrastive.split(), "--device", "cuda"],
         "forms": ["cfmvit.bench.contrastive_forms", *options.forms.split()],
-        "bench": ["cfmvit.cli", "bench", *options.bench.split(), "--device", "cuda"],
+        "bench": ["cfmvit", "bench", *options.bench.split(), "--device", "cuda"],
     }
     for done, (name, given) in enumerate(commands.items()):
         command = [sys.executable, "-m", *given]

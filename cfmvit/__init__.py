@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "CFMViT": "cfmvit.models",
-    "Tokenizer": "cfmvit.models",
-    "create_model": "cfmvit.models",
-    "list_models": "cfmvit.models",
-    "Detector": "cfmvit.detection",
-}
+__all__ = [
+    "CFMViT",
+    "Detector",
+    "Tokenizer",
+    "__version__",
+    "create_model",
+    "data",
+    "detection",
+    "evaluation",
+    "integrations",
+    "list_models",
+    "models",
+    "ops",
+    "pretrain",
+]
 
-__all__ = ["CFMViT", "Detector", "Tokenizer", "__version__", "create_model", "list_models"]
+if TYPE_CHECKING:
+    from cfmvit import data, detection, evaluation, integrations, models, ops, pretrain
+    from cfmvit.detection import Detector
+    from cfmvit.models import CFMViT, Tokenizer, create_model, list_models
+else:
+    # Imported when first asked for, so that `import cfmvit` and `import cfmvit.ops` stay light.
+    _HOMES = {"Detector": "cfmvit.detection"} | dict.fromkeys(
+        ("CFMViT", "Tokenizer", "create_model", "list_models"), "cfmvit.models"
+    )
 
-
-def __getattr__(name: str) -> Any:
-    """Import the models only when they are asked for, so that ``import cfmvit.ops`` stays light."""
-    if name not in _LAZY:
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        if name in __all__:
+            return importlib.import_module(f"cfmvit.{name}")
         raise AttributeError(f"module 'cfmvit' has no attribute {name!r}")
-    import importlib
 
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    def __dir__() -> list[str]:
+        return sorted(__all__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,27 @@ from pathlib import Path
 from cfmvit import __version__
 from cfmvit.bench.options import add_options
 
+READER_LEFT = 141  # what a shell reports of a program that SIGPIPE ends
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; an error that a user can act on is one line on stderr and exit status 2."""
-    arguments = _arguments(argv)
+    try:
+        try:
+            return _run(_arguments(argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return READER_LEFT
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
-        if os.environ.get("CFMVIT_TRACEBACK"):
+        if os.environ.get("CFMVIT_TRACEBACK") or isinstance(error, BrokenPipeError):
             raise
         print(f"cfmvit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
@@ -28,6 +42,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cfmvit {arguments.command}: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
+
+
+def _reader_left() -> bool:
+    """Tell whether a reader of our output is gone, as ``head`` is after its lines; what follows is then dropped."""
+    gone = [stream for stream in (sys.stdout, sys.stderr) if _is_broken_pipe(stream.fileno())]
+    for stream in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(gone)
+
+
+def _is_broken_pipe(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -207,7 +235,3 @@ def _info(arguments: argparse.Namespace) -> None:
     from cfmvit.info import report
 
     print(report())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -94,12 +94,7 @@ class Detections:
         Raises:
             ImportError: the package ``supervision`` is not installed.
         """
-        try:
-            import supervision
-        except ImportError as error:
-            raise ImportError(
-                "to_supervision: this needs the package supervision: pip install supervision"
-            ) from error
+        supervision = require("supervision", package="supervision")
         return supervision.Detections(
             xyxy=self.boxes.numpy(),
             mask=None if self.masks is None else self.masks.numpy(),

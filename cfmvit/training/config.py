@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cfmvit._io import atomic_write
+from cfmvit._require import require
 
 Config = TypeVar("Config")
 
@@ -80,9 +81,7 @@ def _toml() -> Any:
         import tomllib
 
         return tomllib
-    import tomli
-
-    return tomli
+    return require("tomli", extra="models")
 
 
 def _parse(text: str) -> Any:
