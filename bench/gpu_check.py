@@ -22,6 +22,8 @@ import torch
 from build_bare import BUILD, ROOT, architecture
 
 SHARES = {"build": 3, "test": 4, "sanitize": 5, "bench": 4}
+# One process, without the plugin that pyproject.toml's options name: a bare machine may lack it.
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=-ra --import-mode=importlib", "-m", "gpu"]
 # The tools and whether they look at this package's CUDA kernels alone; initcheck must see who wrote what they read. Triton's kernels
 # have names of their own.
 TOOLS = {"memcheck": True, "racecheck": True, "initcheck": False, "synccheck": True}
@@ -96,9 +98,7 @@ def build(seconds: float, options: argparse.Namespace) -> list[Outcome]:
 
 def test(seconds: float, options: argparse.Namespace) -> list[Outcome]:
     """Run the tests that a GPU adds."""
-    return [
-        run("test", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *options.pytest.split()], seconds)
-    ]
+    return [run("test", [*PYTEST, *options.pytest.split()], seconds)]
 
 
 def sanitize(seconds: float, options: argparse.Namespace) -> list[Outcome]:
@@ -112,7 +112,7 @@ def sanitize(seconds: float, options: argparse.Namespace) -> list[Outcome]:
     outcomes, end = [], time.monotonic() + seconds
     for done, (name, tool, kernels, tests) in enumerate(jobs):
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
-        command += [*kernels, sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", *tests]
+        command += [*kernels, *PYTEST, "-x", *tests]
         share = (end - time.monotonic()) / (len(jobs) - done)
         # Blocks of torch's caching allocator would hide where a tensor ends.
         outcomes.append(run(name, command, share, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))

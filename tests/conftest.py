@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Processes side by side share the cores; torch, when it is loaded, and programs that tests start read this.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with a test marked `first` before the others: a long one that came last would run alone."""
+    early = {item.path for item in items if item.get_closest_marker("first")}
+    items.sort(key=lambda item: item.path not in early)
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("family", SUITES)
 def test_the_ops_own_tests_pass(library: Path, family: str) -> None:
     tests = [HERE.parent / "ops" / name for name in SUITES[family]]
-    chosen = ["-q", "-p", "no:cacheprovider", "-k", " and ".join(f"not {name}" for name in LEFT_OUT)]
+    chosen = ["-n0", "-q", "-p", "no:cacheprovider", "-k", " and ".join(f"not {name}" for name in LEFT_OUT)]
     report = run(sys.executable, HERE / "with_library.py", library, *chosen, *tests, OMP_NUM_THREADS="1")
     assert " passed" in report
     assert " failed" not in report

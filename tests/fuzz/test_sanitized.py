@@ -67,7 +67,7 @@ def core(runtimes: str, request: pytest.FixtureRequest) -> Path:
 def sanitized(core: Path, runtimes: str, *arguments: str) -> str:
     # Python and torch keep some memory to the end: leaks are no finding here.
     return run(
-        sys.executable, HERE / "with_core.py", core, "--capture=no", "-q", "-p", "no:cacheprovider", *arguments,
+        sys.executable, HERE / "with_core.py", core, "-n0", "--capture=no", "-q", "-p", "no:cacheprovider", *arguments,
         LD_PRELOAD=runtimes, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1", OMP_NUM_THREADS="2",
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ def test_under_the_interpreter() -> None:
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     runs = [
         subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file), "-k", way],
+            [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", str(file), "-k", way],
             env=env, cwd=file.parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for way in ("pointers", "descriptors")
