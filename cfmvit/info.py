@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from torch import Tensor
 
 import cfmvit
 from cfmvit.ops.contrastive import native as contrastive_native
@@ -53,7 +54,7 @@ class _Features(NamedTuple):
 
 def choices(device_type: str) -> dict[str, tuple[str, list[str]]]:
     """Return for each public op what computes it on such a device, and why not each faster candidate."""
-    features = _Features(torch.device(device_type))
+    features = cast(Tensor, _Features(torch.device(device_type)))
     found = {}
     for function, op in OPS.items():
         triton = contrastive_native.why_not_triton if op in TRITON else None

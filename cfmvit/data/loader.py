@@ -116,7 +116,7 @@ class SeededLoader:
         )
 
 
-class _Batches(torch.utils.data.Dataset):
+class _Batches(torch.utils.data.Dataset[Result]):
     """Maps a batch number to the batch and the corrupt samples met in making it."""
 
     def __init__(
@@ -162,7 +162,7 @@ class _Batches(torch.utils.data.Dataset):
         return None
 
 
-class _From(torch.utils.data.Sampler):
+class _From(torch.utils.data.Sampler[int]):
     def __init__(self, start: int) -> None:
         self.start = start
 

@@ -112,7 +112,8 @@ def write_lvis(
     everything = {category["id"] for category in categories}
     image_count = _image_count(pictures)
     instance_count = Counter(item.category_id for picture in pictures for item in picture.objects)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for picture in pictures:
         present = {item.category_id for item in picture.objects}
         images.append(

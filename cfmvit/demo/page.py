@@ -18,6 +18,8 @@ from cfmvit.training import format_config
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from markupsafe import Markup
+
     from cfmvit.demo.outcome import Outcome
     from cfmvit.models import CFMViT
 
@@ -170,7 +172,7 @@ def imagine(model: CFMViT, image: Tensor, *, seed: int) -> Tensor:
     return tokens.transpose(1, 2).reshape(rows * grid * columns * grid, -1)
 
 
-def _comparison(outcome: Outcome) -> str:
+def _comparison(outcome: Outcome) -> Markup:
     groups: dict[str, Mapping[str, float]] = {
         title: {name: row[metric] for name, row in outcome.metrics.items() if name != "shuffled names"}
         for title, metric in (("novel AP50", "AP50_novel"), ("base AP50", "AP50_base"))

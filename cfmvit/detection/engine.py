@@ -95,7 +95,7 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
         if not getattr(config, name):
             raise ValueError(f"finetune: {name} must be given; see cfmvit finetune --help")
     device = choose_device(config.device)
-    config = with_precision(config, device)
+    config = replace(config, loop=with_precision(config.loop, device))
     print(format_config(config))
     torch.manual_seed(config.loop.seed)
     dataset = open_detection(

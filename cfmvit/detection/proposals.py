@@ -55,11 +55,11 @@ class ProposalNetwork(nn.Module):
         for layer in self.trunk:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.get_parameter("bias"))
         nn.init.normal_(self.predict.weight, std=0.01)
-        nn.init.zeros_(self.predict.bias)
+        bias = nn.init.zeros_(self.predict.get_parameter("bias"))
         # A fresh network then predicts the anchors themselves.
-        nn.init.constant_(self.predict.bias[1:].data, 0.5)
+        nn.init.constant_(bias[1:].data, 0.5)
 
     def forward(self, features: list[Tensor]) -> Dense:
         """Predict from (B, C, h_l, w_l) maps; results are float32."""

@@ -83,7 +83,7 @@ def _by_category(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, 
     return groups
 
 
-def _indexed(cls: type, dataset: dict[str, Any]) -> Any:
+def _indexed(cls: Any, dataset: dict[str, Any]) -> Any:
     """Make an LVIS or LVISResults of data in memory; their constructors copy everything, and fail on empty results."""
     item = cls.__new__(cls)
     item.logger = logging.getLogger("lvis")

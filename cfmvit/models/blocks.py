@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from cfmvit._require import require
 
-_timm = require("timm.models.vision_transformer", extra="models")
+_timm: Any = require("timm.models.vision_transformer", extra="models")
 
 
 class Attention(_timm.Attention):
@@ -27,13 +28,16 @@ class Attention(_timm.Attention):
         if x.device.type == "cpu":
             precise = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
             with torch.autocast("cpu", enabled=False):
-                out = F.scaled_dot_product_attention(
-                    *precise.unbind(0), attn_mask=attn_mask, is_causal=is_causal
-                )
+                out = _attend(precise, attn_mask, is_causal)
             out = out.to(qkv.dtype)
         else:
-            out = F.scaled_dot_product_attention(*qkv.unbind(0), attn_mask=attn_mask, is_causal=is_causal)
+            out = _attend(qkv, attn_mask, is_causal)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, width))
+
+
+def _attend(qkv: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    query, key, value = qkv.unbind(0)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, is_causal=is_causal)
 
 
 class XformersAttention(Attention):

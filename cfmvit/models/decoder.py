@@ -17,6 +17,8 @@ class Decoder(nn.Module):
     The positional embedding is its own and never dropped (section 3.1).
     """
 
+    pos_embed: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.decoder_width

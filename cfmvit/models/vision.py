@@ -23,7 +23,7 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.proj = nn.Conv2d(3, width, patch_size, patch_size)
         nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))
-        nn.init.zeros_(self.proj.bias)
+        nn.init.zeros_(self.proj.get_parameter("bias"))
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Embed patches of images, (B, 3, H, W), uint8 or float in [0, 1].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> C
             "pretrain: data must be given, as coco:DIR, lvis:DIR, shards:GLOB or captions.json@image_folder"
         )
     device = choose_device(config.device)
-    config = with_precision(config, device)
+    config = replace(config, loop=with_precision(config.loop, device))
     print(format_config(config))
     torch.manual_seed(config.loop.seed)
     options: dict[str, Any] = dict(config.model_options)

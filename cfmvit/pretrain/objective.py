@@ -102,6 +102,7 @@ def _reconstruction(
 ) -> Tensor:
     """Return the mean reconstruction loss over masked tokens; target: (B, M, C), no gradient."""
     decoder, config = model.decoder, model.config
+    assert decoder is not None
     height, columns = (side // config.patch_size for side in images.shape[-2:])
     hidden = decoder(visible, masking.restore, height, columns)
     if config.reconstruction == "pixel":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,7 +17,7 @@ from cfmvit.training.checkpoint import NAME, save_checkpoint
 from cfmvit.training.field_ranges import check, not_negative, positive
 from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
-from cfmvit.training.precision import choose_precision
+from cfmvit.training.precision import with_precision
 
 Losses = Callable[[dict[str, Any], torch.Generator], dict[str, Tensor]]
 
@@ -91,7 +91,7 @@ def fit(
     output.mkdir(parents=True, exist_ok=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
-    config = replace(config, precision=choose_precision(config.precision, device))
+    config = with_precision(config, device)
     batches = loader.iterate(start * config.accumulate)
     log = MetricsLog(output, start)
     bar = progress(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from cfmvit.ops.shared import library
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from cfmvit.training.loop import LoopConfig
 
 
-def choose_precision(name: str, device: torch.device) -> str:
+def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
     """Return the precision named, or for ``"auto"`` bf16 where the device has products of it, else fp32.
 
     A processor without them takes tens of times as long for one in bf16 as for one in fp32.
@@ -26,7 +27,6 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if has_products else "fp32"
 
 
-def with_precision(config: Config, device: torch.device) -> Config:
-    """Return a run's configuration with its ``loop.precision`` chosen, so that the run keeps it when it is resumed elsewhere."""
-    precision = choose_precision(config.loop.precision, device)
-    return replace(config, loop=replace(config.loop, precision=precision))
+def with_precision(config: LoopConfig, device: torch.device) -> LoopConfig:
+    """Return a run's configuration with its ``precision`` chosen, so that the run keeps it when it is resumed elsewhere."""
+    return replace(config, precision=choose_precision(config.precision, device))

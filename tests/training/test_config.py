@@ -113,14 +113,9 @@ def test_precision_follows_the_processor(
     cpu = torch.device("cpu")
     assert choose_precision("auto", cpu) == expected
     assert [choose_precision(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
-
-    @dataclass
-    class Run:
-        loop: LoopConfig
-
-    run = Run(LoopConfig(precision="auto", steps=3))
-    assert with_precision(run, cpu).loop == LoopConfig(precision=expected, steps=3)
-    assert run.loop.precision == "auto"
+    config = LoopConfig(precision="auto", steps=3)
+    assert with_precision(config, cpu) == LoopConfig(precision=expected, steps=3)
+    assert config.precision == "auto"
 
 
 @pytest.mark.parametrize(("has_products", "expected"), [(True, "bf16"), (False, "fp32")])

@@ -76,7 +76,7 @@ def _find_place(
 
 
 def _remaining(other: Placed, window: Slices, solid: NDArray[np.bool_]) -> int:
-    return np.count_nonzero(other.mask) - np.count_nonzero(other.mask[window] & solid)
+    return int(np.count_nonzero(other.mask) - np.count_nonzero(other.mask[window] & solid))
 
 
 def _put(

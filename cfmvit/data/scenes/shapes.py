@@ -6,11 +6,12 @@ Each takes x to the right and y downwards, float32 (H, W), over about [-1, 1] x 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 
 
 def circle(x: Field, y: Field) -> Field:
