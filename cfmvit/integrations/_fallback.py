@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cfmvit.ops.shared import library
 
@@ -34,52 +35,59 @@ def why_not(op: str, features: Tensor) -> str:
 def twice(name: str, op: Callable[..., Tensor], formula: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Compute op(*inputs); where a second derivative is wanted, the first one is taken of `formula`, as the original does.
 
+    So are all derivatives under a function transform and in forward mode.
+
     Args:
         name: of the drop-in, for the warning.
         op, formula: the same function of `inputs`, without and with derivatives of every order.
     """
-    if (
-        torch.compiler.is_compiling()
-        or not torch.is_grad_enabled()
-        or not any(x.requires_grad for x in inputs)
-    ):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return op(*inputs)
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or any(_has_tangent(x) for x in inputs):
         say(name, "a function transform")
         return formula(*inputs)
-    return _Twice.apply(name, op, formula, *inputs)
+    if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs):
+        return op(*inputs)
+    out = op(*(_FirstOrder.apply(x) if x.requires_grad else x for x in inputs))
+    return _HigherOrder.apply(name, formula, out, *inputs)
 
 
-class _Twice(torch.autograd.Function):
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+
+
+class _FirstOrder(torch.autograd.Function):
+    """Identity whose gradient is left out where a graph of the backward pass is made: `_HigherOrder` gives it then."""
+
     @staticmethod
-    def forward(ctx: Any, name: str, op: Callable, formula: Callable, *inputs: Tensor) -> Tensor:
-        ctx.name, ctx.op, ctx.formula = name, op, formula
-        device = inputs[0].device.type
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
+        return None if torch.is_grad_enabled() else grad
+
+
+class _HigherOrder(torch.autograd.Function):
+    """Identity of an op's output; where a graph of the backward pass is made, the gradients are the formula's."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, formula: Callable[..., Tensor], out: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.name, ctx.formula = name, formula
+        device = out.device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         ctx.save_for_backward(*inputs)
-        ctx.graph = _graph(op, inputs)
-        return ctx.graph[1].detach()
+        return out.view_as(out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
-        again = torch.is_grad_enabled()  # in a backward pass: whether a graph of it is made
+        if not torch.is_grad_enabled():  # in a backward pass: whether a graph of it is made
+            return None, None, grad, *[None] * len(wanted)
+        say(ctx.name, "a second derivative")
+        inputs = ctx.saved_tensors
         with torch.autocast(*ctx.autocast):
-            if again:
-                say(ctx.name, "a second derivative")
-                leaves, out = inputs, ctx.formula(*inputs)
-            else:
-                leaves, out = ctx.graph or _graph(ctx.op, inputs)
-                ctx.graph = None  # frees what the op saved
-        some = [x for x, needed in zip(leaves, wanted, strict=True) if needed]
-        found = iter(
-            torch.autograd.grad(out, some, grad.to(out.dtype), create_graph=again, allow_unused=True)
-        )
+            out = ctx.formula(*inputs)
+        some = [x for x, needed in zip(inputs, wanted, strict=True) if needed]
+        found = iter(torch.autograd.grad(out, some, grad.to(out.dtype), create_graph=True, allow_unused=True))
         return None, None, None, *(next(found) if needed else None for needed in wanted)
-
-
-def _graph(op: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
-        return leaves, op(*leaves)

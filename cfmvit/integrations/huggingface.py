@@ -8,14 +8,17 @@ given the embeddings, and `install` has `CLIPModel` call it in training, where t
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from cfmvit._require import require
 from cfmvit.integrations import _fallback, mae
-from cfmvit.integrations._patch import Patch, original
+from cfmvit.integrations._patch import Patch, existing, original
 from cfmvit.integrations.open_clip import ClipLoss
 
 _CLIP, _VIT_MAE = "transformers.models.clip.modeling_clip", "transformers.models.vit_mae.modeling_vit_mae"
@@ -62,6 +65,8 @@ def forward_loss(
 def install() -> Patch:
     """Make transformers' `CLIPModel` (in training) and ViTMAE models, made already or later, use the functions above.
 
+    Transformers 4 and 5 are served; what this version has not is named in a warning.
+
     Returns:
         The patch: `.remove()` it, or use it in a `with` statement.
 
@@ -69,17 +74,24 @@ def install() -> Patch:
         ImportError: transformers is not installed.
     """
     clip, vit_mae = (require(module, package="transformers") for module in (_CLIP, _VIT_MAE))
-    return Patch(
-        [
-            (clip.CLIPModel, "forward", _clip_forward(clip)),
-            (vit_mae.ViTMAEEmbeddings, "random_masking", _random_masking),
-            (vit_mae.ViTMAEForPreTraining, "forward_loss", _forward_loss),
-        ]
+    model = vit_mae.ViTMAEForPreTraining
+    loss = (
+        (model, "forward_loss", _forward_loss)
+        if hasattr(model, "forward_loss")
+        else (model, "forward", _mae_forward(vit_mae, original(model, "forward")))
     )
+    embeddings = vit_mae.ViTMAEEmbeddings
+    replacements = [
+        (clip.CLIPModel, "forward", _clip_forward(clip, original(clip.CLIPModel, "forward"))),
+        (embeddings, "random_masking", _random_masking),
+        loss,
+    ]
+    return Patch(existing(sys.modules["transformers"], replacements))
 
 
-def _clip_forward(clip: Any) -> Callable[..., Any]:
-    theirs = original(clip.CLIPModel, "forward")
+@functools.cache
+def _clip_forward(clip: ModuleType, theirs: Callable[..., Any]) -> Callable[..., Any]:
+    from_features = "get_image_features" in inspect.unwrap(theirs).__code__.co_names  # transformers 5
 
     @functools.wraps(theirs)  # Trainer reads the signature
     def forward(
@@ -93,20 +105,30 @@ def _clip_forward(clip: Any) -> Callable[..., Any]:
         **options: Any,
     ) -> Any:
         given = {name: value for name, value in options.items() if value is not None}
-        unknown = sorted(set(given) - set(_OPTIONS)) or (["positional options"] if rest else [])
+        unknown = _unusual(self, rest, set(given) - set(_OPTIONS))
         if unknown and return_loss and self.training:
-            _fallback.say("CLIPModel", f"a call with {', '.join(unknown)}")
+            _fallback.say("CLIPModel", f"a call with {unknown}")
         if not return_loss or not self.training or unknown:
             return theirs(
                 self, input_ids, pixel_values, attention_mask, position_ids, return_loss, *rest, **options
             )
         of = lambda tower: {name: value for name, value in given.items() if tower in _OPTIONS[name]}
-        vision = self.vision_model(pixel_values=pixel_values, **of("vision"))
-        text = self.text_model(
+        vision_model, text_model = (
+            (self.get_image_features, self.get_text_features)
+            if from_features
+            else (self.vision_model, self.text_model)
+        )
+        vision = vision_model(pixel_values=pixel_values, **of("vision"))
+        text = text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **of("text")
         )
-        image_embeds = _unit(self.visual_projection(vision.pooler_output))
-        text_embeds = _unit(self.text_projection(text.pooler_output))
+        image_embeds, text_embeds = vision.pooler_output, text.pooler_output
+        if not from_features:
+            image_embeds, text_embeds = (
+                self.visual_projection(image_embeds),
+                self.text_projection(text_embeds),
+            )
+        image_embeds, text_embeds = _unit(image_embeds), _unit(text_embeds)
         return clip.CLIPOutput(
             loss=clip_loss(text_embeds, image_embeds, self.logit_scale.exp()),
             text_embeds=text_embeds,
@@ -116,6 +138,50 @@ def _clip_forward(clip: Any) -> Callable[..., Any]:
         )
 
     return forward
+
+
+@functools.cache
+def _mae_forward(vit_mae: ModuleType, theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a `forward` for transformers 5, whose models take the loss there."""
+
+    @functools.wraps(theirs)
+    def forward(
+        self: Any,
+        pixel_values: Tensor | None = None,
+        noise: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        unusual = _unusual(self, rest, {"return_dict"} & options.keys())
+        if unusual:
+            _fallback.say("ViTMAEForPreTraining", f"a call with {unusual}")
+            return theirs(self, pixel_values, noise, interpolate_pos_encoding, *rest, **options)
+        encoded = self.vit(
+            pixel_values, noise=noise, interpolate_pos_encoding=interpolate_pos_encoding, **options
+        )
+        logits = self.decoder(
+            encoded.last_hidden_state, encoded.ids_restore, interpolate_pos_encoding=interpolate_pos_encoding
+        ).logits
+        return vit_mae.ViTMAEForPreTrainingOutput(
+            loss=_forward_loss(self, pixel_values, logits, encoded.mask, bool(interpolate_pos_encoding)),
+            logits=logits,
+            mask=encoded.mask,
+            ids_restore=encoded.ids_restore,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    return forward
+
+
+def _unusual(model: Any, rest: tuple[Any, ...], options: set[str]) -> str:
+    """Say what of a call is left to transformers; empty where nothing is."""
+    if rest:
+        return "positional options"
+    if options:
+        return ", ".join(sorted(options))
+    return "" if getattr(model.config, "return_dict", True) else "return_dict=False"
 
 
 def _unit(x: Tensor) -> Tensor:

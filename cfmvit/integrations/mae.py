@@ -8,7 +8,9 @@ and the loss reads the images where they are, without their patches.
 
 from __future__ import annotations
 
-from types import MethodType
+import copyreg
+import functools
+import warnings
 from typing import Any
 
 import torch
@@ -135,7 +137,7 @@ def forward_loss(
         raise AssertionError(
             f"forward_loss: imgs must be {wanted} multiples of {patch_size}, got {height} x {width}"
         )
-    batch, count = len(imgs), (height // patch_size) * (width // patch_size)
+    batch, count = imgs.shape[0], (height // patch_size) * (width // patch_size)
     if mask.shape != (batch, count):
         raise ValueError(f"forward_loss: mask must have shape {(batch, count)}, got {tuple(mask.shape)}")
     every = torch.arange(count, device=imgs.device).expand(batch, count)
@@ -158,6 +160,7 @@ def forward_loss(
         losses = formula(pred)
     else:
         losses = _fallback.twice("forward_loss", op, formula, pred)
+    mask = mask.to(losses.dtype)  # the sum of a half-precision mask can leave its range
     return (losses * mask).sum(1).sum() / mask.sum()
 
 
@@ -165,7 +168,8 @@ def install(model: nn.Module | type) -> Patch:
     """Make a MAE model, or every model of a class, mask, decode and take its loss by the functions above.
 
     Replaced are the methods `random_masking(x, mask_ratio)`, `forward_decoder(x, ids_restore)` and `forward_loss(imgs, pred,
-    mask)` of the published `MaskedAutoencoderViT`; parameters and state dict stay as they are.
+    mask)` of the published `MaskedAutoencoderViT`; parameters and state dict stay as they are. A model becomes one of a subclass
+    of its class, so copies, replicas and pickles of it are of that subclass too, and stay so.
 
     Returns:
         The patch: `.remove()` it, or use it in a `with` statement.
@@ -173,16 +177,44 @@ def install(model: nn.Module | type) -> Patch:
     Raises:
         TypeError: `model` is no masked autoencoder of that form.
     """
-    methods = (_random_masking, _forward_decoder, _forward_loss)
-    missing = [method.__name__[1:] for method in methods if not hasattr(model, method.__name__[1:])]
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    owner = model if isinstance(model, type) else type(model)
+    missing = [name for name in _METHODS if not hasattr(owner, name)]
     if isinstance(model, nn.Module):
         missing += [part for part in _PARTS if not hasattr(model, part)]
     if missing:
         raise TypeError(
-            f"install: model must be a MaskedAutoencoderViT, got one without {', '.join(missing)}"
+            f"install: model must be a MaskedAutoencoderViT, got {owner.__name__} without {', '.join(missing)}"
         )
-    bind = (lambda method: method) if isinstance(model, type) else (lambda method: MethodType(method, model))
-    return Patch((model, method.__name__[1:], bind(method)) for method in methods)
+    if isinstance(model, type):
+        return Patch((model, name, method) for name, method in _METHODS.items())
+    own = [name for name in _METHODS if name in vars(model)]
+    if own:
+        warnings.warn(
+            f"install: {', '.join(own)} of the model itself hide its class's, and are left", stacklevel=2
+        )
+    installed = owner is _serving(owner.__base__)  # a copy of such a model, or one patched twice
+    return Patch([(model, "__class__", owner if installed else _serving(owner))])
+
+
+@functools.cache
+def _serving(base: type) -> type:
+    """Return the subclass of a MAE class whose models use the functions above; one for each class, so that types agree."""
+
+    def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+        """Name the class by the one it was made of: it is itself nowhere to be imported from."""
+        make, arguments, *state = base.__reduce_ex__(self, max(protocol, 2))
+        if make is not copyreg.__newobj__:
+            return make, arguments, *state
+        return _made, (base, *arguments[1:]), *state
+
+    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(base.__name__, (base,), {**names, **_METHODS, "__reduce_ex__": reduce})
+
+
+def _made(base: type, *arguments: Any) -> Any:
+    made = _serving(base)
+    return made.__new__(made, *arguments)
 
 
 def take(name: str, tokens: Tensor, index: Tensor) -> Tensor:
@@ -208,3 +240,6 @@ def _forward_decoder(self: Any, x: Tensor, ids_restore: Tensor) -> Tensor:
 
 def _forward_loss(self: Any, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
     return forward_loss(imgs, pred, mask, self.patch_embed.patch_size[0], self.norm_pix_loss)
+
+
+_METHODS = {method.__name__[1:]: method for method in (_random_masking, _forward_decoder, _forward_loss)}

@@ -1,12 +1,12 @@
-"""transformers' losses and masking: against the formulas, on stand-ins of its classes, and on transformers where it is installed."""
+"""transformers' losses and masking: against the formulas, and on its own models."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from argparse import Namespace
-from dataclasses import dataclass
-from types import ModuleType
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -31,80 +31,48 @@ def loss_of_similarity(similarity: Tensor) -> Tensor:
     return (F.cross_entropy(similarity, labels) + F.cross_entropy(similarity.t(), labels)) / 2
 
 
-@dataclass
-class CLIPOutput:
-    loss: Any = None
-    logits_per_image: Any = None
-    logits_per_text: Any = None
-    text_embeds: Any = None
-    image_embeds: Any = None
-    text_model_output: Any = None
-    vision_model_output: Any = None
+def tiny(**options: Any) -> dict[str, Any]:
+    return dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, **options
+    )  # fmt: skip
 
 
-class Tower(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(6, 5)
+def clip_model() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config=tiny(vocab_size=50), vision_config=tiny(patch_size=8), projection_dim=8
+    )
+    return transformers.CLIPModel(config).train()
 
-    def forward(self, **inputs: Any) -> Any:
-        given = inputs.get("pixel_values", inputs.get("input_ids"))
-        return Namespace(
-            pooler_output=self.linear(given), inputs={k for k, v in inputs.items() if v is not None}
+
+def autoencoder(**options: Any) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    decoder = dict(decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2)
+    config = transformers.ViTMAEConfig(
+        **tiny(patch_size=4, **options), **decoder, decoder_intermediate_size=16
+    )
+    return transformers.ViTMAEForPreTraining(config)
+
+
+def gradients(loss: Tensor, model: nn.Module) -> list[Tensor]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True)]
+
+
+@contextmanager
+def called(monkeypatch: pytest.MonkeyPatch, *names: str) -> Iterator[None]:
+    """Fail unless each of our functions is called."""
+    calls: list[str] = []
+    for name in names:
+        inner = getattr(ours, name)
+        monkeypatch.setattr(
+            ours, name, lambda *args, inner=inner, name=name: calls.append(name) or inner(*args)
         )
-
-
-class CLIPModel(nn.Module):
-    """transformers' model with towers of one layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text_model, self.vision_model = Tower(), Tower()
-        self.text_projection, self.visual_projection = nn.Linear(5, 4), nn.Linear(5, 4)
-        self.logit_scale = nn.Parameter(torch.tensor(2.0))
-
-    def forward(
-        self, input_ids=None, pixel_values=None, attention_mask=None, position_ids=None, return_loss=None,
-        output_attentions=None, return_dict=None,
-    ):  # fmt: skip
-        """As transformers'."""
-        text = self.text_model(input_ids=input_ids, output_attentions=output_attentions)
-        vision = self.vision_model(pixel_values=pixel_values)
-        text_embeds = F.normalize(self.text_projection(text.pooler_output), dim=-1)
-        image_embeds = F.normalize(self.visual_projection(vision.pooler_output), dim=-1)
-        logits = text_embeds @ image_embeds.t() * self.logit_scale.exp()
-        loss = loss_of_similarity(logits) if return_loss else None
-        return CLIPOutput(loss, logits.t(), logits, text_embeds, image_embeds, text, vision)
-
-
-class ViTMAEEmbeddings(nn.Module):
-    config = Namespace(mask_ratio=0.6)
-
-    def random_masking(self, sequence, noise=None):
-        """As transformers'."""
-        assert noise is None
-        return MaskedAutoencoderViT.random_masking(self, sequence, self.config.mask_ratio)
-
-
-class ViTMAEForPreTraining(nn.Module):
-    config = Namespace(patch_size=4, num_channels=3, norm_pix_loss=True)
-
-    def forward_loss(self, pixel_values, pred, mask, interpolate_pos_encoding=False):
-        """As transformers'."""
-        return MaskedAutoencoderViT(norm_pix_loss=True).forward_loss(pixel_values, pred, mask)
-
-
-@pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, members in (
-        (ours._CLIP, (CLIPModel, CLIPOutput)),
-        (ours._VIT_MAE, (ViTMAEEmbeddings, ViTMAEForPreTraining)),
-    ):
-        for package in ("transformers", "transformers.models", name.rpartition(".")[0]):
-            monkeypatch.setitem(sys.modules, package, ModuleType(package))
-        module = ModuleType(name)
-        vars(module).update({member.__name__: member for member in members})
-        monkeypatch.setitem(sys.modules, name, module)
+    yield
+    assert set(calls) == set(names)
+    monkeypatch.undo()
 
 
 def test_clip_loss() -> None:
@@ -169,87 +137,89 @@ def test_masking_and_loss_of_rectangles() -> None:
     )
 
 
-@pytest.mark.usefixtures("stand_ins")
-def test_install_on_clip() -> None:
-    torch.manual_seed(0)
-    model, original = CLIPModel(), CLIPModel.forward
-    inputs = {"input_ids": rand(7, 6), "pixel_values": rand(7, 6)}
+def test_install_on_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = (
+        clip_model(),
+        {"input_ids": torch.randint(0, 50, (5, 7)), "pixel_values": rand(5, 3, 16, 16)},
+    )
+    original = type(model).forward
 
-    def trained(**options: Any) -> tuple[Any, list[Tensor]]:
-        model.zero_grad()
+    def found(**options: Any) -> tuple[Any, list[Tensor]]:
         out = model(**inputs, return_loss=True, **options)
-        out.loss.backward()
-        return out, [out.loss.detach(), out.text_embeds, out.image_embeds] + [
-            p.grad for p in model.parameters()
-        ]
+        return out, gradients(out.loss, model)
 
-    theirs, expected = trained()
+    theirs, expected = found(output_hidden_states=True)
     with ours.install():
-        assert inspect.signature(model.forward) == inspect.signature(original.__get__(model))
-        mine, found = trained(output_attentions=True)
-        assert_same(found, expected, torch.float32)
+        assert inspect.signature(type(model).forward) == inspect.signature(original)
+        with called(monkeypatch, "clip_loss"):
+            mine, gradient = found(output_hidden_states=True)
+        assert_same(gradient, expected, torch.float32)
         assert mine.logits_per_text is mine.logits_per_image is None
-        assert mine.text_model_output.inputs == {"input_ids", "output_attentions"}
+        for name in ("text_embeds", "image_embeds"):
+            torch.testing.assert_close(getattr(mine, name), getattr(theirs, name))
+        for name in ("text_model_output", "vision_model_output"):
+            assert getattr(mine, name).keys() == getattr(theirs, name).keys()
+            torch.testing.assert_close(getattr(mine, name).to_tuple(), getattr(theirs, name).to_tuple())
         assert model(**inputs).logits_per_text is not None
         with pytest.warns(
             UserWarning, match="CLIPModel: a call with return_dict; computed as the original does"
         ):
-            assert_same(trained(return_dict=True)[1], expected, torch.float32)
+            assert isinstance(model(**inputs, return_loss=True, return_dict=False), tuple)
         assert torch.equal(model.eval()(**inputs, return_loss=True).logits_per_text, theirs.logits_per_text)
-    assert CLIPModel.forward is original
+    assert type(model).forward is original
 
 
-@pytest.mark.usefixtures("stand_ins")
-def test_install_on_vit_mae() -> None:
-    embeddings, model = ViTMAEEmbeddings(), ViTMAEForPreTraining()
-    x, imgs, pred, mask = rand(2, 16, 5), rand(2, 3, 16, 16), rand(2, 16, 48), (rand(2, 16) > 0).float()
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_install_on_vit_mae(norm_pix_loss: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = autoencoder(norm_pix_loss=norm_pix_loss), rand(2, 3, 16, 16)
+    before = dict(vars(type(model)))
 
-    def found() -> list[Tensor]:
-        torch.manual_seed(0)
-        return [*embeddings.random_masking(x), model.forward_loss(imgs, pred, mask)]
-
-    expected = found()
-    original = ViTMAEEmbeddings.random_masking, ViTMAEForPreTraining.forward_loss
-    with ours.install():
-        for mine, other in zip(found(), expected, strict=True):
-            torch.testing.assert_close(mine, other)
-        assert embeddings.random_masking(x, noise=torch.rand(2, 16))[0].shape == (2, 6, 5)
-        with pytest.raises(ValueError, match="pixel_values must be square unless interpolate_pos_encoding"):
-            model.forward_loss(rand(2, 3, 16, 8), pred, mask)
-        with pytest.raises(ValueError, match="pixel_values must have 3 channels, got 1"):
-            model.forward_loss(rand(2, 1, 16, 16), pred, mask)
-        assert model.forward_loss(rand(2, 3, 16, 8), pred[:, :8], mask[:, :8], True) > 0
-    assert original == (ViTMAEEmbeddings.random_masking, ViTMAEForPreTraining.forward_loss)
-
-
-def test_install_on_transformers() -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    tower = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    clip = transformers.CLIPModel(
-        transformers.CLIPConfig(
-            text_config=dict(tower, vocab_size=50),
-            vision_config=dict(tower, image_size=16, patch_size=8),
-            projection_dim=8,
-        )
-    )
-    inputs = {"input_ids": torch.randint(0, 50, (5, 7)), "pixel_values": rand(5, 3, 16, 16)}
-    autoencoder = transformers.ViTMAEForPreTraining(
-        transformers.ViTMAEConfig(
-            **tower, image_size=16, patch_size=4, decoder_hidden_size=16, decoder_num_hidden_layers=1,
-            decoder_num_attention_heads=2, decoder_intermediate_size=16,
-        )
-    )  # fmt: skip
-
-    def trained() -> list[Tensor]:
+    def found(images: Tensor = images, **options: Any) -> tuple[Any, list[Tensor]]:
         torch.manual_seed(1)
-        losses = [clip.train()(**inputs, return_loss=True).loss, autoencoder(inputs["pixel_values"]).loss]
-        parameters = [p for model in (clip, autoencoder) for p in model.parameters() if p.requires_grad]
-        return [*losses, *torch.autograd.grad(sum(losses), parameters, allow_unused=True)]
+        out = model(images, **options)
+        return out, gradients(out.loss, model)
 
-    expected = trained()
-    with ours.install():
-        assert_same(trained(), expected, torch.float32)
+    wide = {"images": rand(2, 3, 16, 8), "interpolate_pos_encoding": True, "output_hidden_states": True}
+    expected = found(), found(**wide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch = ours.install()
+    with patch:
+        for options, (theirs, gradient) in zip(({}, wide), expected, strict=True):
+            with called(monkeypatch, "random_masking", "forward_loss"):
+                mine, other = found(**options)
+            assert_same(other, gradient, torch.float32)
+            assert mine.keys() == theirs.keys()
+            torch.testing.assert_close(mine.to_tuple(), theirs.to_tuple())
+        assert torch.equal(
+            model(images, noise=torch.arange(16.0).expand(2, -1)).mask[0], torch.arange(16) >= 4
+        )
+        with warnings.catch_warnings():  # with transformers 4 there is none
+            warnings.simplefilter("ignore")
+            assert isinstance(model(images, return_dict=False), tuple)
+        with pytest.raises(ValueError, match=r"Input image size|image size"):
+            model(rand(2, 3, 16, 8))
+        loss = ours._forward_loss
+        for wrong, message in (
+            (rand(2, 3, 16, 8), "must be square unless interpolate_pos_encoding"),
+            (rand(2, 1, 16, 16), "must have 3 channels, got 1"),
+        ):
+            with pytest.raises(ValueError, match=f"pixel_values {message}"):
+                loss(model, wrong, mine.logits, mine.mask)
+    assert vars(type(model)) == before
+
+
+def test_what_a_version_has_not_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = type(autoencoder().vit.embeddings)
+    monkeypatch.delattr(embeddings, "random_masking")
+    with (
+        pytest.warns(
+            UserWarning,
+            match=r"install: transformers .* has no ViTMAEEmbeddings.random_masking: only the rest is replaced",
+        ),
+    ):
+        ours.install().remove()
+    assert not hasattr(embeddings, "random_masking")
 
 
 def test_install_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

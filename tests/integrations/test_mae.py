@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +108,7 @@ def test_bad_input_is_rejected() -> None:
     with pytest.raises(ValueError, match="restore must"):
         ours.unshuffle(rand(1, 3, 4), rand(1, 1, 4), torch.tensor([[0, 1, 9, 2]]))
     with pytest.raises(
-        TypeError, match="without random_masking, forward_decoder, forward_loss, decoder_embed"
+        TypeError, match="got Linear without random_masking, forward_decoder, forward_loss, decoder_embed"
     ):
         ours.install(torch.nn.Linear(1, 1))
 
@@ -132,6 +135,65 @@ def test_install_on_a_model_and_on_its_class(model: MaskedAutoencoderViT) -> Non
     with ours.install(MaskedAutoencoderViT):
         assert_same(trained(model, imgs), expected, torch.float32)
     assert MaskedAutoencoderViT.forward_loss is original
+
+
+def replica(model: torch.nn.Module) -> torch.nn.Module:
+    """What DataParallel makes of a model, on the device where it is."""
+    made = model._replicate_for_data_parallel()
+    for name, parameter in model._parameters.items():
+        setattr(made, name, parameter.clone())
+    return made
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), replica],
+    ids=["copy", "deepcopy", "pickle", "replica"],
+)  # fmt: skip
+def test_a_copy_of_a_patched_model_uses_its_own_parts(model: MaskedAutoencoderViT, copied: Any) -> None:
+    """A decoder that a copy is given later is the one that it decodes with, and it is no part of the first model's."""
+    with ours.install(model):
+        second = copied(model)
+        assert isinstance(second, MaskedAutoencoderViT)
+        assert second.state_dict().keys() == model.state_dict().keys() or not second._parameters
+        second._modules = {**second._modules, "decoder_pred": torch.nn.Linear(16, 48)}
+        latent, order = torch.randn(2, 5, 24), torch.rand(2, 16).argsort(1)
+        found = second.forward_decoder(latent, order)
+        assert not torch.equal(found, model.forward_decoder(latent, order))
+        assert second.forward_decoder.__func__ is ours._forward_decoder
+    assert type(model) is MaskedAutoencoderViT
+    torch.testing.assert_close(found, MaskedAutoencoderViT.forward_decoder(second, latent, order))
+    with ours.install(second):
+        pass
+    assert type(second) is MaskedAutoencoderViT
+
+
+def test_a_saved_model_is_loaded(model: MaskedAutoencoderViT, tmp_path: Path) -> None:
+    imgs = rand(2, 3, 16, 16)
+    with ours.install(model):
+        torch.save(model, tmp_path / "model.pt")
+        expected = trained(model, imgs)
+    assert_same(trained(torch.load(tmp_path / "model.pt", weights_only=False), imgs), expected, torch.float32)
+
+
+def test_what_install_cannot_replace_is_said(model: MaskedAutoencoderViT) -> None:
+    model.forward_loss = lambda *inputs: torch.zeros(())
+    with pytest.warns(UserWarning, match="install: forward_loss of the model itself"):
+        patch = ours.install(model)
+    model.__class__ = type("Other", (type(model),), {})
+    with pytest.warns(
+        UserWarning, match="class of MaskedAutoencoderViT became Other after install and is left"
+    ):
+        patch.remove()
+    assert type(model).__name__ == "Other"
+
+
+def test_a_half_precision_mask_of_many_patches() -> None:
+    """512 images of 196 patches: the mask's sum is above float16's largest number."""
+    imgs, pred = torch.ones(512, 1, 14, 14), torch.zeros(512, 196, 1)
+    for dtype in (torch.float16, torch.bfloat16, torch.bool):
+        mask = (torch.arange(196) < 147).expand(512, -1).to(dtype)
+        assert ours.forward_loss(imgs, pred, mask, 1) == 1
 
 
 def test_autocast(model: MaskedAutoencoderViT) -> None:
