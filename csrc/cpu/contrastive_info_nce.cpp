@@ -4,6 +4,7 @@
 #include "cpu/contrastive_ops.h"
 #include "cpu/contrastive_row_blocks.h"
 #include "torch/contrastive_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit::contrastive {
 namespace {
@@ -57,6 +58,6 @@ std::tuple<Tensor, Tensor, Tensor> info_nce_backward(Tensor grad, Tensor image, 
 }  // namespace cfmvit::contrastive
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("info_nce", TORCH_BOX(&cfmvit::contrastive::info_nce));
-  m.impl("info_nce_backward", TORCH_BOX(&cfmvit::contrastive::info_nce_backward));
+  CFMVIT_IMPL(m, info_nce, &cfmvit::contrastive::info_nce);
+  CFMVIT_IMPL(m, info_nce_backward, &cfmvit::contrastive::info_nce_backward);
 }

@@ -9,6 +9,7 @@
 #include "cpu/contrastive_row_blocks.h"
 #include "cpu/contrastive_tile.h"
 #include "torch/contrastive_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit::contrastive {
 namespace {
@@ -171,6 +172,6 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward(Tensor image, Tensor
 }  // namespace cfmvit::contrastive
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("contrastive_lse", TORCH_BOX(&cfmvit::contrastive::contrastive_lse));
-  m.impl("contrastive_lse_backward", TORCH_BOX(&cfmvit::contrastive::contrastive_lse_backward));
+  CFMVIT_IMPL(m, contrastive_lse, &cfmvit::contrastive::contrastive_lse);
+  CFMVIT_IMPL(m, contrastive_lse_backward, &cfmvit::contrastive::contrastive_lse_backward);
 }

@@ -6,6 +6,7 @@
 #include "cpu/contrastive_ops.h"
 #include "cpu/contrastive_row_blocks.h"
 #include "torch/checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit::contrastive {
 namespace {
@@ -91,4 +92,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pair_loss(Tensor positive, Tensor ima
 
 }  // namespace cfmvit::contrastive
 
-STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) { m.impl("pair_loss", TORCH_BOX(&cfmvit::contrastive::pair_loss)); }
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) { CFMVIT_IMPL(m, pair_loss, &cfmvit::contrastive::pair_loss); }

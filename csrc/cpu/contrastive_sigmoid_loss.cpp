@@ -6,6 +6,7 @@
 #include "cpu/contrastive_row_blocks.h"
 #include "cpu/contrastive_tile.h"
 #include "torch/contrastive_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 namespace {
@@ -37,4 +38,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss_cpu(Tensor image
 }  // namespace
 }  // namespace cfmvit
 
-STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) { m.impl("sigmoid_loss", TORCH_BOX(&cfmvit::sigmoid_loss_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) { CFMVIT_IMPL(m, sigmoid_loss, &cfmvit::sigmoid_loss_cpu); }

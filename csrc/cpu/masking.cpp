@@ -6,6 +6,7 @@
 #include "cpu/rows.h"
 #include "torch/dispatch.h"
 #include "torch/masking_checks.h"
+#include "torch/registration.h"
 #include "torch/stable_abi.h"
 #include "torch/tensor_views.h"
 
@@ -16,7 +17,10 @@ namespace {
 class Inverse {
  public:
   Inverse(int64_t batch, int64_t places, int64_t entries)
-      : places_(places), entries_(entries), head_(batch * places, -1), next_(batch * entries, -1) {}
+      : places_(places),
+        entries_(entries),
+        head_(filled<int64_t>({batch, places}, -1)),
+        next_(filled<int64_t>({batch, entries}, -1)) {}
 
   // Entries first..first+count-1 of the list are those of `index`. To be called from the last source to the
   // first.
@@ -89,29 +93,24 @@ Tensor gather_named(const char* op, const char* name, Tensor tokens, const Tenso
   return out;
 }
 
-// Gradients of tokens and positions from those of gathered rows; `sources` are pairs of a gradient and its
-// index.
-std::tuple<Tensor, Tensor> gather_backward(const char* op,
-                                           const std::vector<std::pair<Tensor, Tensor>>& sources,
+// Gradients of tokens and positions from those of gathered rows.
+std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<GatheredGradient>& sources,
                                            const std::optional<Tensor>& keep_pos, int64_t places,
                                            bool needs_tokens, bool needs_pos) {
-  const Tensor& first = sources[0].first;
-  check_tokens(op, "grad", first);
+  const std::vector<Index> indices = checked_gradients(op, sources, places);
+  const Tensor& first = sources[0].grad;
   const int64_t batch = first.size(0), width = first.size(2);
   std::vector<Tensor> grads;
   std::vector<int64_t> starts;
   int64_t entries = 0;
-  for (const auto& [grad, index] : sources) {
-    check_type(op, "grad", grad, first);
-    grads.push_back(rows_of(grad));
+  for (const GatheredGradient& source : sources) {
+    grads.push_back(rows_of(source.grad));
     starts.push_back(entries);
-    entries += index.size(1);
+    entries += source.index.size(1);
   }
   Inverse inverse(batch, places, entries);
-  for (size_t s = sources.size(); s-- > 0;) {
-    const Index index = checked_gradient(op, sources[s].first, sources[s].second, places);
-    inverse.add(index, starts[s], sources[s].second.size(1), batch);
-  }
+  for (size_t s = sources.size(); s-- > 0;)
+    inverse.add(indices[s], starts[s], sources[s].index.size(1), batch);
   const Positions positions = checked_positions(op, first, std::nullopt, keep_pos, places);
   const Tensor grad_tokens =
       like(first, needs_tokens ? std::vector<int64_t>{batch, places, width} : std::vector<int64_t>{0});
@@ -156,8 +155,8 @@ Tensor gather_tokens_cpu(Tensor tokens, Tensor index, std::optional<Tensor> pos_
 std::tuple<Tensor, Tensor> gather_tokens_backward_cpu(Tensor grad, Tensor index,
                                                       std::optional<Tensor> keep_pos, int64_t num_tokens,
                                                       bool needs_tokens, bool needs_pos) {
-  return gather_backward("gather_tokens_backward", {{grad, index}}, keep_pos, num_tokens, needs_tokens,
-                         needs_pos);
+  return gather_backward("gather_tokens_backward", {{"grad", "index", grad, index}}, keep_pos, num_tokens,
+                         needs_tokens, needs_pos);
 }
 
 std::tuple<Tensor, Tensor> split_tokens_cpu(Tensor tokens, Tensor keep, Tensor masked,
@@ -171,8 +170,11 @@ std::tuple<Tensor, Tensor> split_tokens_cpu(Tensor tokens, Tensor keep, Tensor m
 std::tuple<Tensor, Tensor> split_tokens_backward_cpu(Tensor grad_visible, Tensor grad_masked, Tensor keep,
                                                      Tensor masked, std::optional<Tensor> keep_pos,
                                                      bool needs_tokens, bool needs_pos) {
-  return gather_backward("split_tokens_backward", {{grad_visible, keep}, {grad_masked, masked}}, keep_pos,
-                         keep.size(1) + masked.size(1), needs_tokens, needs_pos);
+  constexpr const char* op = "split_tokens_backward";
+  const int64_t num_tokens = split_tokens_count(op, keep, masked);
+  return gather_backward(
+      op, {{"grad_visible", "keep", grad_visible, keep}, {"grad_masked", "masked", grad_masked, masked}},
+      keep_pos, num_tokens, needs_tokens, needs_pos);
 }
 
 Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore,
@@ -214,7 +216,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tens
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const Rows<S> in = view<S>(grad), out = view<S>(grad_visible);
-    std::vector<Sum<S>> partial(batch * width, 0);
+    auto partial = filled<Sum<S>>({batch, width}, 0);
     parallel(batch, count * width, [&](int64_t b) {
       for (int64_t n = 0; n < count; ++n) {
         const int64_t k = from(b, n);
@@ -244,10 +246,10 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tens
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("gather_tokens", TORCH_BOX(&cfmvit::gather_tokens_cpu));
-  m.impl("gather_tokens_backward", TORCH_BOX(&cfmvit::gather_tokens_backward_cpu));
-  m.impl("split_tokens", TORCH_BOX(&cfmvit::split_tokens_cpu));
-  m.impl("split_tokens_backward", TORCH_BOX(&cfmvit::split_tokens_backward_cpu));
-  m.impl("restore_tokens", TORCH_BOX(&cfmvit::restore_tokens_cpu));
-  m.impl("restore_tokens_backward", TORCH_BOX(&cfmvit::restore_tokens_backward_cpu));
+  CFMVIT_IMPL(m, gather_tokens, &cfmvit::gather_tokens_cpu);
+  CFMVIT_IMPL(m, gather_tokens_backward, &cfmvit::gather_tokens_backward_cpu);
+  CFMVIT_IMPL(m, split_tokens, &cfmvit::split_tokens_cpu);
+  CFMVIT_IMPL(m, split_tokens_backward, &cfmvit::split_tokens_backward_cpu);
+  CFMVIT_IMPL(m, restore_tokens, &cfmvit::restore_tokens_cpu);
+  CFMVIT_IMPL(m, restore_tokens_backward, &cfmvit::restore_tokens_backward_cpu);
 }

@@ -10,6 +10,7 @@
 #include "cpu/rows.h"
 #include "plain/noise_order.h"
 #include "torch/masking_checks.h"
+#include "torch/registration.h"
 #include "torch/stable_abi.h"
 
 namespace cfmvit {
@@ -134,6 +135,4 @@ std::tuple<Tensor, Tensor, Tensor> random_masking_cpu(Tensor noise, int64_t kept
 
 }  // namespace cfmvit
 
-STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("random_masking", TORCH_BOX(&cfmvit::random_masking_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) { CFMVIT_IMPL(m, random_masking, &cfmvit::random_masking_cpu); }

@@ -4,6 +4,7 @@
 #include "cpu/rows.h"
 #include "torch/dispatch.h"
 #include "torch/masking_checks.h"
+#include "torch/registration.h"
 #include "torch/tensor_views.h"
 
 namespace cfmvit {
@@ -56,13 +57,14 @@ Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int
                                    std::optional<Tensor> std, int64_t channels, int64_t height,
                                    int64_t width) {
   constexpr const char* op = "gather_patches_backward";
+  product({channels, height, width});
+  const PatchGrid grid = checked_grid(op, channels, height, width, patch_size);
+  check_patch_gradient(op, grad, index, grid);
   const int64_t batch = grad.size(0), kept = grad.size(1);
   const Tensor out = like(grad, {batch, channels, height, width});
-  const PatchGrid grid = checked_grid(op, out, patch_size);
-  check_patch_gradient(op, grad, index, grid);
   std = checked_statistic(op, "std", std, channels);
   const Statistics statistics = statistics_of(std::nullopt, std, false);
-  std::vector<std::vector<int64_t>> owners(batch * grid.count());
+  std::vector<std::vector<int64_t>> owners(product({batch, grid.count()}));
   if (index) {
     const Index at = checked_index(op, "index", *index, batch, grid.count());
     for (int64_t b = 0; b < batch; ++b) {
@@ -99,6 +101,6 @@ Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("gather_patches", TORCH_BOX(&cfmvit::gather_patches_cpu));
-  m.impl("gather_patches_backward", TORCH_BOX(&cfmvit::gather_patches_backward_cpu));
+  CFMVIT_IMPL(m, gather_patches, &cfmvit::gather_patches_cpu);
+  CFMVIT_IMPL(m, gather_patches_backward, &cfmvit::gather_patches_backward_cpu);
 }

@@ -6,6 +6,7 @@
 #include "plain/cosine.h"
 #include "torch/dispatch.h"
 #include "torch/reconstruction_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 
@@ -72,6 +73,6 @@ Tensor masked_cosine_loss_backward_cpu(Tensor grad, Tensor pred, Tensor target, 
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("masked_cosine_loss", TORCH_BOX(&cfmvit::masked_cosine_loss_cpu));
-  m.impl("masked_cosine_loss_backward", TORCH_BOX(&cfmvit::masked_cosine_loss_backward_cpu));
+  CFMVIT_IMPL(m, masked_cosine_loss, &cfmvit::masked_cosine_loss_cpu);
+  CFMVIT_IMPL(m, masked_cosine_loss_backward, &cfmvit::masked_cosine_loss_backward_cpu);
 }

@@ -8,6 +8,7 @@
 #include "plain/cosine.h"
 #include "torch/dispatch.h"
 #include "torch/reconstruction_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 namespace {
@@ -196,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_masked_cosine_sum_cpu(Tensor h
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("linear_masked_cosine_loss", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_cpu));
-  m.impl("linear_masked_cosine_sum", TORCH_BOX(&cfmvit::linear_masked_cosine_sum_cpu));
-  m.impl("linear_masked_cosine_loss_backward", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_backward_cpu));
+  CFMVIT_IMPL(m, linear_masked_cosine_loss, &cfmvit::linear_masked_cosine_loss_cpu);
+  CFMVIT_IMPL(m, linear_masked_cosine_sum, &cfmvit::linear_masked_cosine_sum_cpu);
+  CFMVIT_IMPL(m, linear_masked_cosine_loss_backward, &cfmvit::linear_masked_cosine_loss_backward_cpu);
 }

@@ -6,6 +6,7 @@
 #include "cpu/rows.h"
 #include "torch/dispatch.h"
 #include "torch/reconstruction_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 namespace {
@@ -126,6 +127,6 @@ Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, T
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("masked_pixel_loss", TORCH_BOX(&cfmvit::masked_pixel_loss_cpu));
-  m.impl("masked_pixel_loss_backward", TORCH_BOX(&cfmvit::masked_pixel_loss_backward_cpu));
+  CFMVIT_IMPL(m, masked_pixel_loss, &cfmvit::masked_pixel_loss_cpu);
+  CFMVIT_IMPL(m, masked_pixel_loss_backward, &cfmvit::masked_pixel_loss_backward_cpu);
 }

@@ -1,6 +1,7 @@
 // The levels of boxes in a feature pyramid, on the CPU.
 #include "plain/regions_pyramid_level.h"
 #include "torch/regions_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 
@@ -22,6 +23,4 @@ Tensor pyramid_levels_cpu(Tensor rois, int64_t finest, int64_t count, double can
 
 }  // namespace cfmvit
 
-STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("pyramid_levels", TORCH_BOX(&cfmvit::pyramid_levels_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) { CFMVIT_IMPL(m, pyramid_levels, &cfmvit::pyramid_levels_cpu); }

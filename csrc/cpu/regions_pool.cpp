@@ -1,6 +1,7 @@
 // The mean over RoIAlign's bins of a map of tokens, on the CPU.
 #include "cpu/regions_work_items.h"
 #include "torch/dispatch.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 namespace {
@@ -106,6 +107,6 @@ Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor>
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("pool_regions", TORCH_BOX(&cfmvit::pool_regions_cpu));
-  m.impl("pool_regions_backward", TORCH_BOX(&cfmvit::pool_regions_backward_cpu));
+  CFMVIT_IMPL(m, pool_regions, &cfmvit::pool_regions_cpu);
+  CFMVIT_IMPL(m, pool_regions_backward, &cfmvit::pool_regions_backward_cpu);
 }

@@ -7,6 +7,7 @@
 #include "cpu/matmul_blocks.h"
 #include "plain/half.h"
 #include "torch/regions_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 namespace {
@@ -147,6 +148,6 @@ Tensor score_regions_cpu(Tensor region_embeds, Tensor text_embeds, std::optional
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  m.impl("combine_scores", TORCH_BOX(&cfmvit::combine_scores_cpu));
-  m.impl("score_regions", TORCH_BOX(&cfmvit::score_regions_cpu));
+  CFMVIT_IMPL(m, combine_scores, &cfmvit::combine_scores_cpu);
+  CFMVIT_IMPL(m, score_regions, &cfmvit::score_regions_cpu);
 }

@@ -21,10 +21,11 @@ void on_device(const Tensor& x, const Launch& launch) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Uninitialised room for `count` of T on the device of `x`.
+// Uninitialised room for T of these sizes on the device of `x`.
 template <typename T>
-Tensor workspace(const Tensor& x, int64_t count) {
-  return like(x, {count * static_cast<int64_t>(sizeof(T))}, ScalarType::Byte);
+Tensor workspace(const Tensor& x, std::vector<int64_t> sizes) {
+  sizes.push_back(sizeof(T));
+  return like(x, sizes, ScalarType::Byte);
 }
 
 }  // namespace cfmvit

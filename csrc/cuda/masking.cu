@@ -6,6 +6,7 @@
 #include "kernels/masking_restore.cuh"
 #include "torch/dispatch.h"
 #include "torch/masking_checks.h"
+#include "torch/registration.h"
 #include "torch/tensor_views.h"
 
 namespace cfmvit {
@@ -45,18 +46,17 @@ std::vector<Tensor> gather(const char* op, Tensor tokens,
   return outs;
 }
 
-// Gradients of tokens and positions from those of gathered rows; `from` are pairs of a gradient and its
-// index.
-std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<std::pair<Tensor, Tensor>>& from,
+// Gradients of tokens and positions from those of gathered rows.
+std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<GatheredGradient>& from,
                                            const std::optional<Tensor>& keep_pos, int64_t places,
                                            bool needs_tokens, bool needs_pos) {
+  const std::vector<Index> indices = checked_gradients(op, from, places);
   std::vector<Tensor> grads;
   Sources sources{};
   for (size_t i = 0; i < from.size(); ++i) {
-    sources.index[i] = checked_gradient(op, from[i].first, from[i].second, places);
-    sources.entries[i] = from[i].second.size(1);
-    check_type(op, "grad", from[i].first, from[0].first);
-    grads.push_back(rows_of(from[i].first));
+    sources.index[i] = indices[i];
+    sources.entries[i] = from[i].index.size(1);
+    grads.push_back(rows_of(from[i].grad));
   }
   const Tensor& first = grads[0];
   const int64_t batch = first.size(0), width = first.size(2);
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<std
   const Tensor none = like(first, {0});
   const Tensor grad_tokens = needs_tokens ? like(first, {batch, places, width}) : none;
   const Tensor grad_pos = needs_pos ? like(first, {places, width}) : none;
-  const Tensor named = workspace<Named>(first, batch * places);
+  const Tensor named = workspace<Named>(first, {batch, places});
   const int64_t samples = kernels::samples_per_part(batch, places, width),
                 parts = kernels::ceil_div(batch, samples);
   const Tensor part = needs_pos ? like(first, {parts, places * width}, sum_type(first)) : none;
@@ -102,8 +102,8 @@ Tensor gather_tokens_cuda(Tensor tokens, Tensor index, std::optional<Tensor> pos
 std::tuple<Tensor, Tensor> gather_tokens_backward_cuda(Tensor grad, Tensor index,
                                                        std::optional<Tensor> keep_pos, int64_t num_tokens,
                                                        bool needs_tokens, bool needs_pos) {
-  return gather_backward("gather_tokens_backward", {{grad, index}}, keep_pos, num_tokens, needs_tokens,
-                         needs_pos);
+  return gather_backward("gather_tokens_backward", {{"grad", "index", grad, index}}, keep_pos, num_tokens,
+                         needs_tokens, needs_pos);
 }
 
 std::tuple<Tensor, Tensor> split_tokens_cuda(Tensor tokens, Tensor keep, Tensor masked,
@@ -118,8 +118,11 @@ std::tuple<Tensor, Tensor> split_tokens_cuda(Tensor tokens, Tensor keep, Tensor 
 std::tuple<Tensor, Tensor> split_tokens_backward_cuda(Tensor grad_visible, Tensor grad_masked, Tensor keep,
                                                       Tensor masked, std::optional<Tensor> keep_pos,
                                                       bool needs_tokens, bool needs_pos) {
-  return gather_backward("split_tokens_backward", {{grad_visible, keep}, {grad_masked, masked}}, keep_pos,
-                         keep.size(1) + masked.size(1), needs_tokens, needs_pos);
+  constexpr const char* op = "split_tokens_backward";
+  const int64_t num_tokens = split_tokens_count(op, keep, masked);
+  return gather_backward(
+      op, {{"grad_visible", "keep", grad_visible, keep}, {"grad_masked", "masked", grad_masked, masked}},
+      keep_pos, num_tokens, needs_tokens, needs_pos);
 }
 
 Tensor restore_tokens_cuda(Tensor visible, Tensor mask_token, Tensor restore,
@@ -156,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cuda(Tensor grad, Ten
   const Tensor none = like(grad, {0});
   const Tensor visible = like(grad, {batch, kept, width}), mask = like(grad, {width});
   const Tensor pos = needs_pos ? like(grad, {count, width}) : none;
-  const Tensor named = workspace<Named>(grad, batch * kept);
+  const Tensor named = workspace<Named>(grad, {batch, kept});
   const int64_t samples = kernels::samples_per_part(batch, count, width),
                 parts = kernels::ceil_div(batch, samples);
   const Tensor masks = like(grad, {parts, row}, sum_type(grad));
@@ -189,10 +192,10 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cuda(Tensor grad, Ten
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
-  m.impl("gather_tokens", TORCH_BOX(&cfmvit::gather_tokens_cuda));
-  m.impl("gather_tokens_backward", TORCH_BOX(&cfmvit::gather_tokens_backward_cuda));
-  m.impl("split_tokens", TORCH_BOX(&cfmvit::split_tokens_cuda));
-  m.impl("split_tokens_backward", TORCH_BOX(&cfmvit::split_tokens_backward_cuda));
-  m.impl("restore_tokens", TORCH_BOX(&cfmvit::restore_tokens_cuda));
-  m.impl("restore_tokens_backward", TORCH_BOX(&cfmvit::restore_tokens_backward_cuda));
+  CFMVIT_IMPL(m, gather_tokens, &cfmvit::gather_tokens_cuda);
+  CFMVIT_IMPL(m, gather_tokens_backward, &cfmvit::gather_tokens_backward_cuda);
+  CFMVIT_IMPL(m, split_tokens, &cfmvit::split_tokens_cuda);
+  CFMVIT_IMPL(m, split_tokens_backward, &cfmvit::split_tokens_backward_cuda);
+  CFMVIT_IMPL(m, restore_tokens, &cfmvit::restore_tokens_cuda);
+  CFMVIT_IMPL(m, restore_tokens_backward, &cfmvit::restore_tokens_backward_cuda);
 }

@@ -5,6 +5,7 @@
 #include "kernels/masking_order.cuh"
 #include "torch/dispatch.h"
 #include "torch/masking_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 
@@ -27,6 +28,4 @@ std::tuple<Tensor, Tensor, Tensor> random_masking_cuda(Tensor noise, int64_t kep
 
 }  // namespace cfmvit
 
-STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
-  m.impl("random_masking", TORCH_BOX(&cfmvit::random_masking_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) { CFMVIT_IMPL(m, random_masking, &cfmvit::random_masking_cuda); }

@@ -3,6 +3,7 @@
 #include "kernels/masking_patches.cuh"
 #include "torch/dispatch.h"
 #include "torch/masking_checks.h"
+#include "torch/registration.h"
 #include "torch/tensor_views.h"
 
 namespace cfmvit {
@@ -41,15 +42,16 @@ Tensor gather_patches_backward_cuda(Tensor grad, std::optional<Tensor> index, in
                                     std::optional<Tensor> std, int64_t channels, int64_t height,
                                     int64_t width) {
   constexpr const char* op = "gather_patches_backward";
+  product({channels, height, width});
+  const PatchGrid grid = checked_grid(op, channels, height, width, patch_size);
+  check_patch_gradient(op, grad, index, grid);
   const int64_t batch = grad.size(0), kept = grad.size(1);
   const Tensor out = like(grad, {batch, channels, height, width});
-  const PatchGrid grid = checked_grid(op, out, patch_size);
-  check_patch_gradient(op, grad, index, grid);
   std = checked_statistic(op, "std", std, channels);
   const Index at =
       index ? checked_index(op, "index", *index, batch, grid.count()) : Index{nullptr, false, 0, 0};
   grad = dense(grad);
-  const Tensor named = workspace<kernels::Named>(grad, index ? batch * grid.count() : 0);
+  const Tensor named = workspace<kernels::Named>(grad, {index ? batch : 0, grid.count()});
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const kernels::Sources sources = kernels::one_source(at, kept);
@@ -68,6 +70,6 @@ Tensor gather_patches_backward_cuda(Tensor grad, std::optional<Tensor> index, in
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
-  m.impl("gather_patches", TORCH_BOX(&cfmvit::gather_patches_cuda));
-  m.impl("gather_patches_backward", TORCH_BOX(&cfmvit::gather_patches_backward_cuda));
+  CFMVIT_IMPL(m, gather_patches, &cfmvit::gather_patches_cuda);
+  CFMVIT_IMPL(m, gather_patches_backward, &cfmvit::gather_patches_backward_cuda);
 }

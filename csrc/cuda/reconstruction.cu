@@ -3,6 +3,7 @@
 #include "cuda/launch.h"
 #include "torch/dispatch.h"
 #include "torch/reconstruction_checks.h"
+#include "torch/registration.h"
 
 CFMVIT_COSINE_PAIRS()
 
@@ -38,7 +39,7 @@ Tensor masked_cosine_loss_backward_cuda(Tensor grad, Tensor pred, Tensor target,
   grad = checked_upstream(op, grad, {batch, tokens.masked}, sum_type(pred));
   pred = rows_of(pred), target = rows_of(target);
   const Tensor out = like(pred, {batch, places, width});
-  const Tensor named = workspace<kernels::Named>(pred, index ? batch * places : 0);
+  const Tensor named = workspace<kernels::Named>(pred, {index ? batch : 0, places});
   const kernels::Sources sources = kernels::one_source(tokens.index.value_or(Index{}), tokens.masked);
   auto* inverse = index ? data<kernels::Named>(named) : nullptr;
   dispatch_pair(op, pred, target, [&](auto p, auto t) {
@@ -64,6 +65,6 @@ Tensor masked_cosine_loss_backward_cuda(Tensor grad, Tensor pred, Tensor target,
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
-  m.impl("masked_cosine_loss", TORCH_BOX(&cfmvit::masked_cosine_loss_cuda));
-  m.impl("masked_cosine_loss_backward", TORCH_BOX(&cfmvit::masked_cosine_loss_backward_cuda));
+  CFMVIT_IMPL(m, masked_cosine_loss, &cfmvit::masked_cosine_loss_cuda);
+  CFMVIT_IMPL(m, masked_cosine_loss_backward, &cfmvit::masked_cosine_loss_backward_cuda);
 }

@@ -9,6 +9,7 @@
 #include "kernels/partial_sums.cuh"
 #include "torch/dispatch.h"
 #include "torch/reconstruction_checks.h"
+#include "torch/registration.h"
 
 CFMVIT_COSINE_PAIRS(extern)
 
@@ -204,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_masked_cosine_sum_cuda(Tensor 
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
-  m.impl("linear_masked_cosine_loss", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_cuda));
-  m.impl("linear_masked_cosine_sum", TORCH_BOX(&cfmvit::linear_masked_cosine_sum_cuda));
-  m.impl("linear_masked_cosine_loss_backward", TORCH_BOX(&cfmvit::linear_masked_cosine_loss_backward_cuda));
+  CFMVIT_IMPL(m, linear_masked_cosine_loss, &cfmvit::linear_masked_cosine_loss_cuda);
+  CFMVIT_IMPL(m, linear_masked_cosine_sum, &cfmvit::linear_masked_cosine_sum_cuda);
+  CFMVIT_IMPL(m, linear_masked_cosine_loss_backward, &cfmvit::linear_masked_cosine_loss_backward_cuda);
 }

@@ -3,6 +3,7 @@
 #include "kernels/reconstruction_pixels.cuh"
 #include "torch/dispatch.h"
 #include "torch/reconstruction_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 namespace {
@@ -40,7 +41,7 @@ Tensor masked_pixel_loss_backward_cuda(Tensor grad, Tensor pred, Tensor images, 
   grad = checked_upstream(op, grad, {batch, masked}, sum_type(pred));
   pred = rows_of(pred);
   const Tensor out = like(pred, {batch, rows, pred.size(2)});
-  const Tensor named = workspace<kernels::Named>(pred, patches.all ? batch * rows : 0);
+  const Tensor named = workspace<kernels::Named>(pred, {patches.all ? batch : 0, rows});
   const kernels::Sources sources = kernels::one_source(patches.index, masked);
   auto* inverse = patches.all ? data<kernels::Named>(named) : nullptr;
   dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
@@ -64,6 +65,6 @@ Tensor masked_pixel_loss_backward_cuda(Tensor grad, Tensor pred, Tensor images, 
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
-  m.impl("masked_pixel_loss", TORCH_BOX(&cfmvit::masked_pixel_loss_cuda));
-  m.impl("masked_pixel_loss_backward", TORCH_BOX(&cfmvit::masked_pixel_loss_backward_cuda));
+  CFMVIT_IMPL(m, masked_pixel_loss, &cfmvit::masked_pixel_loss_cuda);
+  CFMVIT_IMPL(m, masked_pixel_loss_backward, &cfmvit::masked_pixel_loss_backward_cuda);
 }

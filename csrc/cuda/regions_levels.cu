@@ -2,6 +2,7 @@
 #include "cuda/launch.h"
 #include "kernels/regions_levels.cuh"
 #include "torch/regions_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 
@@ -26,6 +27,4 @@ Tensor pyramid_levels_cuda(Tensor rois, int64_t finest, int64_t count, double ca
 
 }  // namespace cfmvit
 
-STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
-  m.impl("pyramid_levels", TORCH_BOX(&cfmvit::pyramid_levels_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) { CFMVIT_IMPL(m, pyramid_levels, &cfmvit::pyramid_levels_cuda); }

@@ -3,6 +3,7 @@
 #include "kernels/regions_matmul.cuh"
 #include "kernels/regions_norms.cuh"
 #include "torch/dispatch.h"
+#include "torch/registration.h"
 #include "torch/tensor_views.h"
 
 namespace cfmvit {
@@ -114,6 +115,6 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
-  m.impl("pool_regions", TORCH_BOX(&cfmvit::pool_regions_cuda));
-  m.impl("pool_regions_backward", TORCH_BOX(&cfmvit::pool_regions_backward_cuda));
+  CFMVIT_IMPL(m, pool_regions, &cfmvit::pool_regions_cuda);
+  CFMVIT_IMPL(m, pool_regions_backward, &cfmvit::pool_regions_backward_cuda);
 }

@@ -2,6 +2,7 @@
 #include "cuda/launch.h"
 #include "kernels/regions_scores.cuh"
 #include "torch/regions_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 
@@ -36,6 +37,4 @@ Tensor combine_scores_cuda(Tensor logits, std::optional<Tensor> vlm_logits, Tens
 
 }  // namespace cfmvit
 
-STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
-  m.impl("combine_scores", TORCH_BOX(&cfmvit::combine_scores_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) { CFMVIT_IMPL(m, combine_scores, &cfmvit::combine_scores_cuda); }

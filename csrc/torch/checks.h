@@ -11,16 +11,7 @@ namespace cfmvit {
 
 #define CFMVIT_CHECK(condition, ...) STD_TORCH_CHECK(condition, __VA_ARGS__)
 
-inline std::string text(const std::vector<int64_t>& shape) {
-  std::string out = "(";
-  for (size_t d = 0; d < shape.size(); ++d) out += (d ? ", " : "") + std::to_string(shape[d]);
-  return out + (shape.size() == 1 ? ",)" : ")");
-}
-inline std::string shape_text(const Tensor& x) {
-  std::vector<int64_t> shape(x.dim());
-  for (int64_t d = 0; d < x.dim(); ++d) shape[d] = x.size(d);
-  return text(shape);
-}
+inline std::string shape_text(const Tensor& x) { return text(x.sizes()); }
 
 // Checks that `index`, (batch, K), is int32 or int64 with entries in 0..count-1. A GPU's values are not
 // looked at: that would wait for the device, so its kernels test each entry themselves.
@@ -66,6 +57,12 @@ inline void check_shape(const char* op, const char* name, const Tensor& x,
   bool same = x.dim() == static_cast<int64_t>(shape.size());
   for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == shape[d];
   CFMVIT_CHECK(same, op, ": ", name, " must have shape ", text(shape), ", got ", shape_text(x));
+}
+
+inline bool is_floating(const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+         type == ScalarType::Half;
 }
 
 inline void check_type(const char* op, const char* name, const Tensor& x, const Tensor& wanted) {

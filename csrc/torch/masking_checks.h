@@ -43,13 +43,34 @@ inline void check_split(const char* op, const Tensor& tokens, const Tensor& keep
                " visible and ", shape_text(masked), " masked");
 }
 
-// The backward's grad (B, K, D) and the index of the rows that it is of.
-inline Index checked_gradient(const char* op, const Tensor& grad, const Tensor& index, int64_t places) {
-  check_tokens(op, "grad", grad);
-  const Index at = checked_index(op, "index", index, grad.size(0), places);
-  CFMVIT_CHECK(index.size(1) == grad.size(1), op, ": index must have ", grad.size(1), " columns, got ",
-               index.size(1));
-  return at;
+// How many tokens keep (B, K) and masked (B, M) hold.
+inline int64_t split_tokens_count(const char* op, const Tensor& keep, const Tensor& masked) {
+  CFMVIT_CHECK(keep.dim() == 2 && masked.dim() == 2, op,
+               ": keep and masked must have shapes (B, K) and (B, M), ", "got ", shape_text(keep), " and ",
+               shape_text(masked));
+  return keep.size(1) + masked.size(1);
+}
+
+// A gradient of rows that were gathered, and the index that they were gathered by.
+struct GatheredGradient {
+  const char *name, *index_name;
+  Tensor grad, index;  // (B, K, D), (B, K)
+};
+
+// Checks all of them before any is read: they have one batch, width and dtype.
+inline std::vector<Index> checked_gradients(const char* op, const std::vector<GatheredGradient>& gradients,
+                                            int64_t num_tokens) {
+  CFMVIT_CHECK(num_tokens >= 0, op, ": num_tokens must not be negative, got ", num_tokens);
+  const Tensor& first = gradients[0].grad;
+  check_tokens(op, gradients[0].name, first);
+  std::vector<Index> found;
+  for (const auto& [name, index_name, grad, index] : gradients) {
+    CFMVIT_CHECK(index.dim() == 2, op, ": ", index_name, " must have shape (B, K), got ", shape_text(index));
+    check_shape(op, name, grad, {first.size(0), index.size(1), first.size(2)});
+    check_type(op, name, grad, first);
+    found.push_back(checked_index(op, index_name, index, first.size(0), num_tokens));
+  }
+  return found;
 }
 
 // restore (B, N): a permutation of N places, of which the first `kept` are visible tokens.
@@ -80,16 +101,25 @@ inline Restored check_restore(const char* op, const Tensor& visible, const Tenso
 
 inline void check_noise(const char* op, const Tensor& noise, int64_t kept) {
   CFMVIT_CHECK(noise.dim() == 2, op, ": noise must have shape (B, N), got ", shape_text(noise));
+  CFMVIT_CHECK(is_floating(noise), op, ": noise must be float32, float64, bfloat16 or float16, got ",
+               torch::headeronly::toString(noise.scalar_type()));
+  CFMVIT_CHECK(noise.size(1) <= INT32_MAX, op, ": noise must have fewer than 2**31 tokens, got ",
+               noise.size(1));
   CFMVIT_CHECK(kept >= 0 && kept <= noise.size(1), op, ": kept must lie in 0..", noise.size(1), ", got ",
                kept);
 }
 
-inline PatchGrid checked_grid(const char* op, const Tensor& images, int64_t patch) {
-  CFMVIT_CHECK(images.dim() == 4, op, ": images must have shape (B, C, H, W), got ", shape_text(images));
-  const int64_t height = images.size(2), width = images.size(3);
+inline PatchGrid checked_grid(const char* op, int64_t channels, int64_t height, int64_t width,
+                              int64_t patch) {
   CFMVIT_CHECK(patch > 0 && height % patch == 0 && width % patch == 0, op,
                ": patch_size must divide the images' sides ", height, " x ", width, ", got ", patch);
-  return {images.size(1), height / patch, width / patch, patch};
+  product(
+      {channels, patch, patch});  // the width of a patch, which may be larger than an image without pixels
+  return {channels, height / patch, width / patch, patch};
+}
+inline PatchGrid checked_grid(const char* op, const Tensor& images, int64_t patch) {
+  CFMVIT_CHECK(images.dim() == 4, op, ": images must have shape (B, C, H, W), got ", shape_text(images));
+  return checked_grid(op, images.size(1), images.size(2), images.size(3), patch);
 }
 
 // A statistic of each channel, in float64, contiguous.

@@ -59,9 +59,9 @@ inline void check_grid(const char* op, int64_t num_tokens, int64_t height, int64
   CFMVIT_CHECK(height >= 1 && width >= 1, op, ": grid_size must be two positive integers, got ", height,
                " x ", width);
   CFMVIT_CHECK(prefix >= 0, op, ": num_prefix_tokens must not be negative, got ", prefix);
-  CFMVIT_CHECK(num_tokens == prefix + height * width, op,
-               ": tokens must have num_prefix_tokens + h * w = ", prefix + height * width, " tokens, got ",
-               num_tokens);
+  const int64_t wanted = product({prefix}) + product({height, width});
+  CFMVIT_CHECK(num_tokens == wanted, op, ": tokens must have num_prefix_tokens + h * w = ", wanted,
+               " tokens, got ", num_tokens);
 }
 
 // tokens (B, N, C)

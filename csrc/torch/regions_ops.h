@@ -5,6 +5,7 @@
 
 #include "plain/regions_axis.h"
 #include "torch/regions_checks.h"
+#include "torch/registration.h"
 
 namespace cfmvit {
 
@@ -20,6 +21,7 @@ struct Size {
 inline bool is_channels_last(const Tensor& map) { return map.stride(1) == 1 && !map.is_contiguous(); }
 
 inline Tensor empty_map(const Tensor& like, const std::array<int64_t, 4>& size, bool channels_last) {
+  product(size);
   return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
                               channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
                                             : torch::headeronly::MemoryFormat::Contiguous);
@@ -119,13 +121,13 @@ struct AlignOps {
 };
 
 // Registers the four ops of a backend for a dispatch key.
-#define CFMVIT_REGISTER_ALIGN(key, Backend)                                                  \
-  STABLE_TORCH_LIBRARY_IMPL(cfmvit, key, m) {                                                \
-    using Ops = ::cfmvit::AlignOps<Backend>;                                                 \
-    m.impl("roi_align", TORCH_BOX(&Ops::roi_align));                                         \
-    m.impl("roi_align_backward", TORCH_BOX(&Ops::roi_align_backward));                       \
-    m.impl("multilevel_roi_align", TORCH_BOX(&Ops::multilevel_roi_align));                   \
-    m.impl("multilevel_roi_align_backward", TORCH_BOX(&Ops::multilevel_roi_align_backward)); \
+#define CFMVIT_REGISTER_ALIGN(key, Backend)                                             \
+  STABLE_TORCH_LIBRARY_IMPL(cfmvit, key, m) {                                           \
+    using Ops = ::cfmvit::AlignOps<Backend>;                                            \
+    CFMVIT_IMPL(m, roi_align, &Ops::roi_align);                                         \
+    CFMVIT_IMPL(m, roi_align_backward, &Ops::roi_align_backward);                       \
+    CFMVIT_IMPL(m, multilevel_roi_align, &Ops::multilevel_roi_align);                   \
+    CFMVIT_IMPL(m, multilevel_roi_align_backward, &Ops::multilevel_roi_align_backward); \
   }
 
 }  // namespace cfmvit

@@ -13,6 +13,8 @@
 #include <optional>
 #include <vector>
 
+#include "plain/sizes.h"
+
 // The headers of torch 2.11 and 2.12 lack it: an error's own text is known from 2.13 on.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
@@ -31,9 +33,16 @@ T* data(const Tensor& x) {
   return static_cast<T*>(found ? found : nothing);
 }
 
+// Uninitialised, on the device of x. All memory whose size is not that of an argument comes from here, or
+// from filled(): both check the product of its sizes.
 inline Tensor like(const Tensor& x, std::vector<int64_t> sizes,
                    std::optional<ScalarType> type = std::nullopt) {
+  product(sizes);
   return torch::stable::new_empty(x, sizes, type);
+}
+template <typename T>
+std::vector<T> filled(std::initializer_list<int64_t> sizes, T value) {
+  return std::vector<T>(product(sizes), value);
 }
 
 // Asked first, because a call into PyTorch costs as much as a small op.

@@ -21,7 +21,7 @@ Pixels<S> pixels_of(const Tensor& x) {
 template <typename PlaceOf>
 std::vector<int64_t> entries_by_place(int64_t batch, int64_t places, int64_t entries,
                                       const PlaceOf& place_of) {
-  std::vector<int64_t> found(batch * places, -1);
+  auto found = filled<int64_t>({batch, places}, -1);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t j = 0; j < entries; ++j) found[b * places + place_of(b, j)] = j;
   }

@@ -32,6 +32,7 @@ from cfmvit.ops.contrastive.op_checks import (
     check_weights,
 )
 from cfmvit.ops.shared import library
+from cfmvit.ops.shared.fake_kernel import register_fake
 from cfmvit.ops.shared.native_op import NativeOp
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -251,8 +252,8 @@ def _in_triton(name: str):
 def _register() -> dict[str, NativeOp]:
     """Register what the library leaves open, and return the ops that have a gradient."""
     define = torch.library
-    define.register_fake("cfmvit::contrastive_lse_backward", _lse_backward_fake)
-    define.register_fake("cfmvit::info_nce_backward", _info_nce_backward_fake)
+    register_fake("contrastive_lse_backward", _lse_backward_fake)
+    register_fake("info_nce_backward", _info_nce_backward_fake)
     define.impl("cfmvit::pair_loss_backward", "CompositeExplicitAutograd", _scale_grads)
     define.impl("cfmvit::sigmoid_loss_backward", "CompositeExplicitAutograd", _scale_grads)
     ops = (

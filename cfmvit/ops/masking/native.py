@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cfmvit.ops.masking import checks
 from cfmvit.ops.shared import checks as check
+from cfmvit.ops.shared.fake_kernel import register_fake
 from cfmvit.ops.shared.native_op import NativeOp
 
 _OPS = torch.ops.cfmvit
@@ -22,7 +23,7 @@ def register() -> dict[str, NativeOp]:
         ("restore_tokens_backward", _restore_tokens_backward_fake),
         ("gather_patches_backward", lambda grad, _, __, ___, c, h, w: grad.new_empty(grad.shape[0], c, h, w)),
     ):
-        torch.library.register_fake(f"cfmvit::{name}", fake)
+        register_fake(name, fake)
     ops = (
         NativeOp("random_masking", _random_masking),
         NativeOp("gather_tokens", _gather_tokens, _gather_tokens_backward, _gather_tokens_setup),

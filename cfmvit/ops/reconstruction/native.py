@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cfmvit.ops.reconstruction import checks
 from cfmvit.ops.shared import checks as check
+from cfmvit.ops.shared.fake_kernel import register_fake
 from cfmvit.ops.shared.native_op import NativeOp
 
 _OPS = torch.ops.cfmvit
@@ -21,7 +22,7 @@ def register() -> dict[str, NativeOp]:
         ("linear_masked_cosine_loss_backward", _linear_backward_fake),
         ("masked_pixel_loss_backward", lambda grad, pred, *_: pred.new_empty(pred.shape)),
     ):
-        torch.library.register_fake(f"cfmvit::{name}", fake)
+        register_fake(name, fake)
     torch.library.impl(
         "cfmvit::linear_masked_cosine_sum_backward", "CompositeExplicitAutograd", _linear_sum_grads
     )

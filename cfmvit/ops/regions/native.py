@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops.regions.reference import MAX_SAMPLES
+from cfmvit.ops.shared.fake_kernel import register_fake
 from cfmvit.ops.shared.native_op import NativeOp
 
 _ops = torch.ops.cfmvit
@@ -206,7 +207,7 @@ def register() -> dict[str, NativeOp]:
         ("multilevel_roi_align_backward", _multilevel_backward_fake),
         ("pool_regions_backward", _pool_backward_fake),
     ):
-        torch.library.register_fake(f"cfmvit::{name}", fake)
+        register_fake(name, fake)
     ops = (
         NativeOp("roi_align", _roi_align_fake, _roi_align_backward, _roi_align_context),
         NativeOp("multilevel_roi_align", _multilevel_fake, _multilevel_backward, _multilevel_context),

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from cfmvit.ops.shared.fake_kernel import register_fake
+
 Backward = Callable[..., Any]
 Setup = Callable[[Any, tuple[Any, ...], Any], None]
 
@@ -34,7 +36,7 @@ class NativeOp:
         """Register shapes and gradient. An op with a gradient has its backward pass in the op ``name_backward``."""
         self.name = name
         self.op = getattr(torch.ops.cfmvit, name).default
-        torch.library.register_fake(f"cfmvit::{name}", fake)
+        register_fake(name, fake)
         self.function = None
         if backward is not None:
             torch.library.register_autograd(f"cfmvit::{name}", backward, setup_context=setup)
