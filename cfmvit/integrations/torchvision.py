@@ -21,8 +21,8 @@ from cfmvit import ops
 from cfmvit._require import require
 from cfmvit.integrations import _fallback
 from cfmvit.integrations._patch import Patch, original, references
-from cfmvit.ops import regions
 from cfmvit.ops.regions import checks
+from cfmvit.ops.regions import functional as regions
 
 
 def roi_align(

@@ -209,8 +209,12 @@ def siglip_loss(
             Added to every logit; zero if left out.
         reduction: "mean" | "sum"
             Over the images (a mean divides by B, as SigLIP does, not by B^2).
-        process_group, exchange, impl
+        process_group: torch.distributed.ProcessGroup, optional
+            As in `info_nce`.
+        exchange: "gather" | "ring", optional
             As in `info_nce`. In a ring the logits are made twice, once for the loss and once for the gradients.
+        impl: "reference" | "native" | "triton", optional
+            As in `info_nce`.
 
     Returns:
         The loss in float32 (float64 for float64 features).

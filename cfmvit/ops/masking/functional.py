@@ -42,7 +42,8 @@ def random_masking(
     """Draw a mask for each sample, as MAE does: tokens are ranked by noise, the first int(N * (1 - ratio)) are kept.
 
     Args:
-        batch_size, num_tokens: B and N.
+        batch_size: B.
+        num_tokens: N.
         mask_ratio: share of masked tokens, in [0, 1].
         noise: (B, N) floating, without NaN; the same noise gives MAE's indices. Drawn uniformly when not given.
         generator: source of that noise.
@@ -179,7 +180,8 @@ def gather_patches(
         images: (B, C, H, W) floating, or uint8, which is divided by 255; H and W multiples of ``patch_size``.
         index: (B, K) int32 or int64 patches, row-major; None takes all.
         patch_size: P.
-        mean, std: C numbers; (pixel - mean) / std.
+        mean: C numbers; (pixel - mean) / std.
+        std: C numbers.
         dtype: of the result; that of float images, else float32, by default.
 
     Returns:

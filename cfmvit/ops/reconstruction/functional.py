@@ -79,9 +79,12 @@ def linear_masked_cosine_loss(
 
     Args:
         hidden: (B, M, H) floating; or (B, N, H) with ``index``.
-        weight: (D, H), bias: (D,) or None, as in ``torch.nn.functional.linear``.
+        weight: (D, H), as in ``torch.nn.functional.linear``.
+        bias: (D,) or None.
         target: (B, M, D), or (B, N, D) with ``index``; a constant.
-        index, reduction, eps: as for ``masked_cosine_loss``.
+        index: as for ``masked_cosine_loss``.
+        reduction: as for ``masked_cosine_loss``.
+        eps: as for ``masked_cosine_loss``.
 
     Returns:
         0-d, or (B, M) for "none"; float32 (float64 for float64 input).

@@ -1,0 +1,142 @@
+"""What a shell block of the docs says, held against what it names; nothing is installed and nothing long is run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from cfmvit import cli
+from cfmvit.bench.registry import FAMILIES, load
+from cfmvit.detection import FinetuneConfig
+from cfmvit.pretrain import PretrainConfig
+from cfmvit.training import load_config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# Named for what they do alone; what they are given is theirs to judge.
+TOOLS = ("git", "xargs", "clang-format", "ruff", "mkdocs")
+CONFIGS: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+
+
+def commands(code: str) -> Iterator[list[str]]:
+    """Split a block into the words of its commands."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+        words.whitespace_split = True
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if set(word) <= set("&|;"):
+                yield command
+                command = []
+            else:
+                command.append(word)
+
+
+def check(words: list[str], folder: Path) -> list[str] | None:
+    """Hold a command against what it names.
+
+    Returns:
+        Its arguments for `cfmvit.cli.main`, where it is one of ours, is short, and what it reads is in ``folder``.
+    """
+    while words and (variable := re.fullmatch(r"([A-Z_]+)=.*", words[0])):
+        assert _is_read(variable[1]), f"nothing reads {variable[1]}"
+        words = words[1:]
+    if not words:
+        return None
+    if words[0].startswith("bench/"):
+        return _gpu_check(words)
+    program = words[0].rpartition("/")[2]
+    if program == "cfmvit":
+        return _cfmvit(words[1:], folder)
+    if program not in TOOLS:
+        PROGRAMS[program](words[1:])
+    return None
+
+
+def _is_read(variable: str) -> bool:
+    if variable.startswith("CMAKE_"):
+        return True
+    sources = [ROOT / "CMakeLists.txt", ROOT / "pyproject.toml", *(ROOT / "cmake").glob("*.cmake")]
+    return any(variable in path.read_text() for path in [*sources, *(ROOT / "cfmvit").rglob("*.py")])
+
+
+def _cfmvit(words: list[str], folder: Path) -> list[str] | None:
+    arguments = cli._arguments(words)
+    if arguments.command in CONFIGS:
+        load_config(CONFIGS[arguments.command], arguments.config, arguments.overrides)
+    if arguments.command == "bench":
+        assert {*arguments.ops} <= {*load(), *FAMILIES}
+        return words if arguments.list else None
+    return (
+        words if arguments.command in ("info", "detect", "evaluate") and _has_all(folder, arguments) else None
+    )
+
+
+def _has_all(folder: Path, arguments: argparse.Namespace) -> bool:
+    data = [getattr(arguments, "data", None) or ""]
+    reads = [Path(name.partition(":")[2]) for name in data if ":" in name]
+    reads += [getattr(arguments, name, None) for name in ("image", "checkpoint", "results", "annotations")]
+    return all((folder / path).exists() for path in reads if path is not None)
+
+
+def _pip(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("install", choices=["install"])
+    for flag in ("--editable", "-e", "--no-build-isolation", "--quiet", "-q", "-v"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("-C", "--config-settings")
+    parser.add_argument("wanted", nargs="+")
+    for wanted in parser.parse_args(words).wanted:
+        if wanted.startswith("."):
+            extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", wanted)[1] or ""
+            assert {*filter(None, extras.split(","))} <= PROJECT["project"]["optional-dependencies"].keys(), (
+                wanted
+            )
+        else:
+            Requirement(wanted)
+
+
+def _python(words: list[str]) -> None:
+    if words[0] == "-c":
+        compile(words[1], "-c", "exec")
+    else:
+        assert words[0] == "-m", words
+        assert words[1] == "venv" or importlib.util.find_spec(words[1]), f"no module {words[1]}"
+
+
+def _pytest(words: list[str]) -> None:
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "-m":
+            marks = {mark.partition(":")[0] for mark in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
+            assert {*re.findall(r"\w+", word)} - {"not", "and", "or"} <= marks, word
+        elif word.startswith("tests"):
+            assert (ROOT / word).exists(), word
+
+
+def _gpu_check(words: list[str]) -> None:
+    # A script that runs without the package, and can't be imported from it.
+    source = (ROOT / words[0]).with_suffix(".py").read_text()
+    for word in words[1:]:
+        assert word.isdigit() or f'"{word}"' in source, f"{words[0]} knows no {word}"
+
+
+def _activate(words: list[str]) -> None:
+    assert words == [".venv/bin/activate"]
+
+
+PROGRAMS: dict[str, Callable[[list[str]], None]] = {
+    "pip": _pip, "python": _python, "python3": _python, "pytest": _pytest, ".": _activate,
+}  # fmt: skip
