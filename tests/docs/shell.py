@@ -27,7 +27,7 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Named for what they do alone; what they are given is theirs to judge.
-TOOLS = ("git", "xargs", "clang-format", "ruff", "mkdocs")
+TOOLS = ("git", "xargs", "clang-format", "mypy", "ruff", "mkdocs")
 CONFIGS: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
