@@ -111,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _device_option(evaluate)
     evaluate.add_argument("--masks", action="store_true", help="evaluate masks too")
+    evaluate.add_argument(
+        "--vocabulary",
+        choices=("auto", "ovd", "all", "file"),
+        default="auto",
+        help="which categories count, and which are novel: COCO's 48 + 17, all alike, or as the file says",
+    )
     evaluate.set_defaults(run=_evaluate)
 
     demo = commands.add_parser(
@@ -211,12 +217,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         device = choose_device(arguments.device)
         detector = Detector.from_pretrained(arguments.checkpoint).to(device)
         size = detector.config.image_size
-        dataset = open_detection(arguments.data, split="val", base_only=False, image_size=size)
+        dataset = open_detection(
+            arguments.data, split="val", base_only=False, image_size=size, vocabulary=arguments.vocabulary
+        )
+        print(f"data: {dataset.summary}")
         results = predict_dataset(detector, dataset, arguments.output)
         annotations = annotations or dataset.annotations_path
     elif annotations is None:
         raise ValueError("--annotations must be given with --results")
-    evaluate(results=results, annotations=annotations, masks=arguments.masks)
+    evaluate(results=results, annotations=annotations, masks=arguments.masks, vocabulary=arguments.vocabulary)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -21,7 +22,7 @@ def read_json(path: Path, **lists: tuple[str, ...]) -> dict[str, list[Entry]]:
     if not path.is_file():
         raise FileNotFoundError(f"data: no annotations at {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"data: {path} is not valid json: {error}") from error
     for name, keys in lists.items():
@@ -115,3 +116,8 @@ def by_image(annotations: list[Entry], known: dict[int, Any], source: Path) -> d
             )
         grouped[annotation["image_id"]].append(annotation)
     return grouped
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a json file is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,17 +1,25 @@
-"""Decoding images."""
+"""Decoding images: any picture becomes uint8 RGB, in the same way wherever it comes from."""
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cfmvit._require import require
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 _LOG = logging.getLogger(__name__)
+_ORIENTATION = 0x0112  # the EXIF tag
+_LOGGED: set[tuple[str, int]] = set()
+_INTEGER_RANGES = (2**8 - 1, 2**16 - 1, 2**31 - 1)
 
 
 class CorruptSample(ValueError):
@@ -36,14 +44,20 @@ def log_corrupt(error: CorruptSample) -> None:
     _LOG.warning("skipped a corrupt sample: %s (%s)", error.path, error.reason)
 
 
+def log_remarks(path: str, remarks: list[str]) -> None:
+    """Log what is odd about a sample that is taken all the same."""
+    for remark in remarks:
+        _LOG.warning("%s: %s", path, remark)
+
+
 def log_corrupt_count(count: int, total: int) -> None:
     """Log how many samples were skipped, if any were."""
     if count:
         _LOG.warning("skipped %d of %d samples, which are corrupt", count, total)
 
 
-def read_rgb(path: str | Path) -> NDArray[np.uint8]:
-    """Return the image at ``path`` as uint8 (H, W, 3).
+def read_rgb(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Return the image at ``path`` as uint8 (H, W, 3); see ``decode_rgb``.
 
     Raises:
         CorruptSample: not an image, truncated, or no longer there.
@@ -52,14 +66,16 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise CorruptSample(str(path), str(error)) from error
-    return decode_rgb(content, str(path))
+    return decode_rgb(content, str(path), size)
 
 
-def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
+def decode_rgb(content: bytes, name: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Return an encoded image as uint8 (H, W, 3).
 
-    Grey, CMYK and palette images become RGB. An EXIF orientation is left alone: boxes of COCO and LVIS refer to the
-    pixels as they are stored.
+    Args:
+        size: (height, width) that annotations are for. A camera's EXIF orientation is followed where the image then has
+            this shape and has not as it is stored; else it is left alone, since boxes of COCO and LVIS refer to the pixels
+            as they are stored.
 
     Raises:
         CorruptSample: naming ``name``.
@@ -68,9 +84,81 @@ def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
     try:
         with pil.open(io.BytesIO(content)) as image:
             image.load()
-            if "transparency" in image.info:
-                image = image.convert("RGBA")
-            return np.array(image.convert("RGB"))
+            return rgb(upright(image) if size is not None and _is_for_upright(image, size) else image, name)
     # Broken files make Pillow's decoders raise all of these.
     except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
         raise CorruptSample(name, str(error)) from error
+
+
+def rgb(image: Picture, name: str) -> NDArray[np.uint8]:
+    """Return the pixels of a PIL image, as they are stored, as uint8 (H, W, 3).
+
+    Grey, CMYK and palette images become RGB. Integers of more than 8 bits are scaled by the range of their type, which is
+    logged once: 16 bits, or for 32-bit integers the smallest of 8, 16 and 31 bits that holds the image. Floats must lie
+    in 0..1.
+
+    Raises:
+        ValueError: floats outside 0..1, or negative integers.
+    """
+    if image.mode.startswith("I;16"):
+        return _grey(np.asarray(image).astype(np.float64), 2**16 - 1, "16-bit", name)
+    if image.mode == "I":
+        values = np.asarray(image).astype(np.float64)
+        if values.min(initial=0) < 0:
+            raise ValueError(f"{name}: 32-bit pixels must not be negative, got {values.min():.0f}")
+        # Older versions of Pillow read PNG's 16 bits into 32.
+        tops = [2**16 - 1] if image.format == "PNG" else _INTEGER_RANGES
+        return _grey(values, next(top for top in tops if values.max(initial=0) <= top), "32-bit", name)
+    if image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        if not (values.min(initial=0) >= 0 and values.max(initial=0) <= 1):
+            raise ValueError(
+                f"{name}: floating-point pixels must lie in 0..1, got {values.min():.4g} to {values.max():.4g}"
+            )
+        return _grey(values, 1, "floating-point", name)
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def upright(image: Picture) -> Picture:
+    """Return an image as a viewer shows it, turned by its EXIF orientation."""
+    if _orientation(image) == 1:
+        return image
+    return require("PIL.ImageOps", extra="models").exif_transpose(image)
+
+
+def _is_for_upright(image: Picture, size: tuple[int, int]) -> bool:
+    """Whether a frame of (height, width) is that of the turned image rather than of the stored one."""
+    if _orientation(image) < 5 or size == (
+        image.height,
+        image.width,
+    ):  # from 5 on height and width change places
+        return False
+    if size == (image.width, image.height):
+        return True
+    wanted = math.log(size[0] / size[1])
+    stored = math.log(image.height / image.width)
+    return abs(wanted + stored) < abs(wanted - stored)
+
+
+def _orientation(image: Picture) -> int:
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except (
+        Exception
+    ):  # Pillow raises nearly anything on damaged metadata, which is no reason to refuse the pixels
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _grey(values: NDArray[np.float64], top: int, kind: str, name: str) -> NDArray[np.uint8]:
+    _log_scaling(kind, top, name)
+    grey = np.rint(values * (255 / top)).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _log_scaling(kind: str, top: int, name: str) -> None:
+    if (kind, top) not in _LOGGED:
+        _LOGGED.add((kind, top))
+        _LOG.warning("%s pixels are scaled to 8 bits from 0..%d; the first such image is %s", kind, top, name)

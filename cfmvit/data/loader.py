@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfmvit.data.images import CorruptSample, log_corrupt
+from cfmvit.data.images import CorruptSample, log_corrupt, log_remarks
 
 _PATIENCE = 1000
 
@@ -32,11 +32,12 @@ class Dataset(Protocol):
 class SeededLoader:
     """Batches of a data set without end, each addressable by its number.
 
-    The epochs' permutations are laid end to end and cut into batches, so every sample comes once an epoch. A sample's
-    own randomness is seeded by (seed, epoch, index). So the batches are the same for any number of workers, and an
-    interrupted run goes on exactly.
+    Each epoch is a permutation, cut into batches of all ranks; what is left over, less than one batch, waits for another
+    epoch. So no sample comes twice in a batch, where a contrastive loss would take it for its own negative. Only data
+    with fewer samples than a batch repeats them. A sample's own randomness is seeded by (seed, epoch, index). So the batches
+    are the same for any number of workers, and an interrupted run goes on exactly.
 
-    A corrupt sample is replaced by the next sound one, logged once and counted.
+    A corrupt sample is replaced by the next sound one that is not in the batch, logged once and counted.
 
     Args:
         dataset: see ``Dataset``.
@@ -68,8 +69,9 @@ class SeededLoader:
             raise ValueError("SeededLoader: dataset must not be empty, got 0 samples")
         self.batch_size = batch_size
         self.workers = workers
-        self.batches_per_epoch = -(-len(dataset) // (batch_size * world_size))
+        self.batches_per_epoch = max(1, len(dataset) // (batch_size * world_size))
         self._skipped: dict[str, str] = {}
+        self._remarked: dict[str, list[str]] = {}
         self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size)
 
     @property
@@ -81,6 +83,11 @@ class SeededLoader:
     def skipped_paths(self) -> list[str]:
         """Paths of the corrupt samples met so far."""
         return list(self._skipped)
+
+    @property
+    def remarked(self) -> int:
+        """Number of samples met so far that were taken although something about them is odd; the log says what."""
+        return len(self._remarked)
 
     def iterate(self, start: int = 0) -> Iterator[Sample]:
         """Yield batches ``start``, ``start + 1``, ... without end.
@@ -98,6 +105,10 @@ class SeededLoader:
                 raise CorruptSample(
                     last.path, f"{last.reason}; so are all of {self._batches.patience} samples in a row"
                 )
+            for key, remarks in zip(batch.get("keys", ()), batch.get("remarks", ())):
+                if remarks and key not in self._remarked:
+                    self._remarked[key] = remarks
+                    log_remarks(key, remarks)
             yield batch
 
     def _results(self, start: int) -> Iterator[Result]:
@@ -134,12 +145,16 @@ class _Batches(torch.utils.data.Dataset[Result]):
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def __getitem__(self, number: int) -> Result:
-        first = (number * self.world_size + self.rank) * self.batch_size
+        whole = self.batch_size * self.world_size
+        epoch, within = divmod(number, max(1, len(self.dataset) // whole))
+        order = self._permutation(epoch)
+        planned = order[within * whole : (within + 1) * whole]
+        mine = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        taken = {int(index) for index in planned}
         corrupt: list[CorruptSample] = []
         samples = []
-        for position in range(first, first + self.batch_size):
-            epoch, place = divmod(position, len(self.dataset))
-            sample = self._load(int(self._permutation(epoch)[place]), epoch, corrupt)
+        for place in mine:
+            sample = self._load(int(planned[place % len(planned)]), epoch, taken, corrupt)
             if sample is None:
                 # Returned, not raised: what a worker raises reaches the main process as another type.
                 return None, corrupt
@@ -152,13 +167,17 @@ class _Batches(torch.utils.data.Dataset[Result]):
             self._order = (epoch, rng.permutation(len(self.dataset)))
         return self._order[1]
 
-    def _load(self, index: int, epoch: int, corrupt: list[CorruptSample]) -> Sample | None:
-        for step in range(self.patience):
-            candidate = (index + step) % len(self.dataset)
+    def _load(self, index: int, epoch: int, taken: set[int], corrupt: list[CorruptSample]) -> Sample | None:
+        """Load a sample, or the next sound one that is not ``taken`` yet; where all others are, one that is."""
+        others = [(index + step) % len(self.dataset) for step in range(1, self.patience)]
+        for candidate in (index, *sorted(others, key=lambda other: other in taken)):
             try:
-                return self.dataset.load(candidate, np.random.default_rng((self.seed, epoch, candidate)))
+                sample = self.dataset.load(candidate, np.random.default_rng((self.seed, epoch, candidate)))
             except CorruptSample as error:
                 corrupt.append(error)
+                continue
+            taken.add(candidate)
+            return sample
         return None
 
 

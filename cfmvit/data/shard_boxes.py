@@ -9,16 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cfmvit.data.boxes import log_dropped
-from cfmvit.data.categories import Category, shard_categories
-from cfmvit.data.entries import DetectionEntry
+from cfmvit.data.boxes import Usable, log_dropped
+from cfmvit.data.categories import Category, CategorySplit, shard_categories
+from cfmvit.data.entries import DetectionEntry, Found
 from cfmvit.data.images import CorruptSample, decode_rgb, log_corrupt, log_corrupt_count
 from cfmvit.data.shards import ShardSample, index_shards
 
 
-def shard_entries(
-    shards: tuple[Path, ...], categories_path: Path
-) -> tuple[list[DetectionEntry], list[Category]]:
+def shard_entries(shards: tuple[Path, ...], categories_path: Path) -> Found:
     """Return the samples with their one annotation, and the categories. Samples without a usable box are dropped.
 
     Raises:
@@ -48,8 +46,9 @@ def shard_entries(
         annotation = {"id": number, "image_id": number, "category_id": label["category_id"], "bbox": box}
         entries.append(DetectionEntry(number, sample, [annotation]))
     log_corrupt_count(corrupt, len(samples))
-    log_dropped(dropped, shards[0].parent)
-    return entries, categories
+    log_dropped(dropped, shards[0].parent, "their box is not finite or has no area")
+    split = CategorySplit(categories, (), "as categories.json says")
+    return Found(entries, split, Usable(dropped=len(dropped) + corrupt))
 
 
 def xywh(box: Any) -> list[float] | None:

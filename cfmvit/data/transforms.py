@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,33 @@ Window = tuple[float, float, float, float]
 
 @dataclass
 class Objects:
-    """What moves with an image: ``boxes`` float32 (n, 4) xyxy, ``labels`` int64 (n,), ``masks`` uint8 (n, H, W)."""
+    """What moves with an image.
+
+    Attributes:
+        boxes: float32 (n, 4) xyxy.
+        labels: int64 (n,).
+        masks: uint8 (n, H, W).
+        has_mask: bool (n,): whose mask is known.
+    """
 
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     masks: NDArray[np.uint8]
+    has_mask: NDArray[np.bool_]
+
+    @classmethod
+    def none(cls, height: int, width: int) -> Objects:
+        """Return no objects in an image of that size."""
+        return cls(
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.int64),
+            np.zeros((0, height, width), np.uint8),
+            np.zeros(0, bool),
+        )
+
+    def select(self, kept: NDArray[np.bool_]) -> Objects:
+        """Return those of a boolean index."""
+        return Objects(self.boxes[kept], self.labels[kept], self.masks[kept], self.has_mask[kept])
 
 
 def resize(pixels: Pixels, height: int, width: int, box: Window | None = None) -> Pixels:
@@ -98,7 +120,7 @@ def jitter(
     sides = moved.boxes[:, 2:] - moved.boxes[:, :2]
     share = _area(moved.boxes) / (_area(objects.boxes) * np.float32(scale * scale))
     kept = (sides >= 2).all(axis=1) & (share >= 0.1)
-    return image, Objects(moved.boxes[kept], moved.labels[kept], moved.masks[kept]), valid
+    return image, moved.select(kept), valid
 
 
 def mirror(pixels: Pixels, objects: Objects) -> tuple[Pixels, Objects]:
@@ -106,7 +128,7 @@ def mirror(pixels: Pixels, objects: Objects) -> tuple[Pixels, Objects]:
     width = np.float32(pixels.shape[1])
     left, top, right, bottom = objects.boxes.T
     boxes = np.stack([width - right, top, width - left, bottom], axis=1)
-    return pixels[:, ::-1], Objects(boxes, objects.labels, objects.masks[:, :, ::-1])
+    return pixels[:, ::-1], replace(objects, boxes=boxes, masks=objects.masks[:, :, ::-1])
 
 
 def _move(
@@ -124,7 +146,7 @@ def _move(
     masks = np.zeros((len(boxes), size, size), np.uint8)
     for number, mask in enumerate(objects.masks):
         _move_mask(mask, window, valid, boxes[number], masks[number])
-    return image, Objects(boxes, objects.labels, masks), valid
+    return image, replace(objects, boxes=boxes, masks=masks), valid
 
 
 def _move_mask(

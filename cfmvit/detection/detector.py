@@ -78,7 +78,8 @@ class Detector(nn.Module):
 
         Args:
             batch: ``images`` uint8 (B, 3, H, W); lists with one entry an image: ``boxes`` (n, 4) xyxy, ``labels`` (n,)
-                rows of ``text`` less one, ``masks`` (n, H, W) when masks are trained, ``valid_size`` (h, w).
+                rows of ``text`` less one, ``masks`` (n, H, W) when masks are trained, ``has_mask`` (n,) bool where some are not
+                known, ``valid_size`` (h, w).
             text: (1 + base categories, C) text matrix; row 0 is background.
             generator: all random draws come from it.
         """
@@ -96,7 +97,8 @@ class Detector(nn.Module):
         losses["class"] = self._class_loss(embeds, regions.labels, text.to(device))
         losses["box"] = box_loss(deltas, regions)
         if self.mask_head is not None:
-            chosen = regions.foreground(heads.mask_samples)
+            known = batch.get("has_mask") or [torch.ones(len(box), dtype=torch.bool) for box in boxes]
+            chosen = regions.foreground(heads.mask_samples, [value.to(device) for value in known])
             logits = self.mask_head(self._align(features, chosen.boxes, heads.mask_size))
             masks = [value.to(device, non_blocking=True) for value in batch["masks"]]
             losses["mask"] = mask_loss(logits, chosen.boxes, chosen.index, masks)

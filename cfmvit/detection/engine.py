@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from cfmvit.data import SeededLoader, collate_detection, open_detection
+from cfmvit.data.categories import VocabularyRule
+from cfmvit.data.detection import SizeMismatch
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.vocabulary import clean_labels
@@ -55,6 +57,7 @@ class FinetuneConfig:
         model: folder of a pretrained CFM-ViT.
         data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``annotations.json@image_folder``.
         augment: large-scale jitter by ``jitter_scale``, and mirroring where ``flip``.
+        vocabulary, negatives, size_mismatch: as ``cfmvit.data.open_detection`` takes them.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -65,6 +68,9 @@ class FinetuneConfig:
     augment: bool = True
     jitter_scale: tuple[float, float] = (0.1, 2.0)
     flip: bool = True
+    vocabulary: VocabularyRule = "auto"
+    negatives: bool = False
+    size_mismatch: SizeMismatch = "scale"
     device: str = "auto"
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
@@ -96,7 +102,6 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
             raise ValueError(f"finetune: {name} must be given; see cfmvit finetune --help")
     device = choose_device(config.device)
     config = replace(config, loop=with_precision(config.loop, device))
-    print(format_config(config))
     torch.manual_seed(config.loop.seed)
     dataset = open_detection(
         config.data,
@@ -106,7 +111,18 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
         augment=config.augment,
         jitter_scale=config.jitter_scale,
         flip=config.flip,
+        vocabulary=config.vocabulary,
+        negatives=config.negatives,
+        size_mismatch=config.size_mismatch,
     )
+    without_masks = config.detector.heads.mask and not dataset.masks
+    if without_masks:
+        heads = replace(config.detector.heads, mask=False)
+        config = replace(config, detector=replace(config.detector, heads=heads))
+    print(format_config(config))
+    print(f"data: {dataset.summary}")
+    if without_masks:
+        print("data: no object has a segmentation, so the detector has no mask head")
     base = [number for number, category in enumerate(dataset.categories) if not category.novel]
     labels = clean_labels([dataset.categories[number].name for number in base])
     detector = Detector(
@@ -142,6 +158,10 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
     )
     if loader.skipped:
         print(f"finetune: {loader.skipped} corrupt images were skipped; their paths are in the log")
+    if loader.remarked:
+        print(
+            f"finetune: {loader.remarked} images were odd in size or annotations; the log says which and how"
+        )
     detector.eval().save_pretrained(output / "detector")
     return detector
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cfmvit._require import require
+from cfmvit.data.images import rgb, upright
 from cfmvit.data.transforms import resize
 
 
@@ -31,7 +32,7 @@ class Prepared:
 
 
 def read_image(image: Any) -> Tensor:
-    """Return any image as uint8 RGB (3, H, W).
+    """Return any image as uint8 RGB (3, H, W), turned as a viewer shows it where it has an EXIF orientation.
 
     Args:
         image: a PIL image, a path, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8.
@@ -54,8 +55,8 @@ def read_image(image: Any) -> Tensor:
         return _nonempty(torch.from_numpy(np.array(image)).permute(2, 0, 1))
     if isinstance(image, (str, os.PathLike)):
         return _read_file(Path(image))
-    if hasattr(image, "convert"):
-        return _nonempty(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+    if isinstance(image, require("PIL.Image", extra="models").Image):
+        return _nonempty(torch.from_numpy(rgb(upright(image), "predict: image")).permute(2, 0, 1))
     raise TypeError(
         f"predict: image must be a PIL image, a path, an array (H, W, 3) or a tensor (3, H, W), "
         f"got {type(image).__name__}"
@@ -76,11 +77,10 @@ def prepare(image: Tensor, size: int) -> Prepared:
 def _read_file(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"predict: no image at {path}")
-    pil, operations = require("PIL.Image", extra="models"), require("PIL.ImageOps", extra="models")
+    pil = require("PIL.Image", extra="models")
     try:
         with pil.open(path) as file:
-            upright = operations.exif_transpose(file).convert("RGB")
-            return _nonempty(torch.from_numpy(np.array(upright)).permute(2, 0, 1))
+            return _nonempty(torch.from_numpy(rgb(upright(file), str(path))).permute(2, 0, 1))
     # Broken files make Pillow's decoders raise all of these.
     except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
         raise ValueError(f"predict: {path} is corrupt or not an image: {error}") from error

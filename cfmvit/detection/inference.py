@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cfmvit._io import atomic_write
 from cfmvit.data import CorruptSample
-from cfmvit.data.images import log_corrupt
+from cfmvit.data.images import log_corrupt, log_remarks
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.image_input import Prepared
 from cfmvit.progress import progress
@@ -42,6 +40,8 @@ def predict_dataset(
             samples = [
                 sample for sample in (_load(dataset, index) for index in indices) if sample is not None
             ]
+            for sample in samples:
+                log_remarks(sample["key"], sample["remarks"])
             images = [
                 Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in samples
             ]
@@ -59,7 +59,7 @@ def predict_dataset(
 
 def _load(dataset: Any, index: int) -> dict[str, Any] | None:
     try:
-        return dataset.load(index, np.random.default_rng(0))
+        return dataset.load_image(index)
     except CorruptSample as error:
         log_corrupt(error)
         return None

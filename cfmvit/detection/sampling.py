@@ -74,12 +74,19 @@ class Regions:
     targets: Tensor
     index: list[Tensor]
 
-    def foreground(self, limit: int) -> Foreground:
-        """Return the regions with an object, at most ``limit`` an image."""
-        counts = [min(limit, int((index >= 0).sum())) for index in self.index]
+    def foreground(self, limit: int, wanted: list[Tensor]) -> Foreground:
+        """Return the regions with a wanted object, at most ``limit`` an image.
+
+        Args:
+            wanted: one bool (M_i,) tensor an image, for each of its objects.
+        """
+        rows = []
+        for index, objects in zip(self.index, wanted):
+            positive = (index >= 0).nonzero()[:, 0]
+            rows.append(positive[objects[index[positive]]][:limit])
         return Foreground(
-            [boxes[:count] for boxes, count in zip(self.boxes, counts)],
-            [index[:count] for index, count in zip(self.index, counts)],
+            [boxes[row] for boxes, row in zip(self.boxes, rows)],
+            [index[row] for index, row in zip(self.index, rows)],
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cfmvit.data.masks import within_reach
-from cfmvit.evaluation.rle import check_rle
+from cfmvit.data.rle import check_rle
 
 Style = Literal["coco", "lvis"]
 IouType = Literal["bbox", "segm"]
@@ -35,7 +35,7 @@ def read_json(path: Path, caller: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{caller}: {path} does not exist")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{caller}: {path} is not valid json: {error}") from error
 
@@ -172,7 +172,7 @@ def _check_annotation(annotation: Any, where: str, truth: GroundTruth, iou_types
 
 def _check_segmentation(segmentation: Any, where: str, image: dict[str, Any]) -> None:
     if isinstance(segmentation, dict):
-        check_rle(segmentation, where, image["height"], image["width"])
+        check_rle(segmentation, f"evaluate_results: {where}", image["height"], image["width"])
     elif not (isinstance(segmentation, list) and segmentation and all(map(_is_polygon, segmentation))):
         raise ValueError(
             f"evaluate_results: {where}: segmentation must be an RLE or a list of polygons, each [x1, y1, x2, y2, ...] "

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cfmvit.data.rle import check_rle, is_size
 from cfmvit.evaluation.ground_truth import GroundTruth, check_box, check_score, is_known, read_json
-from cfmvit.evaluation.rle import check_rle, is_size
 
 
 def load_results(
@@ -69,4 +69,4 @@ def _check_rle(rle: Any, where: str, image: dict[str, Any]) -> None:
         raise ValueError(
             f"evaluate_results: {where}: the RLE's size must be [height, width], two positive integers, got {size!r}"
         )
-    check_rle(rle, where, *size)
+    check_rle(rle, f"evaluate_results: {where}", *size)

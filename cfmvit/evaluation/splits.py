@@ -1,29 +1,34 @@
-"""The open-vocabulary split of an annotation file's categories: their own, or that of COCO."""
+"""The open-vocabulary split of an annotation file's categories, by the rule that training goes by."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from cfmvit.data.splits import COCO_BASE, COCO_NOVEL
+from cfmvit.data.categories import CategorySplit, VocabularyRule, split_categories
 
 
-def open_vocabulary_split(categories: Any) -> tuple[list[int], list[int]] | None:
-    """Return base and novel ids of an annotation file's categories: by their ``novel``, or as COCO's; else None.
+def open_vocabulary_split(
+    content: Any, source: Path, vocabulary: VocabularyRule = "auto"
+) -> CategorySplit | None:
+    """Return the split of an annotation file's categories, or None where all are base.
+
+    LVIS's, which have a frequency, have groups of their own in its evaluation, so that ``"auto"`` leaves them to it.
 
     Args:
-        categories: the file's list of ``{"id", "name"}``; LVIS's, which have a frequency, carry their own split.
+        content: the parsed file. One without a list of categories is left to where the file is loaded, which says what is
+            wrong.
+
+    Raises:
+        ValueError: all that ``split_categories`` raises.
     """
-    if not isinstance(categories, list) or not all(_has_id(entry) for entry in categories):
-        return None  # what is wrong is said where the file is loaded
-    if all(isinstance(entry.get("novel"), bool) for entry in categories):
-        base, novel = (
-            [entry["id"] for entry in categories if entry["novel"] == kind] for kind in (False, True)
-        )
-        return (base, novel) if base and novel else None
-    names = {entry["id"]: entry.get("name") for entry in categories if "frequency" not in entry}
-    if any(names.get(key) != name for key, name in {**COCO_BASE, **COCO_NOVEL}.items()):
+    entries = content.get("categories") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(_has_id(entry) for entry in entries):
         return None
-    return list(COCO_BASE), list(COCO_NOVEL)
+    if vocabulary == "auto" and any("frequency" in entry for entry in entries):
+        return None
+    split = split_categories(entries, source, vocabulary)
+    return split if any(category.novel for category in split.categories) else None
 
 
 def _has_id(entry: Any) -> bool:

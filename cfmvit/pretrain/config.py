@@ -35,6 +35,7 @@ class PretrainConfig:
         model: name for ``create_model``; ``model_options`` are its overrides.
         tokenizer: path of a ``tokenizer.json``; by default one is learnt from the captions.
         crop_scale: range of the area kept by the random resized crop.
+        flip: mirror half of the images, where ``augment``. Captions that tell left from right want it off.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -47,6 +48,7 @@ class PretrainConfig:
     workers: int = 0
     augment: bool = True
     crop_scale: tuple[float, float] = (0.5, 1.0)
+    flip: bool = True
     reconstruction_weight: float = 2.0
     device: str = "auto"
     optim: OptimConfig = field(default_factory=OptimConfig)

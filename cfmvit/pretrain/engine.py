@@ -50,7 +50,13 @@ def pretrain(config: PretrainConfig, output: Path, *, resume: bool = False) -> C
         image_size=model_config(config.model, **options).image_size,
         augment=config.augment,
         crop_scale=config.crop_scale,
+        flip=config.flip,
     )
+    if not 2 <= config.batch_size <= len(dataset):
+        raise ValueError(
+            f"pretrain: batch_size must lie between 2 and the {len(dataset)} images of {config.data}, since a pair learns from "
+            f"the others of its batch, got {config.batch_size}"
+        )
     tokenizer = _tokenizer(config, output, dataset, resume)
     model = create_model(config.model, tokenizer=tokenizer, **options).to(device)
     optim = config.optim

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cfmvit._require import require
+from cfmvit.data.images import rgb, upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def to_picture(image: Any, caller: str) -> Picture:
-    """Return an RGB PIL image.
+    """Return an RGB PIL image, turned as a viewer shows it where it has an EXIF orientation.
 
     Args:
         image: a PIL image, a path, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W).
@@ -24,11 +25,11 @@ def to_picture(image: Any, caller: str) -> Picture:
         TypeError, ValueError: anything else.
     """
     pillow = require("PIL.Image", extra="models")
-    if isinstance(image, pillow.Image):
-        return image.convert("RGB")
     if isinstance(image, (str, Path)):
         with pillow.open(image) as file:
-            return file.convert("RGB")
+            return to_picture(file, f"{caller}: {image}")
+    if isinstance(image, pillow.Image):
+        return pillow.fromarray(rgb(upright(image), caller))
     if hasattr(image, "detach"):
         array = image.detach().cpu().numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 else array

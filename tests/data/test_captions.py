@@ -161,7 +161,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     value = 255 if mode == "1" else 200  # in between, a bitmap would be dithered
     image = Image.new("L", (9, 7), value).convert("RGB" if mode == "I;16" else mode)
     if mode == "I;16":
-        image = Image.fromarray(np.full((7, 9), 200, np.uint16))
+        image = Image.fromarray(np.full((7, 9), 200 * 257, np.uint16))
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(path)
     pixels = read_rgb(path)

@@ -41,10 +41,20 @@ def make(dataset: Numbers, batch_size: int = 4, **options: Any) -> SeededLoader:
 
 
 def test_every_sample_comes_once_an_epoch_in_another_order() -> None:
-    stream = [i for batch in take(make(Numbers(10)), 5) for i in batch["index"]]
-    assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
-    assert stream[:10] != stream[10:]
-    assert stream[:10] != list(range(10))
+    stream = [i for batch in take(make(Numbers(12)), 6) for i in batch["index"]]
+    assert sorted(stream[:12]) == sorted(stream[12:]) == list(range(12))
+    assert stream[:12] != stream[12:]
+    assert stream[:12] != list(range(12))
+
+
+@pytest.mark.parametrize("count", [4, 5, 7, 10, 48])
+def test_no_sample_comes_twice_in_a_batch(count: int) -> None:
+    loader = make(Numbers(count, corrupt=(1,) if count > 5 else ()))
+    batches = take(loader, 40)
+    assert all(len(set(batch["index"])) == 4 for batch in batches)
+    assert loader.batches_per_epoch == count // 4
+    seen = [i for batch in batches for i in batch["index"]]
+    assert len(set(seen)) == count - (count > 5), "what an epoch leaves over comes in another"
 
 
 def test_samples_draw_anew_every_epoch() -> None:
@@ -82,7 +92,7 @@ def test_ranks_share_each_epoch() -> None:
     for step in range(2):
         assert ranks[0][step]["index"] + ranks[1][step]["index"] == whole[step]["index"]
     assert make(Numbers(12), 3, rank=0, world_size=2).batches_per_epoch == 2
-    assert make(Numbers(13), 3).batches_per_epoch == 5
+    assert make(Numbers(13), 3).batches_per_epoch == 4
 
 
 def test_a_batch_may_be_larger_than_the_data() -> None:

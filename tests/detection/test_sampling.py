@@ -67,9 +67,12 @@ def test_sampled_regions_hold_the_ground_truth_and_its_rows():
     # Foreground first: the two objects themselves and the proposal of IoU 0.6; then the far one.
     assert regions.labels.tolist() == [5, 8, 5, 0, 0]
     assert regions.targets[:3].tolist() == [TRUTH[0].tolist(), TRUTH[1].tolist(), TRUTH[0].tolist()]
-    chosen = regions.foreground(2)
+    every, none = torch.ones(2, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
+    chosen = regions.foreground(2, [every, none])
     assert [len(boxes) for boxes in chosen.boxes] == [2, 0]
     assert chosen.index[0].tolist() == [0, 1]
+    masked = regions.foreground(9, [torch.tensor([True, False]), none])
+    assert masked.index[0].tolist() == [0, 0], "an object without a mask teaches the mask head nothing"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from pycocotools import mask as coder
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from cfmvit.data.rle import check_rle
 from cfmvit.evaluation import evaluate_results
-from cfmvit.evaluation.rle import check_rle
 
 from .synthetic import box_rle, detections_from, read, write
 

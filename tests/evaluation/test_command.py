@@ -10,20 +10,8 @@ import pytest
 from cfmvit.data import open_detection
 from cfmvit.data.splits import COCO_BASE, COCO_NOVEL
 from cfmvit.evaluation import evaluate, evaluate_results
-from cfmvit.evaluation.splits import open_vocabulary_split
 
 from .synthetic import detections_from, read, write
-
-
-def test_only_cocos_categories_are_split() -> None:
-    entries = [{"id": key, "name": name} for key, name in {**COCO_BASE, **COCO_NOVEL}.items()]
-    split = open_vocabulary_split(entries)
-    assert split is not None
-    assert [len(ids) for ids in split] == [48, 17]
-    assert not set(split[0]) & set(split[1])
-    assert open_vocabulary_split(entries[1:]) is None
-    assert open_vocabulary_split([{**entry, "id": entry["id"] + 1} for entry in entries]) is None
-    assert open_vocabulary_split([{**entry, "frequency": "f"} for entry in entries]) is None
 
 
 @pytest.mark.parametrize("entry", [5, None, {"name": "x"}, {"id": [1]}, {"id": [1], "novel": True}])
@@ -40,28 +28,19 @@ def test_photographs(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     results = write(tmp_path / "results.json", detections_from(read(truth), seed=4))
     metrics = evaluate(results=results, annotations=truth)["bbox"]
     out = capsys.readouterr().out
-    assert "150 base and 50 novel" in out
+    assert "150 base, 50 novel" in out
     assert f"| AP50_novel | {100 * metrics['AP50_novel']:.1f} |" in out
     assert 0 < metrics["AP_novel"] != metrics["AP_base"] > 0
-
-
-def test_a_split_has_both_kinds() -> None:
-    entries = [{"id": 1, "name": "a", "novel": False}, {"id": 2, "name": "b", "novel": True}]
-    assert open_vocabulary_split(entries) == ([1], [2])
-    assert open_vocabulary_split(entries[:1]) is open_vocabulary_split(entries[1:]) is None
-    assert open_vocabulary_split([]) is None
 
 
 def test_coco(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
     results = write(tmp_path / "results.json", detections_from(read(annotations), seed=4))
     metrics = evaluate(results=results, annotations=annotations)["bbox"]
-    split = open_vocabulary_split(read(annotations)["categories"])
-    assert split is not None
-    assert metrics == evaluate_results(results, annotations, base_ids=split[0], novel_ids=split[1])["bbox"]
+    assert metrics == evaluate_results(results, annotations, base_ids=COCO_BASE, novel_ids=COCO_NOVEL)["bbox"]
     assert 0 < metrics["AP50_novel"] != metrics["AP50_base"]
     out = capsys.readouterr().out
-    assert "48 base and 17 novel" in out
+    assert "48 base, 17 novel, 15 left out" in out
     assert f"| AP50_novel | {100 * metrics['AP50_novel']:.1f} |" in out
 
 
@@ -82,3 +61,11 @@ def test_another_data_set_has_no_split(tmp_path: Path, capsys: pytest.CaptureFix
     assert "base and" not in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"results.json\[0\]: segmentation must be a compressed RLE"):
         evaluate(results=tmp_path / "results.json", annotations=annotations, masks=True)
+
+
+def test_all_categories_alike(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
+    results = write(tmp_path / "results.json", detections_from(read(annotations), seed=4))
+    metrics = evaluate(results=results, annotations=annotations, vocabulary="all")
+    assert metrics == evaluate_results(results, annotations)
+    assert "open vocabulary" not in capsys.readouterr().out

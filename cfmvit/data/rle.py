@@ -17,7 +17,7 @@ def check_rle(rle: Any, where: str, height: int, width: int) -> None:
     """
 
     def wrong(rule: str) -> ValueError:
-        return ValueError(f"evaluate_results: {where}: {rule}")
+        return ValueError(f"{where}: {rule}")
 
     size = rle.get("size")
     # Equal is not enough: pycocotools takes 60 and not 60.0.
