@@ -65,10 +65,10 @@ class Patch:
         self.remove()
 
 
-def original(owner: Any, name: str) -> Any:
-    """Return an attribute as it is without patches."""
+def original(owner: Any, name: str, *default: Any) -> Any:
+    """Return an attribute as it is without patches; the default, if one is given, where there is none."""
     held = _held.get((id(owner), name))
-    return getattr(owner, name) if held is None or held[0] is _MISSING else held[0]
+    return getattr(owner, name, *default) if held is None or held[0] is _MISSING else held[0]
 
 
 def references(values: Iterable[Any], packages: Iterable[str]) -> list[tuple[Any, str]]:

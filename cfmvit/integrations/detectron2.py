@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from cfmvit.integrations import torchvision
 
 
-class ROIAlign(torchvision.RoIAlign):
-    """`detectron2.layers.ROIAlign`, on `cfmvit.ops.roi_align`. Boxes keep their dtype, so they lose no digits to half maps."""
+class ROIAlign(torchvision.PlainRoIAlign):
+    """`detectron2.layers.ROIAlign`, on `cfmvit.ops.roi_align`. Boxes keep a floating dtype, so they lose no digits to half maps."""
 
     def __init__(
         self,
@@ -31,4 +32,8 @@ class ROIAlign(torchvision.RoIAlign):
             AssertionError: rois don't have that shape.
         """
         torchvision.check_rois("ROIAlign", rois)
+        if input.is_quantized:
+            input = input.dequantize()
+        if not rois.is_floating_point():
+            rois = rois.to(torch.promote_types(input.dtype, torch.float32))
         return super().forward(input, rois)

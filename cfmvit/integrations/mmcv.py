@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -42,16 +45,39 @@ def roi_align(
     return torchvision.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
 
 
-class RoIAlign(torchvision.RoIAlign):
+def _renamed(**names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Take keyword arguments by older names, and say so."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> None:
+            for old in names.keys() & kwargs.keys():
+                if names[old] in kwargs:
+                    raise AssertionError(f"RoIAlign: {old} must not be given beside {names[old]}, got both")
+                warnings.warn(
+                    f"RoIAlign: {old} is an older name of {names[old]}", DeprecationWarning, stacklevel=2
+                )
+                kwargs[names[old]] = kwargs.pop(old)
+            function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+class RoIAlign(torchvision.PlainRoIAlign):
     """`mmcv.ops.RoIAlign`: see `roi_align`.
 
     Args:
         output_size, spatial_scale, sampling_ratio, pool_mode, aligned: as there.
         use_torchvision: ignores pool_mode, as torchvision knows the mean only.
+
+    `out_size` and `sample_num` are older names of output_size and sampling_ratio.
     """
 
-    shown = (*torchvision.RoIAlign.shown[:3], "pool_mode", "aligned", "use_torchvision")
+    shown = (*torchvision.PlainRoIAlign.shown[:3], "pool_mode", "aligned", "use_torchvision")
 
+    @_renamed(out_size="output_size", sample_num="sampling_ratio")
     def __init__(
         self,
         output_size: int | Sequence[int],

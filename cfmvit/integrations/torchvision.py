@@ -9,25 +9,50 @@ pass, boxes of any float dtype, one call for all levels of a pyramid, and an err
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cfmvit import ops
 from cfmvit._require import require
 from cfmvit.integrations import _fallback
-from cfmvit.integrations._patch import Patch, original, references
+from cfmvit.integrations._patch import Patch, Replacement, original, references
+from cfmvit.integrations._scripting import scripted_as
 from cfmvit.ops.regions import checks
 from cfmvit.ops.regions import functional as regions
 
+if TYPE_CHECKING:
+    from cfmvit.integrations._torchvision_layers import MultiScaleRoIAlign as MultiScaleRoIAlign
+    from cfmvit.integrations._torchvision_layers import RoIAlign as RoIAlign
 
+_ROI_ALIGN, _POOLERS = "torchvision.ops.roi_align", "torchvision.ops.poolers"
+_LAYERS = ("MultiScaleRoIAlign", "RoIAlign")
+
+
+def __getattr__(name: str) -> Any:
+    """Make the layers when they are first asked for: they are subclasses of torchvision's, whose import takes seconds."""
+    if name in _LAYERS:
+        return getattr(importlib.import_module("cfmvit.integrations._torchvision_layers"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAYERS})
+
+
+@torch.fx.wrap
+@scripted_as(_ROI_ALIGN)
 def roi_align(
     input: Tensor,
-    boxes: Tensor | Sequence[Tensor],
+    boxes: Tensor | list[Tensor],
     output_size: int | Sequence[int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
@@ -38,8 +63,9 @@ def roi_align(
     Args:
         input: (B, C, H, W)
             Feature maps.
-        boxes: (R, 5), or up to B tensors (R_i, 4)
-            Boxes (x1, y1, x2, y2) with the number of their image first, or a list with those of each image.
+        boxes: (R, 5), or a list of tensors (R_i, 4)
+            Boxes (x1, y1, x2, y2) with the number of their image first, or a list with those of each image; the last images
+            may be left out, and what follows them must be empty.
         output_size, spatial_scale, sampling_ratio, aligned
             As for `cfmvit.ops.roi_align`.
 
@@ -55,15 +81,14 @@ def roi_align(
     reason = _why_not("roi_align", input)
     if reason:
         _fallback.say("roi_align", reason)
-        theirs = _original("torchvision.ops.roi_align", "roi_align", input)
+        theirs = _original(_ROI_ALIGN, "roi_align", input)
         if theirs is not None:
             return theirs(input, boxes, size, spatial_scale, sampling_ratio, aligned)
-    boxes = _for_each_image(boxes, input)
-    return ops.roi_align(input, boxes, size, spatial_scale, sampling_ratio, aligned)
+    return ops.roi_align(input, _rois(boxes), size, spatial_scale, sampling_ratio, aligned)
 
 
-class RoIAlign(nn.Module):
-    """`torchvision.ops.RoIAlign`: see `roi_align`."""
+class PlainRoIAlign(nn.Module):
+    """`RoIAlign`, which is this and a subclass of torchvision's, without torchvision."""
 
     shown = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
 
@@ -74,13 +99,13 @@ class RoIAlign(nn.Module):
         sampling_ratio: int,
         aligned: bool = False,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
-    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Pool the rois of input (B, C, H, W): (R, C, P, Q)."""
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
@@ -117,15 +142,8 @@ class LevelMapper:
         return torch.where(level.isnan(), -1, level).long()
 
 
-class MultiScaleRoIAlign(nn.Module):
-    """`torchvision.ops.MultiScaleRoIAlign`: each box pooled from the level of a pyramid that fits its size, all in one call.
-
-    Args:
-        featmap_names: names of the maps that are used.
-        output_size: P or (P, Q).
-        sampling_ratio: as for `roi_align`.
-        canonical_scale, canonical_level: a square box with sides of canonical_scale pixels belongs to canonical_level.
-    """
+class PlainMultiScaleRoIAlign(nn.Module):
+    """`MultiScaleRoIAlign`, which is this and a subclass of torchvision's, without torchvision."""
 
     def __init__(
         self,
@@ -136,7 +154,7 @@ class MultiScaleRoIAlign(nn.Module):
         canonical_scale: int = 224,
         canonical_level: int = 4,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.featmap_names = featmap_names
         self.sampling_ratio = sampling_ratio
         self.output_size = pair(output_size)
@@ -147,9 +165,9 @@ class MultiScaleRoIAlign(nn.Module):
 
     def forward(
         self,
-        x: Mapping[str, Tensor],
-        boxes: Sequence[Tensor],
-        image_shapes: Sequence[tuple[int, int]],
+        x: dict[str, Tensor],
+        boxes: list[Tensor],
+        image_shapes: list[tuple[int, int]],
     ) -> Tensor:
         """Pool boxes, (R_i, 4) of each image in its pixels, from maps x of images of `image_shapes` (height, width).
 
@@ -161,13 +179,9 @@ class MultiScaleRoIAlign(nn.Module):
         Raises:
             ValueError: image_shapes is empty, or no map has a name of featmap_names.
         """
-        maps = [value for name, value in x.items() if name in self.featmap_names]
-        if not maps:
-            raise ValueError(
-                f"MultiScaleRoIAlign: x must have maps named as in {self.featmap_names}, got {list(x)}"
-            )
+        maps = _filter_input(x, self.featmap_names)
         if self.scales is None or self.map_levels is None:
-            self.scales, self.map_levels = _scales_and_levels(
+            self.scales, self.map_levels = _setup_scales(
                 maps, image_shapes, self.canonical_scale, self.canonical_level
             )
         return _multiscale_roi_align(
@@ -194,18 +208,39 @@ def install(*packages: str) -> Patch:
     Raises:
         ImportError: torchvision is not installed.
     """
-    replacements: list[tuple[Any, str, Any]] = []
-    for module, ours in (
-        ("torchvision.ops.roi_align", roi_align),
-        ("torchvision.ops.poolers", _multiscale_roi_align),
-    ):
-        require(module, extra="detection")
+    replacements: list[Replacement] = []
+    for module, ours in ((_ROI_ALIGN, roi_align), (_POOLERS, _multiscale_roi_align)):
         name = ours.__name__
-        values = (original(sys.modules[module], name), ours)  # ours: an earlier patch may hold it
+        theirs = original(require(module, extra="detection"), name, None)
+        if theirs is None:
+            version = sys.modules["torchvision"].__version__
+            warnings.warn(
+                f"install: torchvision {version} has no {module}.{name}: it is left out", stacklevel=2
+            )
+            continue
+        values = (theirs, ours)  # ours: an earlier patch may hold it
         replacements += [(*place, ours) for place in references(values, ("torchvision", *packages))]
+    served = {owner.__name__.partition(".")[0] for owner, *_ in replacements}
+    if absent := set(packages) - served:
+        names = ", ".join(sorted(absent))
+        warnings.warn(
+            f"install: no loaded module of {names} holds torchvision's roi_align: nothing of it is replaced",
+            stacklevel=2,
+        )
     return Patch(replacements)
 
 
+@torch.fx.wrap
+@scripted_as(_POOLERS)
+def _filter_input(x: dict[str, Tensor], featmap_names: Sequence[str]) -> list[Tensor]:
+    maps = [value for name, value in x.items() if name in featmap_names]
+    if not maps:
+        raise ValueError(f"MultiScaleRoIAlign: x must have maps named as in {featmap_names}, got {list(x)}")
+    return maps
+
+
+@torch.fx.wrap
+@scripted_as(_POOLERS)
 def _multiscale_roi_align(
     x_filtered: Sequence[Tensor],
     boxes: Sequence[Tensor],
@@ -224,7 +259,7 @@ def _multiscale_roi_align(
     reason = next(filter(None, (_why_not("multilevel_roi_align", some) for some in features)), "")
     if reason:
         _fallback.say(op, reason)
-        theirs = _original("torchvision.ops.poolers", "_multiscale_roi_align", features[0])
+        theirs = _original(_POOLERS, "_multiscale_roi_align", features[0])
         if theirs is not None:
             return theirs(features, boxes, output_size, sampling_ratio, scales, mapper)
     dtype = features[0].dtype
@@ -232,16 +267,19 @@ def _multiscale_roi_align(
         widest = max((some.dtype for some in features), key=lambda kind: torch.finfo(kind).bits)
         features = [some.to(widest) for some in features]
     checks.levels(op, features)
+    _check_boxes(boxes)
     levels = mapper(boxes)
-    rois = regions._rois(op, _for_each_image(boxes, features[0]), features[0], features[0].shape[0])
+    rois = regions._rois(op, _rois(boxes), features[0], features[0].shape[0])
     nowhere = (levels < 0) | (levels >= len(features))
-    rois[:, 1:].masked_fill_(nowhere[:, None], math.nan)
+    rois = torch.cat([rois[:, :1], rois[:, 1:].masked_fill(nowhere[:, None], math.nan)], 1)
     run = regions._choose("multilevel_roi_align", features[0], None)
     levels = levels.clamp(0, len(features) - 1)
     return run(features, rois, levels, list(scales), *output_size, int(sampling_ratio), False).to(dtype)
 
 
-def _scales_and_levels(
+@torch.fx.wrap
+@scripted_as(_POOLERS)
+def _setup_scales(
     maps: Sequence[Tensor],
     image_shapes: Sequence[tuple[int, int]],
     canonical_scale: int,
@@ -252,7 +290,9 @@ def _scales_and_levels(
         raise ValueError("MultiScaleRoIAlign: image_shapes must have one shape for each image, got none")
     height = max(shape[0] for shape in image_shapes)
     exponents = [round(math.log2(some.shape[-2] / height)) for some in maps]
-    mapper = LevelMapper(-exponents[0], -exponents[-1], canonical_scale, canonical_level)
+    poolers = sys.modules.get(_POOLERS)  # torchvision's own class is one that can be scripted
+    mapper = getattr(poolers, "LevelMapper", LevelMapper)
+    mapper = mapper(-exponents[0], -exponents[-1], canonical_scale, canonical_level)
     return [2.0**exponent for exponent in exponents], mapper
 
 
@@ -266,6 +306,8 @@ def _check_boxes(boxes: Tensor | Sequence[Tensor]) -> None:
         check_rois("roi_align", boxes, "boxes")
         return
     for some in boxes:
+        if not isinstance(some, Tensor):
+            raise TypeError(f"roi_align: boxes must be a list of tensors, got one of {type(some).__name__}")
         if some.dim() != 2 or some.shape[1] != 4:
             raise AssertionError(
                 f"roi_align: boxes must have shape (R_i, 4) for each image, got {tuple(some.shape)}"
@@ -278,11 +320,27 @@ def check_rois(op: str, rois: Tensor, name: str = "rois") -> None:
         raise AssertionError(f"{op}: {name} must have shape (R, 5), got {tuple(rois.shape)}")
 
 
-def _for_each_image(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor | Sequence[Tensor]:
-    """Boxes with an empty tensor for each image at the end that has none: torchvision takes shorter lists."""
-    if isinstance(boxes, Tensor) or not 0 < len(boxes) < input.shape[0]:
+def _rois(boxes: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return boxes as (R, 5), the number of their image first, in float32 at least: half has no room for that number.
+
+    As torchvision does, without a look at how many images there are, which may not be known while a program is exported.
+    """
+    if isinstance(boxes, Tensor):
         return boxes
-    return [*boxes, *[boxes[0][:0]] * (input.shape[0] - len(boxes))]
+    if not boxes:
+        raise ValueError("roi_align: boxes must have a tensor for each image, got an empty list")
+    return torch.cat(
+        [
+            F.pad(
+                some.detach().to(torch.promote_types(some.dtype, torch.float32))
+                if some.is_floating_point()
+                else some,
+                (1, 0),
+                value=image,
+            )
+            for image, some in enumerate(boxes)
+        ]
+    )
 
 
 def pair(output_size: int | Sequence[int]) -> tuple[int, ...]:
