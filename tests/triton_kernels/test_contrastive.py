@@ -1,11 +1,9 @@
-"""The Triton kernels without a GPU: under the interpreter, and compiled ahead of time for each supported architecture."""
+"""The Triton kernels without a GPU: compiled ahead of time for each supported architecture."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,23 +15,6 @@ triton = pytest.importorskip("triton")
 SHARED_BYTES = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
 SHARED_BYTES_OF_TWO = 233_472 // 2 - 1024  # on 9.0; a kilobyte of each is the system's
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
-
-
-def test_under_the_interpreter() -> None:
-    """Both ways to give matrices to kernels, side by side."""
-    file = Path(__file__).with_name("interpreted_contrastive.py")
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", str(file), "-k", way],
-            env=env, cwd=file.parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for way in ("pointers", "descriptors")
-    ]  # fmt: skip
-    outputs = [run.communicate()[0] for run in runs]
-    for run, output in zip(runs, outputs, strict=True):
-        assert run.returncode == 0, output
-        assert re.search(r"\d+ passed", output)
 
 
 @pytest.fixture
