@@ -69,6 +69,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return built
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("family", SUITES)
 def test_the_ops_own_tests_pass(library: Path, family: str) -> None:
     tests = [HERE.parent / "ops" / name for name in SUITES[family]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+EXAMPLES = int(os.environ.get("CFMVIT_FUZZ_EXAMPLES", 40))  # of each test
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 WRONG_DTYPES = (torch.int64, torch.bool, torch.complex64, torch.uint8, torch.float8_e4m3fn)
 SIZES = (0, 1, 2, 3, 5, 8, 17, 33)
@@ -55,7 +57,9 @@ def fuzz(test: Callable[[Choices], None]) -> Callable[[], None]:
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     # Shrinking a seed would make nothing simpler.
-    once = settings(max_examples=60, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+    once = settings(
+        max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, phases=[Phase.generate]
+    )
     return once(given(seed=st.integers(0, 2**31 - 1))(run))
 
 

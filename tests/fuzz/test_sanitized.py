@@ -15,6 +15,7 @@ import pytest
 from ..processes import ROOT, run
 
 HERE = Path(__file__).parent
+FUZZ = [str(HERE / f"test_{part}.py") for part in ("ops", "dropins")]
 
 
 def tool(name: str) -> str:
@@ -64,18 +65,23 @@ def core(runtimes: str, request: pytest.FixtureRequest) -> Path:
     return built
 
 
-def sanitized(core: Path, runtimes: str, *arguments: str) -> str:
+def sanitized(core: Path, runtimes: str, *arguments: str, examples: int = 20) -> str:
     # Python and torch keep some memory to the end: leaks are no finding here.
     return run(
         sys.executable, HERE / "with_core.py", core, "-n0", "--capture=no", "-q", "-p", "no:cacheprovider", *arguments,
         LD_PRELOAD=runtimes, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1", OMP_NUM_THREADS="2",
+        CFMVIT_FUZZ_EXAMPLES=str(examples),
     )  # fmt: skip
 
 
+@pytest.mark.first
 def test_no_finding(core: Path, runtimes: str) -> None:
-    assert "passed" in sanitized(
-        core, runtimes, *(str(HERE / f"test_{part}.py") for part in ("ops", "dropins"))
-    )
+    assert " passed" in sanitized(core, runtimes, *FUZZ)
+
+
+@pytest.mark.long
+def test_no_finding_in_more_examples(core: Path, runtimes: str) -> None:
+    assert " passed" in sanitized(core, runtimes, *FUZZ, examples=150)
 
 
 def test_a_planted_fault_is_found(core: Path, runtimes: str, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def test_equals_two_cross_entropies(rows: int, direction: str, impl: str) -> Non
         torch.tensor(9.0, dtype=torch.float64),
     )
     ids = torch.arange(rows) % 7
-    for group_ids, smoothing, reduction in product((None, ids), (0.0, 0.1), ("mean", "sum", "none")):
+    options_of_each = list(product((None, ids), (0.0, 0.1), ("mean", "sum", "none")))
+    for group_ids, smoothing, reduction in options_of_each[:: 5 if rows > 200 else 1]:
         options = dict(
             direction=direction, group_ids=group_ids, label_smoothing=smoothing, reduction=reduction
         )

@@ -68,10 +68,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Every capability for what training uses; the other forms where it matters most.
 FORMS = [(capability, "bf16", 768, "ieee") for capability in SHARED_BYTES]
 FORMS += [
-    (90, "fp16", 768, "ieee"),
-    (90, "fp32", 768, "tf32"),
-    (90, "fp32", 768, "ieee"),
-    (90, "bf16", 100, "ieee"),
+    pytest.param(*form, marks=pytest.mark.long)
+    for form in (
+        (90, "fp16", 768, "ieee"),
+        (90, "fp32", 768, "tf32"),
+        (90, "fp32", 768, "ieee"),
+        (90, "bf16", 100, "ieee"),
+    )
 ]
 
 
