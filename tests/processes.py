@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,3 +29,16 @@ def run(*command: str | Path, **environment: str) -> str:
     shown = done.stdout[report.start() :][:4000] if report else done.stdout[-8000:]
     assert done.returncode == 0, f"{command[0]} exits with {done.returncode}\n{shown}"
     return done.stdout
+
+
+def run_ranks(main: Callable[..., None], world: int, *arguments: Any, imports: Sequence[str]) -> None:
+    """Run `main(rank, world, *arguments)` in `world` processes, forked from one that has only imported what takes seconds."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["pytest", "cfmvit.ops", *imports])
+    multiprocessing.start_processes(
+        _one_thread, (main, world, *arguments), nprocs=world, start_method="forkserver"
+    )
+
+
+def _one_thread(rank: int, main: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    main(rank, *arguments)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
 from cfmvit.integrations import open_clip as ours
+
+from ..processes import run_ranks
 
 pytest.importorskip("open_clip")
 ROWS = 9
@@ -61,7 +63,6 @@ def uneven(rank: int, world: int) -> None:
 
 
 def _rank_main(rank: int, world: int, store: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     compare(rank, world)
     uneven(rank, world)
@@ -70,4 +71,4 @@ def _rank_main(rank: int, world: int, store: str) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks(world: int, tmp_path: Path) -> None:
-    multiprocessing.spawn(_rank_main, (world, str(tmp_path / "store")), nprocs=world)
+    run_ranks(_rank_main, world, str(tmp_path / "store"), imports=["open_clip"])

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
 from cfmvit.ops import info_nce, siglip_loss
 from cfmvit.ops.contrastive import reference
+
+from ..processes import run_ranks
 
 EXCHANGES = ("gather", "ring")
 
@@ -218,7 +220,6 @@ CHECKS: list[Callable[[int, int], None]] = [
 
 
 def _rank_main(rank: int, world: int, store: str, results: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
@@ -233,6 +234,4 @@ def _rank_main(rank: int, world: int, store: str, results: str) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks(world: int, tmp_path: Path) -> None:
-    multiprocessing.spawn(
-        _rank_main, (world, str(tmp_path / "store"), str(tmp_path / "result")), nprocs=world
-    )
+    run_ranks(_rank_main, world, str(tmp_path / "store"), str(tmp_path / "result"), imports=[])
