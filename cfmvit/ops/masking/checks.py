@@ -64,7 +64,7 @@ def split(
     check.index(op, "masking.keep", keep, batch, count, values=values)
     check.index(op, "masking.masked", masked, batch, count, "(B, M)", values=values)
     check.same_device(op, tokens=value, keep=keep, masked=masked, pos_embed=pos_embed, keep_pos=keep_pos)
-    if keep.shape[1] + masked.shape[1] != count:
+    if check.certain(keep.shape[1] + masked.shape[1] != count):
         raise ValueError(
             f"{op}: masking must hold each of {count} tokens once, got {keep.shape[1]} visible and {masked.shape[1]} masked"
         )
@@ -87,7 +87,7 @@ def restore(
     check.tensor(op, "restore", order, 2, "(B, N)")
     count = order.shape[1]
     check.index(op, "restore", order, batch, count, "(B, N)", distinct=True, values=values)
-    if kept > count:
+    if check.certain(kept > count):
         raise ValueError(f"{op}: visible must have at most {count} tokens, as restore has, got {kept}")
     positions(op, pos_embed, count, width)
     check.same_device(op, visible=visible, mask_token=mask_token, restore=order, pos_embed=pos_embed)
@@ -96,7 +96,7 @@ def restore(
 def patches(op: str, images: Tensor, patch_size: int) -> int:
     """Return the number of patches of an image, or raise unless patch_size divides its sides."""
     height, width = images.shape[-2:]
-    if patch_size < 1 or height % patch_size or width % patch_size:
+    if patch_size < 1 or check.certain(height % patch_size != 0) or check.certain(width % patch_size != 0):
         raise ValueError(
             f"{op}: patch_size must divide the images' sides {height} x {width}, got {patch_size}"
         )

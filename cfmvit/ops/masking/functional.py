@@ -57,7 +57,7 @@ def random_masking(
     """
     op = "random_masking"
     for name, value in (("batch_size", batch_size), ("num_tokens", num_tokens)):
-        if value < 0:
+        if check.certain(value < 0):
             raise ValueError(f"{op}: {name} must be at least 0, got {value}")
     if not 0 <= mask_ratio <= 1:
         raise ValueError(f"{op}: mask_ratio must lie in 0..1, got {mask_ratio}")
@@ -215,7 +215,7 @@ def _statistics(op: str, name: str, value: Sequence[float] | Tensor | None, imag
         values = _constant(tuple(value), images.device)
     else:
         values = torch.as_tensor(value, dtype=torch.float64, device=images.device)
-    if values.shape != (images.shape[1],):
+    if values.ndim != 1 or check.certain(values.shape[0] != images.shape[1]):
         raise ValueError(
             f"{op}: {name} must have {images.shape[1]} entries, one a channel, got {tuple(values.shape)}"
         )

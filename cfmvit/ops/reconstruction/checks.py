@@ -24,7 +24,7 @@ def cosine(op: str, pred: Tensor, target: Tensor, index: Tensor | None, *, value
 def linear(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
     """Raise unless hidden is (..., H), weight (D, H), bias (D,) and target (..., D)."""
     check.floating(op, "weight", weight, 2, "(D, H)")
-    if weight.shape[1] != hidden.shape[-1]:
+    if check.certain(weight.shape[1] != hidden.shape[-1]):
         raise ValueError(f"{op}: weight must have shape (D, {hidden.shape[-1]}), got {tuple(weight.shape)}")
     if bias is not None:
         check.floating(op, "bias", bias, 1, "(D,)")
@@ -44,7 +44,8 @@ def pixels(
     check.index(op, "index", index, images.shape[0], count, "(B, M)", distinct=True, values=values)
     batch, channels = images.shape[:2]
     width, masked = channels * patch_size**2, index.shape[1]
-    if pred.shape[0] != batch or pred.shape[2] != width or pred.shape[1] not in (count, masked):
+    wrong = (pred.shape[0] != batch, pred.shape[2] != width)
+    if any(map(check.certain, wrong)) or all(check.certain(pred.shape[1] != n) for n in (count, masked)):
         raise ValueError(
             f"{op}: pred must have shape {(batch, count, width)} or {(batch, masked, width)}, got {tuple(pred.shape)}"
         )

@@ -158,8 +158,7 @@ def _linear_sum(
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     needs = wanted[0], wanted[1] or wanted[2]
     total, *_ = _NATIVE["linear_masked_cosine_sum"](hidden, weight, bias, target, eps, *needs)
-    rows = hidden.shape[0]
-    return total if reduction == "sum" or not rows else total / rows
+    return total if reduction == "sum" else total / torch.sym_max(hidden.shape[0], 1)
 
 
 def _rows(tokens: Tensor, index: Tensor | None) -> Tensor:
@@ -192,10 +191,10 @@ def _reduce(losses: Tensor, weight: Tensor | None, reduction: Reduction) -> Tens
     if weight is None and reduction == "mean" and _is_short(losses):
         return losses.mean()
     total = _sum(losses)
-    if reduction == "sum" or not losses.numel():
+    if reduction == "sum":
         return total
     if weight is None:
-        return total / losses.numel()
+        return total / torch.sym_max(losses.numel(), 1)
     weights = _sum(weight)
     return total / torch.where(weights == 0, 1, weights)
 

@@ -35,9 +35,18 @@ def floating(op: str, name: str, value: Any, ndim: int, shape: str) -> None:
     float_dtype(op, name, value)
 
 
+def certain(condition: bool | torch.SymBool) -> bool:
+    """Whether a condition on sizes holds; False where only a run will tell, and the op itself looks again then."""
+    if torch.compiler.is_compiling() or isinstance(condition, torch.SymBool):
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+        return guard_or_false(condition)
+    return condition
+
+
 def shape(op: str, name: str, value: Tensor, wanted: tuple[int, ...]) -> None:
     """Raise unless ``value`` has exactly the shape ``wanted``."""
-    if tuple(value.shape) != wanted:
+    if value.ndim != len(wanted) or any(certain(a != b) for a, b in zip(value.shape, wanted, strict=True)):
         raise ValueError(f"{op}: {name} must have shape {wanted}, got {tuple(value.shape)}")
 
 
@@ -59,7 +68,7 @@ def index(
     tensor(op, name, value, 2, shape)
     if value.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: {name} must be int32 or int64, got {value.dtype}")
-    if value.shape[0] != batch:
+    if certain(value.shape[0] != batch):
         raise ValueError(f"{op}: {name} must have one row a sample, {batch} rows, got {value.shape[0]}")
     if not readable(value, values) or not value.numel():
         return
