@@ -7,8 +7,7 @@ On `cfmvit.ops`, so: bfloat16, channels-last maps without a copy, float32 sums w
 pass, boxes of any float dtype, one call for all levels of a pyramid, and an error for boxes of images that don't exist.
 """
 
-from __future__ import annotations
-
+# Annotations are evaluated here: torch.fx writes them into its graphs, and TorchScript reads them there.
 import importlib
 import math
 import sys
