@@ -3,17 +3,22 @@
 The same random numbers keep the same patches as timm's. Prefix tokens and patches are copied once, not gathered and then joined.
 """
 
-from __future__ import annotations
-
+# Annotations are evaluated here: torch.fx writes them into its graphs, and TorchScript reads them there.
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from cfmvit import ops
 from cfmvit._require import require
 from cfmvit.integrations._patch import Patch, original, references
+from cfmvit.integrations._scripting import scripted_as
 from cfmvit.integrations.mae import take
 
+_LAYER = "timm.layers.patch_dropout"
 
+
+@torch.fx.wrap
+@scripted_as(_LAYER, "timm")
 def patch_dropout_forward(
     x: Tensor, prob: float, num_prefix_tokens: int, ordered: bool, training: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -63,6 +68,8 @@ class PatchDropout(nn.Module):
         AssertionError: prob is not in [0, 1).
     """
 
+    __constants__ = ("return_indices",)
+
     def __init__(
         self,
         prob: float = 0.5,
@@ -78,11 +85,13 @@ class PatchDropout(nn.Module):
         self.ordered = ordered
         self.return_indices = return_indices
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
-        """Drop patches of x (B, num_prefix_tokens + L, D) in training."""
-        # `self` may be timm's own class, of any version.
-        out = patch_dropout_forward(x, self.prob, self.num_prefix_tokens, self.ordered, self.training)
-        return out if getattr(self, "return_indices", False) else out[0]
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop patches of x (B, num_prefix_tokens + L, D) in training; with return_indices, (them, the patches kept)."""
+        # `self` may be timm's own class, of before 1.0.16.
+        out, keep = patch_dropout_forward(x, self.prob, self.num_prefix_tokens, self.ordered, self.training)
+        if self.return_indices:  # a constant to TorchScript, which leaves out the other branch
+            return out, keep  # type: ignore[return-value]
+        return out
 
 
 class PatchDropoutWithIndices(PatchDropout):
@@ -90,6 +99,10 @@ class PatchDropoutWithIndices(PatchDropout):
 
     def __init__(self, prob: float = 0.5, num_prefix_tokens: int = 1, ordered: bool = False) -> None:
         super().__init__(prob, num_prefix_tokens, ordered, return_indices=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """Drop patches of x (B, num_prefix_tokens + L, D) in training: (what is left, the patches kept)."""
+        return patch_dropout_forward(x, self.prob, self.num_prefix_tokens, self.ordered, self.training)
 
 
 def install() -> Patch:
@@ -101,7 +114,7 @@ def install() -> Patch:
     Raises:
         ImportError: timm is not installed.
     """
-    layer = require("timm.layers.patch_dropout", extra="models")
+    layer = require(_LAYER, extra="models")
     function = "patch_dropout_forward"
     if not hasattr(layer, function):  # before 1.0.16
         return Patch([(layer.PatchDropout, "forward", PatchDropout.forward)])

@@ -59,6 +59,21 @@ def test_autocast_and_compile(layer: torch.nn.Module) -> None:
     torch.testing.assert_close(compiled(MAP, ROIS), expected)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_what_the_originals_take_beside() -> None:
+    """Integer rois and a quantised map go to detectron2's layer, older names of arguments to mmcv's."""
+    layer = detectron2.ROIAlign(3, 0.25, 2)
+    assert torch.equal(layer(MAP, ROIS.long()), layer(MAP, ROIS.long().float()))
+    assert torch.equal(layer(MAP.bfloat16(), ROIS.long()), layer(MAP.bfloat16(), ROIS.long().float()))
+    quantised = torch.quantize_per_tensor(MAP, 0.1, 0, torch.qint8)
+    assert torch.equal(layer(quantised, ROIS), layer(quantised.dequantize(), ROIS))
+    with pytest.warns(DeprecationWarning, match="is an older name of"):
+        layer = mmcv.RoIAlign(out_size=(3, 2), spatial_scale=0.25, sample_num=2)
+    assert torch.equal(layer(MAP, ROIS), mmcv.RoIAlign((3, 2), 0.25, 2)(MAP, ROIS))
+    with pytest.raises(AssertionError, match="sample_num must not be given beside sampling_ratio"):
+        mmcv.RoIAlign(3, sample_num=2, sampling_ratio=2)
+
+
 def test_bad_input_is_rejected() -> None:
     for function in (detectron2.ROIAlign(3, 1.0, 2), mmcv.RoIAlign(3)):
         with pytest.raises(AssertionError, match=r"rois must have shape \(R, 5\), got \(2, 4\)"):

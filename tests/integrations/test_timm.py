@@ -68,6 +68,24 @@ def test_compile() -> None:
     assert torch.equal(out[:, 0], x[:, 0])
 
 
+@pytest.mark.parametrize("name", ["PatchDropout", "PatchDropoutWithIndices"])
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_script_and_fx(name: str) -> None:
+    """Scripted and traced as timm's: during an install and without one."""
+    x = torch.randn(2, 9, 4)
+    mine, other = getattr(ours, name)(0.5), getattr(theirs, name)(0.5)
+
+    def check(found: Any, expected: Any) -> None:
+        torch.testing.assert_close(seeded(found)(x), seeded(expected)(x))
+
+    check(torch.jit.script(mine), other)
+    check(torch.fx.symbolic_trace(mine), other)
+    check(torch.jit.script(torch.fx.symbolic_trace(mine)), other)
+    with ours.install():
+        check(torch.jit.script(other), mine)
+    check(torch.jit.script(other), mine)
+
+
 def test_install() -> None:
     """A timm model drops the same patches by our function, with the same gradients."""
     import timm

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
+import subprocess
+import sys
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,6 +21,7 @@ from .parity import assert_same, run
 
 torchvision = pytest.importorskip("torchvision")
 theirs = torchvision.ops
+get_graph_node_names = pytest.importorskip("torchvision.models.feature_extraction").get_graph_node_names
 GENERATOR = torch.Generator().manual_seed(0)
 SIZES = (80, 112)
 
@@ -176,18 +182,19 @@ class Pyramid(nn.Module):
         return {"0": fine, "1": self.coarse(fine).relu()}
 
 
-def mask_rcnn() -> nn.Module:
+def mask_rcnn(**options: Any) -> nn.Module:
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
     torch.manual_seed(0)
+    pool = theirs.MultiScaleRoIAlign(["0", "1"], 5, 2, canonical_scale=20, canonical_level=3)
     return MaskRCNN(
         Pyramid(),
         4,
         min_size=64,
         max_size=96,
         rpn_anchor_generator=AnchorGenerator(((16,), (32,)), ((0.5, 1.0, 2.0),) * 2),
-        box_roi_pool=theirs.MultiScaleRoIAlign(["0", "1"], 5, 2, canonical_scale=20, canonical_level=3),
+        box_roi_pool=options.get("box_roi_pool", pool),
         mask_roi_pool=theirs.MultiScaleRoIAlign(["0", "1"], 6, 2, canonical_scale=20, canonical_level=3),
     )
 
@@ -241,3 +248,90 @@ def test_install_is_nested_and_exception_safe() -> None:
     assert roi_heads.roi_align is ours.roi_align
     second.remove()
     assert state() == before
+
+
+def test_layers_are_torchvisions_own_kind() -> None:
+    """So that its detectors take them; they are pickled, and without torchvision they are modules of their own."""
+    for name, arguments in (("RoIAlign", (3, 0.25, 2)), ("MultiScaleRoIAlign", (["a"], 3, 2))):
+        layer = getattr(ours, name)(*arguments)
+        assert isinstance(layer, getattr(theirs, name))
+        assert repr(pickle.loads(pickle.dumps(layer))) == repr(copy.deepcopy(layer)) == repr(layer)
+        assert name in dir(ours)
+    with pytest.raises(AttributeError, match="has no attribute 'RoIPool'"):
+        ours.RoIPool  # noqa: B018
+    code = (
+        "import sys; sys.modules['torchvision'] = None; from cfmvit.integrations.torchvision import RoIAlign, torch; "
+        "print(RoIAlign(1, 1.0, 2)(torch.ones(1, 1, 4, 4), torch.tensor([[0., 0, 0, 2, 2]])).item())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1.0\n"
+
+
+def test_a_detector_takes_our_layer() -> None:
+    model = mask_rcnn()
+    expected = trained(model)
+    pool = ours.MultiScaleRoIAlign(["0", "1"], 5, 2, canonical_scale=20, canonical_level=3)
+    assert_same(trained(mask_rcnn(box_roi_pool=pool)), expected, torch.float32)
+
+
+def test_boxes_of_more_or_fewer_images_than_there_are() -> None:
+    map = maps_of(4)[0]
+    boxes = [boxes_of(count) for count in (5, 0, 7, 0, 0)]
+    for some in (boxes, boxes[:1], boxes[:3]):
+        torch.testing.assert_close(ours.roi_align(map, some, 3, 0.25), theirs.roi_align(map, some, 3, 0.25))
+        mine, other = (module.MultiScaleRoIAlign(["a", "b"], 3, 2) for module in (ours, theirs))
+        maps = [map, map[..., ::2, ::2]]
+        torch.testing.assert_close(pooled(mine, some)(*maps), pooled(other, some)(*maps))
+    with pytest.raises(ValueError, match=r"image number in \[0, 3\) first, got 3"):
+        ours.roi_align(map, [*boxes[:3], boxes_of(1)], 3)
+    with pytest.raises(TypeError, match="boxes must be a list of tensors, got one of list"):
+        ours.roi_align(map, [[0.0, 0.0, 4.0, 4.0]], 3)
+    with pytest.raises(ValueError, match="boxes must have a tensor for each image, got an empty list"):
+        ours.roi_align(map, [], 3)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_scripted_layers() -> None:
+    """Compiled as torchvision's own, also when they were called before, and from a graph of torch.fx."""
+    maps, boxes = maps_of(4, 8), [boxes_of(count) for count in (5, 0, 9)]
+    for layer in (ours.RoIAlign(3, 0.25, 2), ours.RoIAlign([3, 2], 0.25, -1, True)):
+        expected = layer(maps[0], boxes)
+        for made in (torch.jit.script(layer), torch.fx.symbolic_trace(layer)):
+            torch.testing.assert_close(made(maps[0], boxes), expected)
+        torch.testing.assert_close(torch.jit.script(made)(maps[0], boxes), expected)
+        names = get_graph_node_names(nn.Sequential(nn.Identity(), Pool(layer)))
+        assert names[0][1:] == ["0", "1.layer"]
+    layer = ours.MultiScaleRoIAlign(["a", "b"], 3, 2)
+    before = pooled(torch.jit.script(layer), boxes)(*maps)
+    torch.testing.assert_close(before, pooled(layer, boxes)(*maps))
+    torch.testing.assert_close(before, pooled(torch.jit.script(layer), boxes)(*maps))
+
+
+class Pool(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        """Pool fixed boxes."""
+        return self.layer(x, [torch.ones(1, 4)])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_scripted_mask_rcnn() -> None:
+    """An untouched detector is scripted as ever, before, during and after an install."""
+    model, images = mask_rcnn().eval(), [torch.rand(3, 64, 80, generator=GENERATOR)]
+    expected = model(images)
+    for patched in (True, False):
+        with ours.install() if patched else nullcontext():
+            found = torch.jit.script(model)(images)[1]
+        torch.testing.assert_close(found, expected)
+
+
+def test_what_install_does_not_find_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(UserWarning, match="no loaded module of absent holds torchvision's roi_align"):
+        ours.install("absent").remove()
+    monkeypatch.delattr("torchvision.ops.poolers._multiscale_roi_align")
+    with pytest.warns(
+        UserWarning, match=r"install: torchvision .* has no torchvision.ops.poolers._multiscale_roi_align"
+    ):
+        ours.install().remove()
