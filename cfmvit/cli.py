@@ -221,7 +221,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             arguments.data, split="val", base_only=False, image_size=size, vocabulary=arguments.vocabulary
         )
         print(f"data: {dataset.summary}")
-        results = predict_dataset(detector, dataset, arguments.output)
+        results = predict_dataset(detector, dataset, arguments.output, masks=arguments.masks)
         annotations = annotations or dataset.annotations_path
     elif annotations is None:
         raise ValueError("--annotations must be given with --results")

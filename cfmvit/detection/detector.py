@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +59,7 @@ class Detector(nn.Module):
         self._align = Aligner(tuple(self.pyramid.strides), config.heads.sampling_ratio)
         self.temperature = nn.Parameter(torch.ones(()))
         self._bank = TextBank(model, config.templates)
+        self._predicting, self._mode = 0, True
 
     @property
     def device(self) -> torch.device:
@@ -115,6 +118,7 @@ class Detector(nn.Module):
         threshold: float | None = None,
         max_detections: int | None = None,
         novel: Collection[str] | None = None,
+        masks: bool = True,
     ) -> Detections:
         """Find objects in one image.
 
@@ -124,6 +128,7 @@ class Detector(nn.Module):
             threshold: scores must exceed it; the configuration's by default.
             max_detections: at most so many; the configuration's by default.
             novel: the labels to weigh as novel in the ensemble. By default those that the detector was not finetuned on.
+            masks: predict masks too, where the detector has a head for them.
 
         Raises:
             TypeError, ValueError: bad labels, or an image of an unknown kind.
@@ -136,6 +141,7 @@ class Detector(nn.Module):
             threshold=threshold,
             max_detections=max_detections,
             novel=novel,
+            masks=masks,
         )[0]
 
     @torch.no_grad()
@@ -147,20 +153,18 @@ class Detector(nn.Module):
         threshold: float | None = None,
         max_detections: int | None = None,
         novel: Collection[str] | None = None,
+        masks: bool = True,
     ) -> list[Detections]:
         """Find objects in prepared images; see ``predict``."""
+        if max_detections is not None and max_detections < 1:
+            raise ValueError(f"predict: max_detections must be positive, got {max_detections}")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"predict: threshold must be in [0, 1], got {threshold}")
         if not images:
             return []
-        training = self.training
-        self.eval()
-        try:
-            return self._predict(
-                list(images), text, threshold, max_detections, self._base(text.labels, novel)
-            )
-        finally:
-            self.train(training)
+        base = self._base(text.labels, novel)
+        with _evaluating(self):
+            return self._predict(list(images), text, threshold, max_detections, base, masks)
 
     def _predict(
         self,
@@ -169,6 +173,7 @@ class Detector(nn.Module):
         threshold: float | None,
         max_detections: int | None,
         base: Tensor,
+        with_masks: bool,
     ) -> list[Detections]:
         config, device = self.config, self.device
         pixels = torch.stack([image.pixels for image in images]).to(device)
@@ -194,7 +199,7 @@ class Detector(nn.Module):
             )
             for rows, score, limit in zip(decoded.split(counts), scores.split(counts), limits)
         ]
-        masks = self._masks(features, picked)
+        masks = self._masks(features, picked) if with_masks else [None] * len(picked)
         return [to_original(p, text.labels, image, m) for p, image, m in zip(picked, images, masks)]
 
     def _features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -258,3 +263,23 @@ class Detector(nn.Module):
             ValueError: a file is corrupt, or the folder holds something else than a detector.
         """
         return load_detector(cls, shipped_checkpoint() if folder is None else folder)
+
+
+_MODES = threading.Lock()
+
+
+@contextmanager
+def _evaluating(detector: Detector) -> Iterator[None]:
+    """Evaluation mode until the last of the threads that predict has left; then the mode that the first one found."""
+    with _MODES:
+        if not detector._predicting:
+            detector._mode = detector.training
+            detector.eval()
+        detector._predicting += 1
+    try:
+        yield
+    finally:
+        with _MODES:
+            detector._predicting -= 1
+            if not detector._predicting:
+                detector.train(detector._mode)

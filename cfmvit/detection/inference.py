@@ -15,7 +15,13 @@ from cfmvit.progress import progress
 
 
 def predict_dataset(
-    detector: Detector, dataset: Any, output: Path, *, batch_size: int = 8, threshold: float | None = None
+    detector: Detector,
+    dataset: Any,
+    output: Path,
+    *,
+    batch_size: int = 8,
+    threshold: float | None = None,
+    masks: bool = True,
 ) -> Path:
     """Detect every category of a data set in each of its images; corrupt images are logged and get no detections.
 
@@ -23,6 +29,7 @@ def predict_dataset(
 
     Args:
         dataset: from ``cfmvit.data.open_detection``, not augmented, at the detector's image size.
+        masks: predict masks too.
         output: folder in which ``results.json`` (COCO results, which pycocotools and lvis accept) is written, whole
             or not at all.
 
@@ -45,7 +52,7 @@ def predict_dataset(
             images = [
                 Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in samples
             ]
-            found = detector.predict_batch(images, text, threshold=threshold)
+            found = detector.predict_batch(images, text, threshold=threshold, masks=masks)
             for sample, detections in zip(samples, found):
                 results += detections.to_coco(sample["image_id"], ids)
             bar.update(len(indices))

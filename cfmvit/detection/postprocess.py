@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cfmvit._require import require
+from cfmvit.detection.box_masks import BoxMasks
 from cfmvit.detection.config import ScoreConfig
 from cfmvit.detection.image_input import Prepared
 from cfmvit.detection.result import Detections
@@ -58,13 +59,5 @@ def to_original(picked: Picked, labels: tuple[str, ...], image: Prepared, masks:
     limit = torch.tensor([width, height, width, height], dtype=torch.float32)
     boxes = (picked.boxes.cpu() * ratio).clamp(min=0).minimum(limit)
     ids = picked.label_ids.cpu()
-    pasted = None if masks is None else paste_masks(masks.cpu(), boxes, height, width)
-    return Detections(boxes, picked.scores.cpu(), ids, [labels[i] for i in ids.tolist()], pasted)
-
-
-def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Resize (n, S, S) probabilities to their boxes and threshold at 0.5: (n, height, width) bool."""
-    if not len(masks):
-        return torch.zeros(0, height, width, dtype=torch.bool)
-    heads = require("torchvision.models.detection.roi_heads", extra="detection")
-    return heads.paste_masks_in_image(masks[:, None], boxes, (height, width))[:, 0] > 0.5
+    kept = None if masks is None else BoxMasks(masks.float().cpu(), boxes, (height, width))
+    return Detections(boxes, picked.scores.cpu(), ids, [labels[i] for i in ids.tolist()], kept)

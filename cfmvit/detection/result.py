@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cfmvit._require import require
+from cfmvit.detection.box_masks import BoxMasks
 
 
 @dataclass
@@ -22,14 +22,14 @@ class Detections:
         scores: (n,) float32.
         label_ids: (n,) int64, index into the labels that were asked for.
         labels: n names.
-        masks: (n, H, W) bool at the original size, or None.
+        masks: n masks at the original size, drawn when asked for (``masks[row]``, ``masks.dense()``), or None.
     """
 
     boxes: Tensor
     scores: Tensor
     label_ids: Tensor
     labels: list[str]
-    masks: Tensor | None = None
+    masks: BoxMasks | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -78,14 +78,9 @@ class Detections:
             {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": box, "score": score}
             for box, score, label in zip(boxes, self.scores.tolist(), self.label_ids.tolist())
         ]
-        if self.masks is not None and results:
-            coder = require("pycocotools.mask", extra="detection")
-            stack = np.asfortranarray(self.masks.permute(1, 2, 0).numpy(), dtype=np.uint8)
-            for result, code in zip(results, coder.encode(stack)):
-                result["segmentation"] = {
-                    "size": list(code["size"]),
-                    "counts": code["counts"].decode("ascii"),
-                }
+        if self.masks is not None:
+            for result, code in zip(results, self.masks.to_rle()):
+                result["segmentation"] = code
         return results
 
     def to_supervision(self) -> Any:
@@ -97,7 +92,7 @@ class Detections:
         supervision = require("supervision", package="supervision")
         return supervision.Detections(
             xyxy=self.boxes.numpy(),
-            mask=None if self.masks is None else self.masks.numpy(),
+            mask=None if self.masks is None else self.masks.dense().numpy(),
             confidence=self.scores.numpy(),
             class_id=self.label_ids.numpy(),
             data={"class_name": self.labels},

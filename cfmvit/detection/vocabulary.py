@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from cfmvit._require import require
 from cfmvit.detection.templates import expand_templates
 
 BACKGROUND = "background"
+_MOST_KNOWN = 16_384  # labels that a bank remembers; those not asked for the longest go first
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Vocabulary:
 class TextBank:
     """Encode labels with the frozen text tower, each one once as long as its weights stay what and where they are.
 
+    A label's embedding has the same bits whatever was asked for with it or before: its prompts are a batch of their own.
+
     Args:
         model: a CFM-ViT with a tokenizer.
         templates: see ``expand_templates``.
@@ -74,24 +78,33 @@ class TextBank:
     def __init__(self, model: Any, templates: Iterable[str]) -> None:
         self._model = model
         self._prompts = expand_templates(templates)
-        self._known: dict[str, Tensor] = {}
-        self._weights: list[tuple[torch.device, int]] = []
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._weights: list[tuple[Any, ...]] = []
 
     @torch.no_grad()
     def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
         """Return the text matrix of cleaned labels (see ``clean_labels``)."""
         names = clean_labels(labels)
-        weights = [(weight.device, weight._version) for weight in self._model.parameters()]
+        weights = [_fingerprint(weight) for weight in self._model.parameters()]
         if weights != self._weights:
-            self._weights, self._known = weights, {}
-        missing = [name for name in dict.fromkeys((BACKGROUND, *names)) if name not in self._known]
-        step = max(1, 512 // len(self._prompts))
-        for start in range(0, len(missing), step):
-            part = missing[start : start + step]
-            texts = [prompt.format(name) for name in part for prompt in self._prompts]
-            rows = self._model.encode_text(texts).float().unflatten(0, (len(part), len(self._prompts)))
-            self._known.update(zip(part, F.normalize(rows.mean(dim=1), dim=-1)))
-        return Vocabulary(names, torch.stack([self._known[name] for name in (BACKGROUND, *names)]))
+            self._weights, self._known = weights, OrderedDict()
+        rows = [self._embedding(name) for name in (BACKGROUND, *names)]
+        while len(self._known) > _MOST_KNOWN:
+            self._known.popitem(last=False)
+        return Vocabulary(names, torch.stack(rows))
+
+    def _embedding(self, name: str) -> Tensor:
+        if name not in self._known:
+            rows = self._model.encode_text([prompt.format(name) for prompt in self._prompts])
+            self._known[name] = F.normalize(rows.float().mean(dim=0), dim=-1)
+        self._known.move_to_end(name)
+        return self._known[name]
+
+
+def _fingerprint(weight: Tensor) -> tuple[Any, ...]:
+    """Tell one content of a weight from another; its version alone does not see what is written through ``.data``."""
+    bits = weight.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()])
+    return weight.device, weight.shape, int(bits.sum(dtype=torch.int64)), weight._version
 
 
 def clean_labels(labels: Sequence[str]) -> tuple[str, ...]:
@@ -113,7 +126,7 @@ def clean_labels(labels: Sequence[str]) -> tuple[str, ...]:
         names.append(name)
     if not names:
         raise ValueError("labels: at least one label must be given, got none")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"labels: labels must be different, got {', '.join(twice)} more than once")
     return tuple(names)

@@ -147,8 +147,12 @@ def _prepared(found: list[dict[str, Any]], iou_type: IouType) -> list[dict[str, 
     entries = []
     for index, entry in enumerate(found):
         if iou_type == "bbox":
-            box = entry["bbox"] if "bbox" in entry else mask.toBbox(entry["segmentation"]).tolist()
-            geometry: dict[str, Any] = {"bbox": box, "area": box[2] * box[3]}
+            geometry: dict[str, Any]
+            if "bbox" in entry:
+                geometry = {"bbox": entry["bbox"], "area": entry["bbox"][2] * entry["bbox"][3]}
+            else:  # as both tools do it: the box of the mask, of the mask's size
+                rle = entry["segmentation"]
+                geometry = {"bbox": mask.toBbox(rle).tolist(), "area": float(mask.area(rle))}
         else:
             # Both tools would take the box's area where a result has both, and so sort masks by another size.
             rle = entry["segmentation"]

@@ -30,8 +30,16 @@ class Saved:
         """Load the weights, all of them.
 
         Raises:
-            ValueError: names or shapes differ from the model's.
+            ValueError: names or shapes differ from the model's, or a weight is NaN or infinite.
         """
+        unsound = [
+            name for name, w in self.weights.items() if w.is_floating_point() and not w.isfinite().all()
+        ]
+        if unsound:
+            raise ValueError(
+                f"from_pretrained: {self.folder / WEIGHTS} must hold finite weights, got NaN or infinite ones in "
+                f"{len(unsound)} of {len(self.weights)} tensors, {unsound[0]} the first"
+            )
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:

@@ -37,7 +37,7 @@ def overlay(
     Args:
         image: PIL image, path, uint8 array (H, W, 3) or tensor (3, H, W).
         detections: has ``boxes`` (n, 4) xyxy in pixels of ``image`` and ``labels`` (n names); where present also
-            ``scores`` (n,) and ``masks`` (n, H, W) bool. Ground truth has no scores and is drawn without.
+            ``scores`` (n,) and ``masks``, n of (H, W) bool. Ground truth has no scores and is drawn without.
         novel: names of the categories that no box was seen of in training.
         min_side: small images are enlarged until their longer side has this many pixels.
         threshold: detections of a lower score are left out.
@@ -58,7 +58,7 @@ def overlay(
         canvas = canvas.copy()
         for row in chosen:
             colour = category_colour(labels[row], vivid=labels[row] in novel)
-            _outline(canvas, masks[row], colour, 0.9 if labels[row] in novel else 0.5)
+            _outline(canvas, _array(masks[row]), colour, 0.9 if labels[row] in novel else 0.5)
     picture = pillow.fromarray(canvas.round().astype(np.uint8))
 
     size = (picture.width * _SMOOTH, picture.height * _SMOOTH)
@@ -167,20 +167,19 @@ class _Pen:
         self._draw.polygon(points, fill=ink)
 
 
-def _fields(detections: Any) -> tuple[np.ndarray, np.ndarray | None, list[str], np.ndarray | None]:
+def _fields(detections: Any) -> tuple[np.ndarray, np.ndarray | None, list[str], Any]:
     labels = [str(label) for label in detections.labels]
     boxes = _array(detections.boxes).astype(np.float64).reshape(-1, 4)
-    found = {"scores": getattr(detections, "scores", None), "masks": getattr(detections, "masks", None)}
-    arrays = {name: None if value is None else _array(value) for name, value in found.items()}
-    for name, array in (("boxes", boxes), *arrays.items()):
-        if array is not None and len(array) != len(labels):
-            raise ValueError(f"overlay: {name} must have one row per label {len(labels)}, got {len(array)}")
+    scores, masks = getattr(detections, "scores", None), getattr(detections, "masks", None)
+    for name, value in (("boxes", boxes), ("scores", scores), ("masks", masks)):
+        if value is not None and len(value) != len(labels):
+            raise ValueError(f"overlay: {name} must have one row per label {len(labels)}, got {len(value)}")
     wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     if wrong.any():
         raise ValueError(
             f"overlay: boxes must be finite xyxy with x1 <= x2 and y1 <= y2, got {boxes[wrong][0].tolist()}"
         )
-    return boxes, arrays["scores"], labels, arrays["masks"]
+    return boxes, None if scores is None else _array(scores), labels, masks
 
 
 def _array(value: Any) -> np.ndarray:

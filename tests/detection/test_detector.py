@@ -146,7 +146,7 @@ def same(first: Detections, second: Detections) -> bool:
         torch.equal(first.boxes, second.boxes)
         and torch.equal(first.scores, second.scores)
         and first.labels == second.labels
-        and torch.equal(first.masks, second.masks)
+        and torch.equal(first.masks.dense(), second.masks.dense())
     )
 
 
@@ -158,8 +158,9 @@ def test_predict_takes_any_kind_of_image(make_detector, tmp_path):
     Image.fromarray(array).save(tmp_path / "image.png")
     expected = detector.predict(array, LABELS)
     assert len(expected) == 20
-    assert expected.masks.shape == (20, 60, 100)
-    assert expected.masks.dtype == torch.bool
+    assert expected.masks.dense().shape == (20, 60, 100)
+    assert expected.masks[3].dtype == torch.bool
+    assert detector.predict(array, LABELS, masks=False).masks is None
     assert (expected.boxes >= 0).all()
     assert (expected.boxes <= torch.tensor([100.0, 60, 100, 60])).all()
     assert expected.boxes[:, 2].max() > 90
@@ -199,7 +200,7 @@ def test_thresholds_and_limits(make_detector):
     nothing = detector.predict(image, LABELS, threshold=1.0)
     assert len(nothing) == 0
     assert nothing.boxes.shape == (0, 4)
-    assert nothing.masks.shape == (0, SIZE, SIZE)
+    assert nothing.masks.dense().shape == (0, SIZE, SIZE)
     assert nothing.to_coco(1, [1, 2, 3]) == nothing.to_list() == []
 
 
@@ -336,3 +337,49 @@ def test_detections_can_be_selected(make_detector):
     assert len(found[found.scores > found.scores[3]]) == 3
     assert found[1].labels == [found.labels[1]]
     assert found.to_list()[0].keys() == {"score", "label", "box"}
+
+
+def test_a_photograph_is_seen_upright_however_it_is_given(make_detector, tmp_path):
+    from PIL import Image
+
+    from cfmvit.report.images import to_picture
+
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8))
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    upright.rotate(90, expand=True).save(tmp_path / "phone.png", exif=tags)
+    detector = make_detector()
+    expected = detector.predict(upright, LABELS)
+    for image in (tmp_path / "phone.png", Image.open(tmp_path / "phone.png")):
+        assert same(detector.predict(image, LABELS), expected)
+        assert np.array_equal(np.asarray(to_picture(image, "test")), np.asarray(upright))
+
+
+def test_threads_that_predict_leave_the_mode_as_it_was(make_detector):
+    from concurrent.futures import ThreadPoolExecutor
+
+    detector, image = make_detector().train(), squares_batch()["images"][0]
+    expected = detector.predict(image, LABELS)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: detector.predict(image, LABELS), range(12)))
+    assert all(same(item, expected) for item in found)
+    assert detector.training
+    assert not detector.model.training
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(make_detector, tmp_path, value):
+    detector = make_detector()
+    with torch.no_grad():
+        detector.box_head.deltas.weight[0, 0] = value
+    detector.save_pretrained(tmp_path / "saved")
+    with pytest.raises(
+        ValueError, match=r"must hold finite weights, got NaN or infinite ones in 1 of \d+ tensors, box_head"
+    ):
+        Detector.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(make_detector, limit):
+    with pytest.raises(ValueError, match=f"predict: max_detections must be positive, got {limit}"):
+        make_detector().predict(squares_batch()["images"][0], LABELS, max_detections=limit)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from cfmvit.detection import HeadConfig, PyramidConfig, ScoreConfig
 from cfmvit.detection.backbone import finetuned_attention, frozen_attention
+from cfmvit.detection.box_masks import BoxMasks
 from cfmvit.detection.ensemble import frozen_embeddings, region_scores
 from cfmvit.detection.image_input import Prepared
-from cfmvit.detection.postprocess import paste_masks, pick, to_original
+from cfmvit.detection.postprocess import pick, to_original
 from cfmvit.detection.pyramid import SimplePyramid
 from cfmvit.detection.region_heads import (
     BOX_WEIGHTS,
@@ -144,7 +146,7 @@ def test_pasted_masks_lie_in_their_boxes():
     probabilities[0] = 1
     probabilities[1, :, :14] = 1
     boxes = torch.tensor([[10.0, 20.0, 50.0, 40.0], [60.0, 10.0, 80.0, 50.0]])
-    pasted = paste_masks(probabilities, boxes, 60, 100)
+    pasted = BoxMasks(probabilities, boxes, (60, 100)).dense()
     assert pasted.shape == (2, 60, 100)
     assert pasted.dtype == torch.bool
     rows, columns = pasted[0].any(1).nonzero()[:, 0], pasted[0].any(0).nonzero()[:, 0]
@@ -152,6 +154,26 @@ def test_pasted_masks_lie_in_their_boxes():
         assert abs(int(found) - expected) <= 1
     assert pasted[1].sum().item() == pytest.approx(10 * 40, rel=0.15)
     assert not pasted[1, :, 72:].any()
+
+
+def test_masks_are_those_of_torchvision():
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+    random = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(40, 14, 14, generator=random)
+    corners = torch.rand(40, 2, generator=random) * torch.tensor([100.0, 60.0])
+    boxes = torch.cat([corners, corners + torch.rand(40, 2, generator=random) * 70 + 0.1], dim=1)
+    boxes[:, 0::2].clamp_(max=100)
+    boxes[:, 1::2].clamp_(max=60)
+    masks = BoxMasks(probabilities, boxes, (60, 100))
+    expected = paste_masks_in_image(probabilities[:, None], boxes, (60, 100))[:, 0] > 0.5
+    assert torch.equal(masks.dense(), expected)
+    assert all(torch.equal(masks[row], expected[row]) for row in range(len(masks)))
+    assert torch.equal(masks[-1], expected[-1])
+    assert torch.equal(masks[torch.tensor([3, 5])].dense(), expected[[3, 5]])
+    assert np.array_equal(np.asarray(masks), expected.numpy())
+    with pytest.raises(IndexError):
+        masks[40]
 
 
 def test_pick_suppresses_within_a_class_only():

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cfmvit.detection import Vocabulary
+from cfmvit.detection import Vocabulary, vocabulary
 from cfmvit.detection.templates import CLIP_TEMPLATES, expand_templates
 from cfmvit.detection.vocabulary import TextBank, clean_labels
+from cfmvit.models import Tokenizer, create_model
 
 
 class CountingModel:
@@ -62,6 +63,48 @@ def test_labels_are_encoded_again_by_other_weights():
     model.weight.mul_(2)
     bank.vocabulary(["cat"])
     assert model.seen == ["background", "cat"] * 2
+
+
+@pytest.mark.parametrize("how", ["data", "copy", "assign", "load"])
+def test_no_write_to_the_weights_goes_unseen(how):
+    model = create_model("cfm_vit_tiny", tokenizer=Tokenizer.train(["a cat", "a dog"], 64)).eval()
+    bank = TextBank(model, ["{}"])
+    before = bank.vocabulary(["cat"]).embeddings
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    name = next(name for name, p in model.named_parameters() if name.startswith("text") and p.ndim > 1)
+    weights[name] = weights[name].flip(0) * 1.5
+    parameter = dict(model.named_parameters())[name]
+    if how == "data":
+        parameter.data = weights[name]
+    elif how == "copy":
+        parameter.data.copy_(weights[name])
+    else:
+        model.load_state_dict(weights, assign=how == "assign")
+    found = bank.vocabulary(["cat"]).embeddings
+    assert not torch.equal(found, before)
+    assert torch.equal(found, TextBank(model, ["{}"]).vocabulary(["cat"]).embeddings)
+
+
+def test_a_labels_bits_do_not_depend_on_the_others():
+    model = create_model("cfm_vit_tiny", tokenizer=Tokenizer.train(["a cat", "a dog"], 64)).eval()
+    names = [f"cat {number}" for number in range(9)]
+    together = TextBank(model, ["{}", "a {}"]).vocabulary(names).embeddings
+    bank = TextBank(model, ["{}", "a {}"])
+    for row, name in enumerate(names, start=1):
+        assert torch.equal(bank.vocabulary([name]).embeddings[1], together[row])
+
+
+def test_a_bank_forgets_what_was_not_asked_for_the_longest(monkeypatch):
+    monkeypatch.setattr(vocabulary, "_MOST_KNOWN", 3)
+    model = CountingModel()
+    bank = TextBank(model, ["{}"])
+    assert len(bank.vocabulary(["a", "b", "c", "d"]).embeddings) == 5
+    bank.vocabulary(["c", "d"])
+    assert model.seen == ["background", "a", "b", "c", "d", "background"]
+
+
+def test_many_labels_are_cleaned_in_a_moment():
+    assert len(clean_labels([f"label {number}" for number in range(200_000)])) == 200_000
 
 
 def test_labels_are_cleaned():

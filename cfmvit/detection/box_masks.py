@@ -1,0 +1,91 @@
+"""Masks kept as they are predicted, small and within their boxes; one is drawn at the image's size when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfmvit._require import require
+
+
+@dataclass(frozen=True)
+class BoxMasks:
+    """n masks of an image; an integer index gives one as bool (H, W), anything else selects.
+
+    All of them at the image's size take n * H * W bytes: 3.6 GB for 300 detections in a photograph of 12 megapixels.
+    ``dense`` and NumPy's ``asarray`` make that.
+
+    Attributes:
+        probabilities: (n, S, S) float32 within the boxes.
+        boxes: (n, 4) float32 xyxy in pixels.
+        size: (H, W) of the image.
+    """
+
+    probabilities: Tensor
+    boxes: Tensor
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: Any) -> BoxMasks | Tensor: ...
+
+    def __getitem__(self, index: Any) -> BoxMasks | Tensor:
+        if isinstance(index, int):
+            mask = torch.zeros(self.size, dtype=torch.bool)
+            rows, columns, inside = self._drawn(range(len(self))[index])
+            mask[rows, columns] = inside
+            return mask
+        return BoxMasks(self.probabilities[index], self.boxes[index], self.size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[row] for row in range(len(self)))
+
+    def dense(self) -> Tensor:
+        """Return all masks as bool (n, H, W)."""
+        masks = torch.zeros(len(self), *self.size, dtype=torch.bool)
+        for row, mask in enumerate(masks):
+            rows, columns, inside = self._drawn(row)
+            mask[rows, columns] = inside
+        return masks
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return self.dense().numpy().astype(dtype or bool, copy=False)
+
+    def to_rle(self) -> list[dict[str, Any]]:
+        """Return COCO's compressed run-length codes, ``{"size": [H, W], "counts": str}``."""
+        coder = require("pycocotools.mask", extra="detection")
+        codes = []
+        for mask in self:
+            code = coder.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
+            codes.append({"size": list(code["size"]), "counts": code["counts"].decode("ascii")})
+        return codes
+
+    def _drawn(self, row: int) -> tuple[slice, slice, Tensor]:
+        """Resize one mask to its box, as torchvision does; return the rows and columns it covers, and bool values there."""
+        heads = require("torchvision.models.detection.roi_heads", extra="detection")
+        height, width = self.size
+        wide, scale = heads.expand_masks(self.probabilities[row : row + 1, None], padding=1)
+        box = heads.expand_boxes(self.boxes[row : row + 1], scale).to(torch.int64)[0]
+        # In a frame that begins at the box's corner; whole pixels, so that nothing is resampled otherwise.
+        left, top = (int(corner.clamp(min=0)) for corner in box[:2])
+        right, bottom = min(int(box[2]) + 1, width), min(int(box[3]) + 1, height)
+        rows, columns = slice(top, max(top, bottom)), slice(left, max(left, right))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            return (
+                rows,
+                columns,
+                torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=torch.bool),
+            )
+        moved = box - torch.tensor([left, top, left, top])
+        inside = heads.paste_mask_in_image(wide[0, 0], moved, rows.stop - top, columns.stop - left)
+        return rows, columns, inside > 0.5
