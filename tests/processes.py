@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import multiprocessing
 
@@ -42,3 +47,26 @@ def run_ranks(main: Callable[..., None], world: int, *arguments: Any, imports: S
 def _one_thread(rank: int, main: Callable[..., None], *arguments: Any) -> None:
     torch.set_num_threads(1)
     main(rank, *arguments)
+
+
+def tool(name: str) -> str:
+    """Return a program that its Python package brings, or that stands in this environment or in the system."""
+    brought = [
+        getattr(importlib.import_module(name), folder, "")
+        for folder in ("CMAKE_BIN_DIR", "BIN_DIR")
+        if importlib.util.find_spec(name)
+    ]
+    places = [*filter(None, brought), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        pytest.skip(f"no {name} to build with")
+    return found
+
+
+def cmake() -> str:
+    """Return a cmake that this build can use."""
+    found = tool("cmake")
+    version = re.search(r"version (\d+)\.(\d+)", run(found, "--version"))
+    if version is None or tuple(map(int, version.groups())) < (3, 28):
+        pytest.skip("no cmake of at least 3.28 to build with")
+    return found

@@ -180,7 +180,9 @@ std::tuple<Tensor, Tensor> split_tokens_backward_cpu(Tensor grad_visible, Tensor
 Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore,
                           std::optional<Tensor> pos_embed) {
   constexpr const char* op = "restore_tokens";
-  const auto [batch, kept, count, width, from] = check_restore(op, visible, mask_token, restore);
+  const Restored shape = check_restore(op, visible, mask_token, restore);
+  const int64_t batch = shape.batch, kept = shape.kept, count = shape.count, width = shape.width;
+  const Index& from = shape.from;
   const Positions positions = checked_positions(op, visible, pos_embed, std::nullopt, count);
   visible = rows_of(visible);
   mask_token = dense(mask_token);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #include "cpu/capability.h"
 #include "cpu/regions_types.h"
@@ -65,6 +66,11 @@ template <typename T>
 constexpr T kSmallestLength = T(1e-12);
 
 #define CFMVIT_INLINE_LAMBDA __attribute__((always_inline))
+#if __has_builtin(__builtin_shufflevector)
+#define CFMVIT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // GCC 11: Lanes is a vector of integers as wide as the numbers
+#define CFMVIT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Lanes{__VA_ARGS__})
+#endif
 
 namespace baseline {
 #define CFMVIT_BYTES 16

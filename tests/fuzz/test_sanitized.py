@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
-import re
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from ..processes import ROOT, run
+from ..processes import ROOT, cmake, run, tool
 
 HERE = Path(__file__).parent
 FUZZ = [str(HERE / f"test_{part}.py") for part in ("ops", "dropins")]
-
-
-def tool(name: str) -> str:
-    """Return a program that its Python package brings, or that stands in this environment or in the system."""
-    brought = [
-        getattr(importlib.import_module(name), folder, "")
-        for folder in ("CMAKE_BIN_DIR", "BIN_DIR")
-        if importlib.util.find_spec(name)
-    ]
-    places = [*filter(None, brought), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    found = shutil.which(name, path=os.pathsep.join(places))
-    if found is None:
-        pytest.skip(f"no {name} to build the core under sanitizers with")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +30,17 @@ def runtimes() -> str:
 @pytest.fixture(scope="module")
 def core(runtimes: str, request: pytest.FixtureRequest) -> Path:
     """The sanitized core, kept in pytest's cache: made in a minute or two, brought up to date in seconds."""
-    cmake, ninja = tool("cmake"), tool("ninja")
+    ninja = tool("ninja")
     if importlib.util.find_spec("pybind11") is None:
         pytest.skip("no pybind11 to build the core under sanitizers with")
-    version = re.search(r"version (\d+)\.(\d+)", run(cmake, "--version"))
-    if version is None or tuple(map(int, version.groups())) < (3, 28):
-        pytest.skip("no cmake of at least 3.28 to build the core under sanitizers with")
     folder = request.config.cache.mkdir("sanitized")
     run(
-        cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        cmake(), "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
         "-DCFMVIT_SANITIZE=ON", "-DCFMVIT_CUDA=OFF", "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
         f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_CXX_COMPILER={tool('g++')}",
         f"-Dpybind11_DIR={run(sys.executable, '-m', 'pybind11', '--cmakedir').strip()}",
     )  # fmt: skip
-    run(cmake, "--build", folder, "--parallel", str(os.cpu_count()))
+    run(cmake(), "--build", folder, "--parallel", str(os.cpu_count()))
     (built,) = folder.glob("_C.*")
     return built
 
