@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cpu/capability.h"
+#include "cpu/interrupt.h"
 #include "cpu/regions_types.h"
 
 namespace cfmvit::regions {
@@ -52,6 +53,12 @@ template <typename T>
 struct Job {
   const Box<T>* boxes;
   int64_t count, first_channel, channels;
+  Interrupt* interrupt;
+
+  bool is_interrupted(int64_t i) const { return i % kBoxesPerCheck == 0 && interrupt->requested(); }
+
+ private:
+  static constexpr int64_t kBoxesPerCheck = 64;
 };
 
 // A full block of channels is four vectors of 64 bytes: enough sums in flight to hide their latency.

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "cpu/capability.h"
+#include "cpu/interrupt.h"
 #include "cpu/matmul_blocks.h"
 #include "plain/half.h"
 #include "torch/regions_checks.h"
@@ -124,7 +125,9 @@ Tensor score_regions_cpu(Tensor region_embeds, Tensor text_embeds, std::optional
     });
     const std::array<double, 2> temperatures{value_of(temperature), value_of(vlm_temperature)};
     constexpr int64_t kBlock = 128;  // regions
+    Interrupt interrupt;
     blocks::for_blocks<T>(ceil_div(regions, kBlock), 2 * kBlock * texts * width, [&](int64_t i) {
+      if (interrupt.requested()) return;
       const Range rows = block(i, kBlock, regions);
       const auto units = std::make_unique_for_overwrite<T[]>(rows.size() * width);
       const auto logits = std::make_unique_for_overwrite<T[]>(2 * rows.size() * texts);
@@ -140,6 +143,7 @@ Tensor score_regions_cpu(Tensor region_embeds, Tensor text_embeds, std::optional
                     vlm_embeds ? &logits[(rows.size() + r) * texts] : nullptr, scratch.data());
       }
     });
+    interrupt.check("score_regions");
   });
   return out;
 }

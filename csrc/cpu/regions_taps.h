@@ -73,9 +73,9 @@ class Table {
     row_end_.clear();
     int64_t low = length, high = -1;  // places of this row of the matrix
     for (int64_t bin = 0; bin < bins; ++bin) {
-      for (int64_t i = 0; i < samples.count; ++i) {
+      for (int64_t i = first_inside(samples, bin, length); i < samples.count; ++i) {
         const Coordinate at = samples.position(bin, i);
-        if (!inside(at, length)) continue;
+        if (!inside(at, length)) break;
         const auto [place, fraction] = bilinear(at, length);
         dense_[place] += (1.0 - fraction) * samples.share;
         if (fraction > 0.0) dense_[place + 1] += fraction * samples.share;

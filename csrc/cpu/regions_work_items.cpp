@@ -32,26 +32,26 @@ struct Blocks {
 template <typename T>
 Boxes<T>::Boxes(const char* op, const Tensor& rois, const int64_t* level, const std::vector<Size>& levels,
                 const Sampling& sampling, bool transposed)
-    : maps_(static_cast<int64_t>(levels.size()) * levels[0].batch) {
+    : op_(op), maps_(static_cast<int64_t>(levels.size()) * levels[0].batch) {
   const int64_t count = rois.size(0);
   rois.scalar_type() == ScalarType::Double
-      ? build(op, data<const double>(rois), count, level, levels, sampling, transposed)
-      : build(op, data<const float>(rois), count, level, levels, sampling, transposed);
+      ? build(data<const double>(rois), count, level, levels, sampling, transposed)
+      : build(data<const float>(rois), count, level, levels, sampling, transposed);
 }
 
 template <typename T>
 template <typename Coordinate>
-void Boxes<T>::build(const char* op, const Coordinate* rois, int64_t count, const int64_t* level,
+void Boxes<T>::build(const Coordinate* rois, int64_t count, const int64_t* level,
                      const std::vector<Size>& levels, const Sampling& sampling, bool transposed) {
   const int64_t batch = levels[0].batch;
   std::vector<int64_t> map(count);
   begin_.assign(maps_ + 1, 0);
   for (int64_t i = 0; i < count; ++i) {
     const Coordinate image = rois[5 * i];
-    CFMVIT_CHECK(image >= 0 && image < static_cast<Coordinate>(batch), op,
+    CFMVIT_CHECK(image >= 0 && image < static_cast<Coordinate>(batch), op_,
                  ": boxes must have an image number in [0, ", batch, ") first, got ", image);
     const int64_t of = level == nullptr ? 0 : level[i];
-    CFMVIT_CHECK(of >= 0 && of < static_cast<int64_t>(levels.size()), op, ": levels must be in [0, ",
+    CFMVIT_CHECK(of >= 0 && of < static_cast<int64_t>(levels.size()), op_, ": levels must be in [0, ",
                  levels.size(), "), got ", of);
     map[i] = of * batch + static_cast<int64_t>(image);
     ++begin_[map[i] + 1];
@@ -59,8 +59,9 @@ void Boxes<T>::build(const char* op, const Coordinate* rois, int64_t count, cons
   for (int64_t i = 0; i < maps_; ++i) begin_[i + 1] += begin_[i];
 
   tables_.resize(ceil_div(count, kBoxesPerTable));
+  Interrupt interrupt;
   for_ranges(static_cast<int64_t>(tables_.size()), kWorkOfBox * count, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
+    for (int64_t t = begin; t < end && !interrupt.requested(); ++t) {
       const int64_t last = std::min(count, (t + 1) * kBoxesPerTable);
       for (int64_t i = t * kBoxesPerTable; i < last; ++i) {
         const Size& on = levels[map[i] / batch];
@@ -69,6 +70,7 @@ void Boxes<T>::build(const char* op, const Coordinate* rois, int64_t count, cons
       }
     }
   });
+  interrupt.check(op_);
   boxes_.resize(count);
   std::vector<int64_t> next(begin_.begin(), begin_.end() - 1);
   for (int64_t i = 0; i < count; ++i) {
@@ -86,6 +88,7 @@ void forward(const Boxes<T>& boxes, const std::vector<Map<T, const S>>& maps, in
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t parts = ceil_div(2 * threads, std::max<int64_t>(boxes.maps() * blocks.count(), 1));
   const int64_t tasks = boxes.maps() * parts * blocks.count();
+  Interrupt interrupt;
   for_ranges(tasks, channels * (boxes.taps() + out.y * out.x), [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
     for (int64_t i = begin; i < end; ++i) {
@@ -93,11 +96,13 @@ void forward(const Boxes<T>& boxes, const std::vector<Map<T, const S>>& maps, in
                     map = i / blocks.count() / parts;
       const int64_t first = boxes.count(map) * part / parts, last = boxes.count(map) * (part + 1) / parts;
       if (first == last) continue;
-      forward_job<T, S>(maps[map], out,
-                        {boxes.of_map(map) + first, last - first, blocks.first(block), blocks.size(block)},
-                        scratch);
+      forward_job<T, S>(
+          maps[map], out,
+          {boxes.of_map(map) + first, last - first, blocks.first(block), blocks.size(block), &interrupt},
+          scratch);
     }
   });
+  interrupt.check(boxes.op());
 }
 
 template <typename T, typename S, typename G>
@@ -117,16 +122,19 @@ void backward(const Boxes<T>& boxes, const std::vector<Map<T, S>>& maps, int64_t
       bands.push_back({map, y, std::min(y + rows, maps[map].height)});
   }
   const int64_t tasks = static_cast<int64_t>(bands.size()) * blocks.count();
+  Interrupt interrupt;
   for_ranges(tasks, channels * (boxes.taps() + places), [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
     for (int64_t i = begin; i < end; ++i) {
       const Band& band = bands[i % bands.size()];
       const int64_t block = i / static_cast<int64_t>(bands.size());
-      backward_job<T, S, G>(
-          grad, maps[band.map], band.begin, band.end,
-          {boxes.of_map(band.map), boxes.count(band.map), blocks.first(block), blocks.size(block)}, scratch);
+      backward_job<T, S, G>(grad, maps[band.map], band.begin, band.end,
+                            {boxes.of_map(band.map), boxes.count(band.map), blocks.first(block),
+                             blocks.size(block), &interrupt},
+                            scratch);
     }
   });
+  interrupt.check(boxes.op());
 }
 
 template <typename T, typename S>

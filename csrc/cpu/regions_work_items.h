@@ -18,6 +18,7 @@ class Boxes {
   Boxes(const char* op, const Tensor& rois, const int64_t* level, const std::vector<Size>& levels,
         const Sampling& sampling, bool transposed);
 
+  const char* op() const { return op_; }
   int64_t maps() const { return maps_; }
   const Box<T>* of_map(int64_t map) const { return boxes_.data() + begin_[map]; }
   int64_t count(int64_t map) const { return begin_[map + 1] - begin_[map]; }
@@ -26,9 +27,10 @@ class Boxes {
 
  private:
   template <typename Coordinate>
-  void build(const char* op, const Coordinate* rois, int64_t count, const int64_t* level,
-             const std::vector<Size>& levels, const Sampling& sampling, bool transposed);
+  void build(const Coordinate* rois, int64_t count, const int64_t* level, const std::vector<Size>& levels,
+             const Sampling& sampling, bool transposed);
 
+  const char* op_;
   int64_t maps_, taps_ = 0;
   std::vector<int64_t> begin_;  // (maps + 1,)
   std::vector<Table<T>> tables_;

@@ -40,6 +40,10 @@ struct AlignCuda {
                        const regions::Sampling& sampling, const std::vector<Tensor>& maps) {
     check_counts(op, rois.size(0), grad.size(1), sizes, sampling);
     if (sizes[0].batch * sizes[0].channels == 0) return;
+    if (sampling.bins_y * sampling.bins_x == 0) {
+      for (Tensor map : maps) torch::stable::zero_(map);
+      return;
+    }
     dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
       using S = decltype(zero);
       const auto views = pyramid_of<S>(op, maps, sizes);

@@ -9,11 +9,9 @@
 #include <cmath>
 
 #include "plain/half.h"
+#include "plain/regions_limits.h"
 
 namespace cfmvit::regions {
-
-constexpr int64_t kMaxSamples =
-    65536;  // of a bin along one axis; adaptive sampling of a larger box gives zeros
 
 struct Sampling {
   int64_t bins_y, bins_x;
@@ -76,6 +74,24 @@ CFMVIT_INLINE Bilinear bilinear(Coordinate at, int64_t length) {
   const int64_t floor = static_cast<int64_t>(at);
   if (floor >= length - 1) return {length - 1, 0.0};
   return {floor, double(at - static_cast<Coordinate>(floor))};
+}
+
+// The first sample of a bin that is not before the map, seen in the direction in which positions run: boxes
+// may begin far outside.
+template <typename Coordinate>
+CFMVIT_INLINE int64_t first_inside(const Samples<Coordinate>& samples, int64_t bin, int64_t length) {
+  const bool falls = samples.bin_size < Coordinate(0);
+  const auto before = [&](int64_t i) {
+    const Coordinate at = samples.position(bin, i);
+    return falls ? at > static_cast<Coordinate>(length) : at < Coordinate(-1);
+  };
+  if (samples.count == 0 || !before(0)) return 0;
+  int64_t first = 1;
+  for (int64_t end = samples.count; first < end;) {
+    const int64_t middle = (first + end) / 2;
+    before(middle) ? first = middle + 1 : end = middle;
+  }
+  return first;
 }
 
 // roi: image number, x1, y1, x2, y2. axis: 0 for y, 1 for x.

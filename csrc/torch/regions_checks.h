@@ -2,19 +2,23 @@
 // TypeError.
 #pragma once
 
+#include "plain/regions_limits.h"
 #include "torch/checks.h"
 
 namespace cfmvit {
 
-constexpr int64_t kMaxSamplingRatio = 65536;
-
+// least: the fewest bins along each side of a box.
 inline void check_sampling(const char* op, int64_t pooled_height, int64_t pooled_width,
-                           int64_t sampling_ratio) {
-  CFMVIT_CHECK(pooled_height >= 1 && pooled_width >= 1, op,
-               ": output_size must be one or two positive integers, got ", pooled_height, " x ",
+                           int64_t sampling_ratio, int64_t least) {
+  const int64_t most = regions::kMaxSamples, side = std::max(pooled_height, pooled_width);
+  CFMVIT_CHECK(std::min(pooled_height, pooled_width) >= least, op, ": output_size must be ",
+               least > 0 ? "one or two positive integers" : "one or two integers, none negative", ", got ",
+               pooled_height, " x ", pooled_width);
+  CFMVIT_CHECK(side <= most, op, ": output_size must be at most ", most, ", got ", pooled_height, " x ",
                pooled_width);
-  CFMVIT_CHECK(sampling_ratio <= kMaxSamplingRatio, op, ": sampling_ratio must be at most ",
-               kMaxSamplingRatio, ", got ", sampling_ratio);
+  CFMVIT_CHECK(sampling_ratio <= most / std::max<int64_t>(side, 1), op, ": sampling_ratio must give at most ",
+               most, " samples along a side of a box, got ", sampling_ratio, " in each of ", pooled_height,
+               " x ", pooled_width, " bins");
 }
 
 inline void check_rois(const char* op, const Tensor& rois, const Tensor& features) {
@@ -25,9 +29,13 @@ inline void check_rois(const char* op, const Tensor& rois, const Tensor& feature
   CFMVIT_CHECK(rois.device() == features.device(), op, ": boxes must be on the features' device");
 }
 
+inline void check_dim(const char* op, const char* name, const Tensor& x, int64_t dim) {
+  CFMVIT_CHECK(x.dim() == dim, op, ": ", name, " must have ", dim, " dimensions, got ", x.dim());
+}
+
 // Feature maps, (B, C, H, W).
 inline void check_map(const char* op, const char* name, const Tensor& map) {
-  CFMVIT_CHECK(map.dim() == 4, op, ": ", name, " must have 4 dimensions, got ", map.dim());
+  check_dim(op, name, map, 4);
   CFMVIT_CHECK(map.size(2) > 0 && map.size(3) > 0, op, ": ", name, " must have a non-empty map, got ",
                map.size(2), " x ", map.size(3));
 }
@@ -68,10 +76,10 @@ inline void check_grid(const char* op, int64_t num_tokens, int64_t height, int64
 inline void check_pool(const char* op, const Tensor& tokens, const Tensor& rois, int64_t grid_height,
                        int64_t grid_width, int64_t pooled_height, int64_t pooled_width,
                        int64_t sampling_ratio, int64_t prefix) {
-  CFMVIT_CHECK(tokens.dim() == 3, op, ": tokens must have 3 dimensions, got ", tokens.dim());
+  check_dim(op, "tokens", tokens, 3);
   check_rois(op, rois, tokens);
   check_grid(op, tokens.size(1), grid_height, grid_width, prefix);
-  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
+  check_sampling(op, pooled_height, pooled_width, sampling_ratio, 1);
 }
 
 // grad (R, C), tokens (B, N, C) or none
@@ -83,7 +91,7 @@ inline void check_pool_backward(const char* op, const Tensor& grad, const Tensor
   CFMVIT_CHECK(grad.dim() == 2 && grad.size(0) == rois.size(0), op, ": grad must have shape (", rois.size(0),
                ", C), got ", grad.dim(), " dimensions and ", grad.numel(), " entries");
   check_grid(op, num_tokens, grid_height, grid_width, prefix);
-  check_sampling(op, pooled_height, pooled_width, sampling_ratio);
+  check_sampling(op, pooled_height, pooled_width, sampling_ratio, 1);
   if (tokens) {
     check_shape(op, "tokens", *tokens, {batch, num_tokens, grad.size(1)});
     check_type(op, "tokens", *tokens, grad);

@@ -46,7 +46,7 @@ struct AlignOps {
   static Tensor roi_align_backward(Tensor grad, Tensor rois, double spatial_scale, int64_t batch,
                                    int64_t channels, int64_t height, int64_t width, int64_t sampling_ratio,
                                    bool aligned, bool channels_last) {
-    check_map("roi_align_backward", "grad", grad);
+    check_dim("roi_align_backward", "grad", grad, 4);
     return align_backward("roi_align_backward", grad, rois, std::nullopt,
                           {{batch, channels, height, width, spatial_scale}},
                           {grad.size(2), grad.size(3), sampling_ratio, aligned, false}, channels_last)[0];
@@ -67,7 +67,7 @@ struct AlignOps {
                                                            int64_t sampling_ratio, bool aligned,
                                                            bool channels_last) {
     const char* op = "multilevel_roi_align_backward";
-    check_map(op, "grad", grad);
+    check_dim(op, "grad", grad, 4);
     check_levels(op, heights.size(), scales.size(), levels, rois);
     CFMVIT_CHECK(widths.size() == heights.size(), op, ": widths must have one number for each level");
     Sizes sizes;
@@ -96,7 +96,7 @@ struct AlignOps {
       sizes.push_back({map.size(0), map.size(1), map.size(2), map.size(3), scales[i]});
     }
     check_rois(op, rois, features[0]);
-    check_sampling(op, sampling.bins_y, sampling.bins_x, sampling.ratio);
+    check_sampling(op, sampling.bins_y, sampling.bins_x, sampling.ratio, 0);
     const Tensor out =
         empty_map(features[0], {rois.size(0), sizes[0].channels, sampling.bins_y, sampling.bins_x},
                   is_channels_last(features[0]));
@@ -109,7 +109,7 @@ struct AlignOps {
                                             const regions::Sampling& sampling, bool channels_last) {
     check_rois(op, rois, grad);
     check_bins(op, grad, rois, sizes[0].channels);
-    check_sampling(op, sampling.bins_y, sampling.bins_x, sampling.ratio);
+    check_sampling(op, sampling.bins_y, sampling.bins_x, sampling.ratio, 0);
     std::vector<Tensor> maps;
     for (const regions::Size& size : sizes) {
       CFMVIT_CHECK(size.batch >= 0 && size.height > 0 && size.width > 0, op, ": the maps must not be empty");

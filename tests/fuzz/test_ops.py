@@ -26,7 +26,7 @@ def unchecked() -> Iterator[None]:
     """Nothing looks at values before the kernels do, as under torch.compile."""
     with (
         patch.object(checks, "readable", lambda value, values=True: False),
-        patch.object(regions_checks, "images"),
+        patch.object(regions_checks, "image_numbers"),
     ):
         yield
 

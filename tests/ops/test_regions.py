@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfmvit.ops import multilevel_roi_align, roi_align
+from cfmvit.ops import multilevel_roi_align, pool_regions, roi_align
 from cfmvit.ops.regions import reference
 
 from .families import TOLERANCES, assert_parity, assert_same_bits, moved
@@ -171,6 +171,56 @@ def test_values_that_are_not_read_do_not_matter(device: str) -> None:
     torch.testing.assert_close(roi_align(x, rois, 2, aligned=True), expected)
 
 
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.bfloat16, 256), (torch.float16, 2048)], ids=str)
+def test_image_numbers_that_a_dtype_of_boxes_rounds_are_refused(
+    dtype: torch.dtype, exact: int, impl: str, device: str
+) -> None:
+    """torchvision reads the image that a number is rounded to."""
+    images = torch.arange(exact + 2.0, device=device).view(-1, 1, 1, 1)
+    last = torch.tensor([[exact, 0, 0, 1, 1]], device=device).to(dtype)
+    assert float(roi_align(images[:-1], last, 1, impl=impl)) == exact
+    tokens, options = images.flatten(2), {"grid_size": (1, 1), "spatial_scale": 1.0}
+    for run in (
+        lambda boxes: roi_align(images, boxes, 1, impl=impl),
+        lambda boxes: multilevel_roi_align([images], boxes, 1, strides=(4,), impl=impl),
+        lambda boxes: pool_regions(tokens, boxes, **options, impl=impl),
+    ):
+        with pytest.raises(
+            ValueError, match=f"boxes must have .* numbers 0 to {exact + 1} exactly, got {dtype}"
+        ):
+            run(last)
+        boxes = [last[:0, 1:]] * (exact + 1) + [last[:, 1:]]  # without numbers, any dtype will do
+        assert float(run(boxes)) == exact + 1
+
+
+def test_float32_image_numbers_have_a_limit_too(device: str) -> None:
+    images = torch.zeros(2**24 + 2, 1, 1, 1, dtype=torch.float16, device=device)
+    images[-1] = 1
+    boxes = torch.tensor([[2**24 + 1, 0, 0, 1, 1]], dtype=torch.float64, device=device)
+    assert float(roi_align(images, boxes, 1)) == 1
+    with pytest.raises(ValueError, match=r"boxes must have .* exactly, got torch.float32"):
+        roi_align(images, boxes.float(), 1)
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_no_bins_and_scales_of_any_sign_as_torchvision(impl: str, device: str) -> None:
+    x, rois = feature_map(5, device=device), random_rois(20, torch.float64, device)
+    cases = [(size, 0.5) for size in (0, (0, 3), (2, 0))] + [(3, 0.0), (3, -0.5)]
+    for (size, scale), (sampling_ratio, aligned) in itertools.product(cases, SAMPLING):
+        arguments = (rois, size, scale, sampling_ratio, aligned)
+        expected = both_passes(torchvision.ops.roi_align, x, *arguments)
+        actual = both_passes(lambda *a: roi_align(*a, impl=impl), x, *arguments)
+        for a, e in zip(actual, expected):
+            torch.testing.assert_close(a, e, rtol=0, atol=1e-13)
+
+
+def test_empty_boxes_of_images_that_are_not_there(device: str) -> None:
+    x, boxes = feature_map(5, device=device), list(random_rois(6, torch.float64, device)[:, 1:].split(3))
+    surplus = [*boxes, boxes[0][:0]]
+    assert torch.equal(roi_align(x, surplus, 2), torchvision.ops.roi_align(x, surplus, 2))
+
+
 def test_nothing(device: str) -> None:
     for case in (
         (feature_map(5), torch.zeros(0, 5)),
@@ -254,7 +304,16 @@ def test_double_backward_is_refused() -> None:
             ValueError,
             "boxes must have one tensor for each of 2 images, got 1",
         ),
-        ({"boxes": [[1.0, 2, 3, 4]]}, TypeError, "boxes must be a tensor or a sequence of tensors, got list"),
+        (
+            {"boxes": [[[1.0, 2, 3, 4]], [[1.0, 2, 3, 4]]]},
+            TypeError,
+            "boxes must be a tensor or a sequence of tensors, got list of list",
+        ),
+        (
+            {"boxes": [torch.zeros(0, 4)] * 2 + [torch.zeros(1, 4)]},
+            ValueError,
+            "boxes must have one tensor for each of 2 images, got 3",
+        ),
         (
             {"boxes": torch.tensor([[2.0, 0, 0, 1, 1]])},
             ValueError,
@@ -275,10 +334,21 @@ def test_double_backward_is_refused() -> None:
             ValueError,
             "boxes must be on the features' device cpu, got meta",
         ),
-        ({"output_size": 0}, ValueError, "output_size must be one or two positive integers, got 0"),
+        ({"output_size": -1}, ValueError, "output_size must be one or two integers, none negative, got -1"),
+        ({"output_size": 2.0}, ValueError, "output_size must be one or two integers, .* got 2.0"),
+        ({"output_size": 10**9}, ValueError, "output_size must be at most 65536, got 1000000000"),
+        (
+            {"output_size": (1, 300), "sampling_ratio": 300},
+            ValueError,
+            "sampling_ratio must give at most 65536 samples along a side of a box, got 300 in each of 1 x 300 bins",
+        ),
         ({"output_size": (1, 2, 3)}, ValueError, r"output_size must be .* got \(1, 2, 3\)"),
-        ({"sampling_ratio": 70000}, ValueError, "sampling_ratio must be at most 65536, got 70000"),
-        ({"spatial_scale": NAN}, ValueError, "spatial_scale must be positive and finite, got nan"),
+        (
+            {"sampling_ratio": 70000},
+            ValueError,
+            "sampling_ratio must give at most 65536 samples .* got 70000",
+        ),
+        ({"spatial_scale": NAN}, ValueError, "spatial_scale must be finite, got nan"),
         ({"impl": "triton"}, ValueError, "impl must be"),
     ],
 )
@@ -295,7 +365,12 @@ def test_native_op_checks_for_itself() -> None:
         ((x, torch.zeros(1, 4), 1.0, 2, 2, 2, True), r"boxes must have shape \(R, 5\)"),
         ((x, torch.zeros(1, 5).bfloat16(), 1.0, 2, 2, 2, True), "boxes must be float32 or float64"),
         ((x, torch.full((1, 5), 2.0), 1.0, 2, 2, 2, True), r"image number in \[0, 2\) first, got 2"),
-        ((x, torch.zeros(1, 5), 1.0, 2, 0, 2, True), "output_size must be"),
+        (
+            (x, torch.zeros(1, 5), 1.0, 2, -1, 2, True),
+            "output_size must be one or two integers, none negative",
+        ),
+        ((x, torch.zeros(1, 5), 1.0, 2, 2**62, 2, True), "output_size must be at most 65536"),
+        ((x, torch.zeros(1, 5), 1.0, 2, 2**16, 2, True), "sampling_ratio must give at most 65536 samples"),
         ((x.int(), torch.zeros(1, 5), 1.0, 2, 2, 2, True), "features must be float32"),
     ):
         with pytest.raises(RuntimeError, match=message):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -197,3 +199,33 @@ def test_refusals(change: dict, error: type[Exception], message: str) -> None:
     }
     with pytest.raises(error, match="pool_regions: " + message):
         pool_regions(**(arguments | change))
+
+
+INTERRUPTED = """
+import os, signal, threading, torch
+from cfmvit import ops
+
+boxes = torch.tensor([[0.0, 0, 0, 64, 64]]).expand(10**6, 5)
+tokens, tower, texts = torch.zeros(1, 64 * 64, 64), torch.zeros(10**5, 512), torch.zeros(2000, 512)
+options = dict(grid_size=(64, 64), spatial_scale=1.0)
+
+for call in (
+    lambda: ops.pool_regions(tokens, boxes, **options, output_size=65536, sampling_ratio=1),
+    lambda: ops.pool_regions(tokens, boxes, **options, output_size=1, sampling_ratio=-1),
+    lambda: ops.score_regions(tower, texts),
+):
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        call()
+        print("finished")
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_a_long_call_answers_ctrl_c() -> None:
+    """Each call would take seconds or minutes: samples of boxes, boxes on a map, products of embeddings."""
+    found = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert found.stdout.split() == ["interrupted"] * 3

@@ -10,10 +10,51 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops.regions import reference
-from cfmvit.ops.shared.checks import FLOATING
+from cfmvit.ops.shared.checks import FLOATING, float_dtype
+
+# Whole numbers up to here are exact in each dtype that boxes may have.
+_EXACT_NUMBERS = {dtype: int(2 / torch.finfo(dtype).eps) for dtype in FLOATING}
 
 
-def images(op: str, image: Tensor, batch: int) -> None:
+def boxes(op: str, boxes: Tensor | Sequence[Tensor], features: Tensor, batch: int) -> None:
+    """Check the shapes, dtypes and device of boxes, (R, 5) or (R_i, 4) of each image, against features of `batch` images."""
+    several = not isinstance(boxes, Tensor)
+    if several and not isinstance(boxes, Sequence):
+        raise TypeError(f"{op}: boxes must be a tensor or a sequence of tensors, got {type(boxes).__name__}")
+    for some in boxes if several else [boxes]:
+        if not isinstance(some, Tensor):
+            raise TypeError(
+                f"{op}: boxes must be a tensor or a sequence of tensors, "
+                f"got {type(boxes).__name__} of {type(some).__name__}"
+            )
+        columns = 4 if several else 5
+        if some.dim() != 2 or some.shape[1] != columns:
+            shape = "(R_i, 4) for each image" if several else "(R, 5)"
+            raise ValueError(f"{op}: boxes must have shape {shape}, got {tuple(some.shape)}")
+        float_dtype(op, "boxes", some)
+        if some.device != features.device:
+            raise ValueError(
+                f"{op}: boxes must be on the features' device {features.device}, got {some.device}"
+            )
+    if not several:
+        _image_number_dtype(op, boxes.dtype, batch)
+    elif torch.compiler.is_compiling():  # the batch may be known only at run time
+        torch._check(len(boxes) == batch, lambda: f"{op}: boxes must have one tensor for each image")
+    elif len(boxes) != batch and (len(boxes) < batch or any(some.shape[0] for some in boxes[batch:])):
+        raise ValueError(f"{op}: boxes must have one tensor for each of {batch} images, got {len(boxes)}")
+
+
+def _image_number_dtype(op: str, dtype: torch.dtype, batch: int) -> None:
+    """Check that a dtype holds the number of every image: a rounded one would be another image's."""
+    exact = _EXACT_NUMBERS[dtype]
+    # While tracing, a comparison becomes a condition on the batch: not for a limit of 16 million.
+    if (exact < 2**24 or not torch.compiler.is_compiling()) and batch - 1 > exact:
+        raise ValueError(
+            f"{op}: boxes must have a dtype that holds the image numbers 0 to {batch - 1} exactly, got {dtype}"
+        )
+
+
+def image_numbers(op: str, image: Tensor, batch: int) -> None:
     """Check the image numbers of boxes."""
     wrong = image[~((image >= 0) & (image < batch))]
     if wrong.numel():
@@ -65,35 +106,55 @@ def strides(op: str, features: list[Tensor], strides: Sequence[float]) -> None:
 def grid(op: str, tokens: Tensor, grid_size: tuple[int, int], num_prefix_tokens: int) -> tuple[int, int]:
     """Check the grid that tokens lie on."""
     given = tuple(grid_size) if hasattr(grid_size, "__len__") else grid_size
-    if not isinstance(given, tuple) or len(given) != 2 or min(given) < 1:
+    if not isinstance(given, tuple) or len(given) != 2 or not all(n >= 1 for n in given):
         raise ValueError(f"{op}: grid_size must be two positive integers, got {given}")
     if num_prefix_tokens < 0:
         raise ValueError(f"{op}: num_prefix_tokens must not be negative, got {num_prefix_tokens}")
-    height, width = grid_size
+    height, width = given
     if tokens.shape[1] != num_prefix_tokens + height * width:
         raise ValueError(
             f"{op}: tokens must have num_prefix_tokens + h * w = {num_prefix_tokens + height * width} tokens, "
             f"got {tokens.shape[1]}"
         )
-    return int(height), int(width)
+    return whole(height), whole(width)
 
 
-def sampling(op: str, output_size: int | Sequence[int], sampling_ratio: int) -> tuple[int, int]:
-    """Check bins and samples, and return the bins (rows, columns)."""
-    bins = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(bins) != 2 or min(bins) < 1:
-        raise ValueError(f"{op}: output_size must be one or two positive integers, got {output_size}")
+def whole(number: int) -> int:
+    """Return a number as an int; one that is known only at run time stays so."""
+    return number if isinstance(number, (int, torch.SymInt)) else int(number)
+
+
+def sampling(
+    op: str, output_size: int | Sequence[int], sampling_ratio: int, *, least: int = 0
+) -> tuple[int, int]:
+    """Check bins, `least` along each side, and samples, and return the bins (rows, columns)."""
+    bins = tuple(output_size) if hasattr(output_size, "__len__") else (output_size, output_size)
+    if len(bins) != 2 or not all(hasattr(n, "__index__") for n in bins) or min(bins) < least:
+        rule = "one or two positive integers" if least else "one or two integers, none negative"
+        raise ValueError(f"{op}: output_size must be {rule}, got {output_size}")
     most = reference.MAX_SAMPLES
-    if sampling_ratio > most:
-        raise ValueError(f"{op}: sampling_ratio must be at most {most}, got {sampling_ratio}")
-    return int(bins[0]), int(bins[1])
+    if max(bins) > most:
+        raise ValueError(f"{op}: output_size must be at most {most}, got {output_size}")
+    if sampling_ratio > 0 and sampling_ratio * max(1, *bins) > most:
+        raise ValueError(
+            f"{op}: sampling_ratio must give at most {most} samples along a side of a box, "
+            f"got {sampling_ratio} in each of {bins[0]} x {bins[1]} bins"
+        )
+    return whole(bins[0]), whole(bins[1])
 
 
 def scale(op: str, name: str, scale: float) -> float:
-    """Check a number that must be positive and finite, and return it."""
-    if not 0 < scale < math.inf:
-        raise ValueError(f"{op}: {name} must be positive and finite, got {scale}")
+    """Check a number that must be finite, and return it."""
+    if not -math.inf < scale < math.inf:
+        raise ValueError(f"{op}: {name} must be finite, got {scale}")
     return float(scale)
+
+
+def positive(op: str, name: str, value: float) -> float:
+    """Check a number that must be positive and finite, and return it."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
+    return float(value)
 
 
 def scores(
@@ -108,27 +169,20 @@ def scores(
     floating(op, "region_embeds", region_embeds, 2)
     floating(op, "text_embeds", text_embeds, 2)
     rows, width = region_embeds.shape
-    if text_embeds.shape[0] < 1 or text_embeds.shape[1] != width:
-        raise ValueError(
-            f"{op}: text_embeds must have shape (1 + n, {width}), background first, got {tuple(text_embeds.shape)}"
-        )
+    for holds in (text_embeds.shape[0] >= 1, text_embeds.shape[1] == width):
+        _rule(op, "text_embeds", text_embeds, holds, "(1 + n, C)", f"(1 + n, {width})", ", background first")
+    labels = text_embeds.shape[0] - 1
     if vlm_embeds is not None:
         floating(op, "vlm_embeds", vlm_embeds, 2)
-        if vlm_embeds.shape != region_embeds.shape:
-            raise ValueError(
-                f"{op}: vlm_embeds must have shape {(rows, width)}, got {tuple(vlm_embeds.shape)}"
-            )
-    labels = text_embeds.shape[0] - 1
+        _shape(op, "vlm_embeds", vlm_embeds, (rows, width), "(R, C)")
     if base is not None:
         if not isinstance(base, Tensor) or base.dtype != torch.bool:
             found = base.dtype if isinstance(base, Tensor) else type(base).__name__
             raise TypeError(f"{op}: base must be bool, got {found}")
-        if base.shape != (labels,):
-            raise ValueError(f"{op}: base must have shape ({labels},), got {tuple(base.shape)}")
+        _shape(op, "base", base, (labels,), "(n,)")
     if objectness is not None:
         floating(op, "objectness", objectness, 1)
-        if objectness.shape != (rows,):
-            raise ValueError(f"{op}: objectness must have shape ({rows},), got {tuple(objectness.shape)}")
+        _shape(op, "objectness", objectness, (rows,), "(R,)")
     for name, tensor in (
         ("text_embeds", text_embeds),
         ("vlm_embeds", vlm_embeds),
@@ -141,10 +195,27 @@ def scores(
             )
 
 
+def _shape(op: str, name: str, tensor: Tensor, wanted: tuple[int, ...], letters: str) -> None:
+    """Check that a tensor has a shape, `letters` in words."""
+    _rule(op, name, tensor, tensor.dim() == len(wanted), letters, wanted)
+    for size, other in zip(tensor.shape, wanted):
+        _rule(op, name, tensor, size == other, letters, wanted)
+
+
+def _rule(
+    op: str, name: str, tensor: Tensor, holds: bool, letters: str, shape: object, more: str = ""
+) -> None:
+    """Raise unless a rule about a shape holds; where sizes are known only at run time, it is checked then."""
+    if torch.compiler.is_compiling():
+        torch._check(holds, lambda: f"{op}: {name} must have shape {letters}{more}")
+    elif not holds:
+        raise ValueError(f"{op}: {name} must have shape {shape}{more}, got {tuple(tensor.shape)}")
+
+
 def temperature(name: str, value: float | Tensor) -> None:
     """Check a temperature, a number or a 0-d tensor."""
     if isinstance(value, Tensor):
         if value.dim() != 0:
             raise ValueError(f"score_regions: {name} must be a number or 0-d, got shape {tuple(value.shape)}")
-    elif not 0 < value < math.inf:
-        raise ValueError(f"score_regions: {name} must be positive and finite, got {value}")
+    else:
+        positive("score_regions", name, value)

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from cfmvit.ops.regions import checks, native, reference
 from cfmvit.ops.shared import library
-from cfmvit.ops.shared.checks import float_dtype
 from cfmvit.ops.shared.implementation import use_native
 from cfmvit.ops.shared.index_checking import readable
+from cfmvit.ops.shared.precision import no_autocast
 
 _NATIVE = native.register() if library.core is not None else {}
 
@@ -42,15 +42,17 @@ def roi_align(
         input: (B, C, H, W) floating
             Feature maps.
         boxes: (R, 5) floating, or B tensors (R_i, 4)
-            Boxes with the number of their image in the first column, or a list with the boxes of each image. A box with a
-            coordinate that is not finite gives zeros; a box without area is treated as torchvision does.
+            Boxes with the number of their image in the first column, or a list with the boxes of each image (and empty
+            tensors after them). (R, 5) in bfloat16 is refused beyond 257 images, in float16 beyond 2049: these dtypes round
+            larger image numbers, and torchvision reads the image that they are rounded to. A box with a coordinate that is
+            not finite gives zeros; a box without area is treated as torchvision does.
         output_size: int or (P, Q)
-            Bins.
+            Bins, at most 65536 along a side; none (0) gives an empty result.
         spatial_scale: float, default 1
-            Places of the map per unit of the boxes.
+            Pixels of the map per unit of the boxes.
         sampling_ratio: int, default -1
-            Samples along each side of a bin; not positive: ceil(side of the bin in places). In that case a box whose bins
-            would have more than 65536 gives zeros.
+            Samples along each side of a bin, at most 65536 along a side of the box; not positive: ceil(side of the bin in
+            pixels of the map). In that case a box whose bins would have more than 65536 gives zeros.
         aligned: bool, default False
             Shift boxes by half a place, so that they and the map's places agree (wanted in all but old checkpoints).
         impl: "reference" | "native", optional
@@ -94,7 +96,7 @@ def multilevel_roi_align(
         boxes: (R, 5) floating, or B tensors (R_i, 4)
             As for `roi_align`, in pixels of the images.
         output_size: int or (P, Q)
-            Bins.
+            As for `roi_align`.
         strides: L numbers, default (4, 8, 16, 32)
             Pixels per place of each map, each twice the one before.
         sampling_ratio: int, default 2
@@ -119,7 +121,7 @@ def multilevel_roi_align(
     checks.levels(op, features)
     checks.strides(op, features, strides)
     bins = checks.sampling(op, output_size, sampling_ratio)
-    canonical_scale = checks.scale(op, "canonical_scale", canonical_scale)
+    canonical_scale = checks.positive(op, "canonical_scale", canonical_scale)
     rois = _rois(op, boxes, features[0], features[0].shape[0], impl)
     finest = round(math.log2(strides[0]))
     levels = _choose("pyramid_levels", rois, impl)(
@@ -157,7 +159,7 @@ def pool_regions(
         spatial_scale: float
             Tokens per unit of the boxes: 1 / patch size for boxes in pixels.
         output_size: int or (P, Q), default 7
-            Bins of the RoIAlign whose mean is taken.
+            Bins of the RoIAlign whose mean is taken, at most 65536 along a side.
         sampling_ratio: int, default 2
             As for `roi_align`. output_size=1, sampling_ratio=-1 samples about every token once.
         aligned: bool, default True
@@ -177,8 +179,8 @@ def pool_regions(
     """
     op = "pool_regions"
     checks.floating(op, "tokens", tokens, 3)
-    bins = checks.sampling(op, output_size, sampling_ratio)
-    scale = checks.scale(op, "spatial_scale", spatial_scale)
+    bins = checks.sampling(op, output_size, sampling_ratio, least=1)
+    scale = checks.positive(op, "spatial_scale", spatial_scale)
     grid = checks.grid(op, tokens, grid_size, num_prefix_tokens)
     run = _choose(op, tokens, impl)
     rois = _rois(op, boxes, tokens, tokens.shape[0], impl)
@@ -190,7 +192,7 @@ def pool_regions(
         *bins,
         int(sampling_ratio),
         bool(aligned),
-        int(num_prefix_tokens),
+        checks.whole(num_prefix_tokens),
         bool(normalize),
     )
 
@@ -271,7 +273,7 @@ def score_regions(
         temperatures = (torch.as_tensor(x, dtype=dtype, device="cpu") for x in (temperature, vlm_temperature))
         embeds = region_embeds.to(dtype), text_embeds.to(dtype), vlm
         return _NATIVE["score_regions"](*embeds, exponent, objectness, *temperatures, *options)
-    with torch.autocast(region_embeds.device.type, enabled=False):
+    with no_autocast(region_embeds):
         text = F.normalize(text_embeds.to(dtype), dim=1).T
         logits = (F.normalize(region_embeds.to(dtype), dim=1) / temperature) @ text
         vlm_logits = None
@@ -300,27 +302,14 @@ def _rois(
 
     Image numbers are looked at on the CPU only, and not for the native ops: they look by themselves.
     """
+    checks.boxes(op, boxes, features, batch)
     several = not isinstance(boxes, Tensor)
-    if several and not (isinstance(boxes, Sequence) and all(isinstance(some, Tensor) for some in boxes)):
-        raise TypeError(f"{op}: boxes must be a tensor or a sequence of tensors, got {type(boxes).__name__}")
-    for some in boxes if several else [boxes]:
-        columns = 4 if several else 5
-        if some.dim() != 2 or some.shape[1] != columns:
-            shape = "(R_i, 4) for each image" if several else "(R, 5)"
-            raise ValueError(f"{op}: boxes must have shape {shape}, got {tuple(some.shape)}")
-        float_dtype(op, "boxes", some)
-        if some.device != features.device:
-            raise ValueError(
-                f"{op}: boxes must be on the features' device {features.device}, got {some.device}"
-            )
-    if several and len(boxes) != batch:
-        raise ValueError(f"{op}: boxes must have one tensor for each of {batch} images, got {len(boxes)}")
     wide = torch.float64 in (features.dtype, *(some.dtype for some in (boxes if several else [boxes])))
     dtype = torch.float64 if wide else torch.float32
     if not several:
         rois = boxes.detach().to(dtype)
         if readable(rois) and not use_native(op, features, impl):
-            checks.images(op, rois[:, 0], batch)
+            checks.image_numbers(op, rois[:, 0], batch)
         return rois
     if not boxes:
         return torch.zeros(0, 5, dtype=dtype, device=features.device)

@@ -5,6 +5,7 @@ Autocast does not touch them: features keep their dtype (sums are float32 anyway
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,15 @@ from cfmvit.ops.shared.fake_kernel import register_fake
 from cfmvit.ops.shared.native_op import NativeOp
 
 _ops = torch.ops.cfmvit
+
+
+def _interruptible(op: Callable[..., Any], *args: Any) -> Any:
+    """Call an op in a backward pass; the exception of a signal that ended it is raised here."""
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        str(error)  # any call: the interpreter raises what a signal's handler raised at its next one
+        raise
 
 
 def _check_rois(op: str, rois: Tensor) -> None:
@@ -28,17 +38,26 @@ def _check_rois(op: str, rois: Tensor) -> None:
     )
 
 
-def _check_sampling(op: str, pooled_height: int, pooled_width: int, sampling_ratio: int) -> None:
+def _check_sampling(
+    op: str, pooled_height: int, pooled_width: int, sampling_ratio: int, *, least: int = 0
+) -> None:
+    bins = f"{pooled_height} x {pooled_width}"
+    rule = "one or two positive integers" if least else "one or two integers, none negative"
     torch._check(
-        pooled_height >= 1 and pooled_width >= 1,
-        lambda: (
-            f"{op}: output_size must be one or two positive integers, got {pooled_height} x {pooled_width}"
-        ),
+        pooled_height >= least and pooled_width >= least,
+        lambda: f"{op}: output_size must be {rule}, got {bins}",
     )
-    torch._check(
-        sampling_ratio <= MAX_SAMPLES,
-        lambda: f"{op}: sampling_ratio must be at most {MAX_SAMPLES}, got {sampling_ratio}",
-    )
+    for side in (pooled_height, pooled_width):
+        torch._check(
+            side <= MAX_SAMPLES, lambda: f"{op}: output_size must be at most {MAX_SAMPLES}, got {bins}"
+        )
+        torch._check(
+            side * sampling_ratio <= MAX_SAMPLES and sampling_ratio <= MAX_SAMPLES,
+            lambda: (
+                f"{op}: sampling_ratio must give at most {MAX_SAMPLES} samples along a side of a box, "
+                f"got {sampling_ratio} in each of {bins} bins"
+            ),
+        )
 
 
 def _channels_last(map: Tensor) -> bool:
@@ -79,8 +98,15 @@ def _roi_align_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _roi_align_backward(ctx: Any, grad: Tensor) -> tuple:
     (rois,) = ctx.saved_tensors
-    grad_input = _ops.roi_align_backward.default(
-        grad, rois, ctx.spatial_scale, *ctx.shape, ctx.sampling_ratio, ctx.aligned, ctx.channels_last
+    grad_input = _interruptible(
+        _ops.roi_align_backward.default,
+        grad,
+        rois,
+        ctx.spatial_scale,
+        *ctx.shape,
+        ctx.sampling_ratio,
+        ctx.aligned,
+        ctx.channels_last,
     )
     return grad_input, *[None] * 6
 
@@ -118,8 +144,8 @@ def _multilevel_backward(ctx: Any, grad: Tensor) -> tuple:
     rois, levels = ctx.saved_tensors
     batch, channels = ctx.shapes[0][:2]
     heights, widths = [shape[2] for shape in ctx.shapes], [shape[3] for shape in ctx.shapes]
-    grads = _ops.multilevel_roi_align_backward.default(
-        grad, rois, levels, ctx.scales, batch, channels, heights, widths, ctx.sampling_ratio, ctx.aligned,
+    grads = _interruptible(
+        _ops.multilevel_roi_align_backward.default, grad, rois, levels, ctx.scales, batch, channels, heights, widths, ctx.sampling_ratio, ctx.aligned,
         ctx.channels_last,
     )  # fmt: skip
     return grads, *[None] * 7
@@ -134,7 +160,7 @@ def _pool_fake(
         tokens.dim() == 3, lambda: f"{op}: tokens must have 3 dimensions, got shape {tuple(tokens.shape)}"
     )
     _check_rois(op, rois)
-    _check_sampling(op, pooled_height, pooled_width, sampling_ratio)
+    _check_sampling(op, pooled_height, pooled_width, sampling_ratio, least=1)
     expected = num_prefix_tokens + grid_height * grid_width
     torch._check(
         tokens.shape[1] == expected,
@@ -160,8 +186,13 @@ def _pool_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _pool_backward(ctx: Any, grad: Tensor) -> tuple:
     rois, *tokens = ctx.saved_tensors
-    grad_tokens = _ops.pool_regions_backward.default(
-        grad, rois, tokens[0] if tokens else None, *ctx.size, *ctx.arguments
+    grad_tokens = _interruptible(
+        _ops.pool_regions_backward.default,
+        grad,
+        rois,
+        tokens[0] if tokens else None,
+        *ctx.size,
+        *ctx.arguments,
     )
     return grad_tokens, *[None] * 10
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_SAMPLES = 65536  # of a bin, along one axis; adaptive sampling of a larger box gives zeros
+MAX_SAMPLES = (
+    65536  # along a side of a box; of adaptive sampling along a side of a bin, beyond which a box gives zeros
+)
 CHUNK = 2**24  # elements of the largest temporary
 
 
@@ -190,7 +192,7 @@ def combine_scores(
     if vlm_logits is not None:
         scores = (1 - exponent) * scores + exponent * vlm_logits.log_softmax(1)[:, 1:]
         if renormalize:
-            scores = scores - torch.cat([log_p[:, :1], scores], 1).logsumexp(1, keepdim=True)
+            scores = torch.cat([log_p[:, :1], scores], 1).log_softmax(1)[:, 1:]
     scores = scores.exp()
     if objectness is not None:
         scores = scores * objectness[:, None] ** objectness_power

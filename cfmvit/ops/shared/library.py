@@ -48,6 +48,8 @@ registered = {
     )
     for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA"))
 }
+# Tensors without memory: the fake kernel of an op says what it returns.
+registered["meta"] = registered["cpu"] | registered["cuda"]
 
 
 def why_not_native(op: str, device_type: str) -> str:
