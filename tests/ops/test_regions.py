@@ -195,12 +195,10 @@ def test_image_numbers_that_a_dtype_of_boxes_rounds_are_refused(
 
 
 def test_float32_image_numbers_have_a_limit_too(device: str) -> None:
-    images = torch.zeros(2**24 + 2, 1, 1, 1, dtype=torch.float16, device=device)
-    images[-1] = 1
-    boxes = torch.tensor([[2**24 + 1, 0, 0, 1, 1]], dtype=torch.float64, device=device)
-    assert float(roi_align(images, boxes, 1)) == 1
+    images = torch.zeros(1, 1, 1, 1, device=device).expand(2**24 + 2, 1, 1, 1)
+    boxes = torch.zeros(1, 5, device=device)
     with pytest.raises(ValueError, match=r"boxes must have .* exactly, got torch.float32"):
-        roi_align(images, boxes.float(), 1)
+        roi_align(images, boxes, 1)
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
@@ -218,7 +216,7 @@ def test_no_bins_and_scales_of_any_sign_as_torchvision(impl: str, device: str) -
 def test_empty_boxes_of_images_that_are_not_there(device: str) -> None:
     x, boxes = feature_map(5, device=device), list(random_rois(6, torch.float64, device)[:, 1:].split(3))
     surplus = [*boxes, boxes[0][:0]]
-    assert torch.equal(roi_align(x, surplus, 2), torchvision.ops.roi_align(x, surplus, 2))
+    torch.testing.assert_close(roi_align(x, surplus, 2), torchvision.ops.roi_align(x, surplus, 2))
 
 
 def test_nothing(device: str) -> None:
