@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 import tempfile
@@ -29,16 +31,16 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        raise
+        raise _named(error, target) from None
 
 
 @contextmanager
 def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that takes its place when the block ends without an error.
 
-    An existing folder at ``path`` is replaced.
+    An existing folder at ``path`` is replaced, on Linux in one step, so that there always is one.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -46,22 +48,69 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         staging.chmod(0o777 & ~_umask())
         yield staging
-        if target.exists():
-            retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-            try:
-                os.replace(target, retired / target.name)
-                os.replace(staging, target)
-            except BaseException:
-                if not target.exists():
-                    os.replace(retired / target.name, target)
-                raise
-            finally:
-                shutil.rmtree(retired)
-        else:
+        if not target.exists():
             os.replace(staging, target)
-    except BaseException:
+        elif _exchange(staging, target):
+            shutil.rmtree(staging)
+        else:
+            _replace(staging, target)
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
+        raise _named(error, target) from None
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Name the file in the error of a full disk, which the system leaves out."""
+    try:
+        yield
+    except OSError as error:
+        raise _named(error, path) from None
+
+
+def clean(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder, and bring back what they had put aside.
+
+    Only for a folder in which nothing else writes.
+    """
+    for retired in folder.glob(".*.old"):
+        for kept in retired.iterdir():
+            if not (folder / kept.name).exists():
+                os.replace(kept, folder / kept.name)
+        shutil.rmtree(retired)
+    for part in folder.glob(".*.part"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places in one step (Linux's renameat2); False where the system has no such step."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+
+
+def _replace(staging: Path, target: Path) -> None:
+    """Replace a folder in two steps; ``clean`` repairs what a kill between them leaves."""
+    retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+    try:
+        os.replace(target, retired / target.name)
+        os.replace(staging, target)
+    except BaseException:
+        if not target.exists():
+            os.replace(retired / target.name, target)
         raise
+    finally:
+        shutil.rmtree(retired)
+
+
+def _named(error: BaseException, path: Path) -> BaseException:
+    """Return a full disk's error with the path, which the system leaves out."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        return OSError(error.errno, error.strerror, str(path))
+    return error
 
 
 def _umask() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ READER_LEFT = 141  # what a shell reports of a program that SIGPIPE ends
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; an error that a user can act on is one line on stderr and exit status 2."""
+    _open_standard_streams()
     try:
         try:
             return _run(_arguments(argv))
@@ -36,12 +38,23 @@ def _run(arguments: argparse.Namespace) -> int:
             raise
         print(f"cfmvit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         resumable = hasattr(arguments, "resume") and (arguments.output / "checkpoint.pt").exists()
         hint = "; --resume goes on from the last checkpoint" if resumable else ""
         print(f"cfmvit {arguments.command}: interrupted{hint}", file=sys.stderr)
-        return 130
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     return 0
+
+
+def _open_standard_streams() -> None:
+    """Give a process that was started without one of the three a null device, or the next file opened would take its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def _reader_left() -> bool:
@@ -158,6 +171,9 @@ def _training_command(
     command.add_argument("--config", type=Path, help=".toml or .json; a run's config.json can be given back")
     command.add_argument("--output", type=Path, default=Path(f"runs/{name}"))
     command.add_argument("--resume", action="store_true", help="go on from OUTPUT/checkpoint.pt")
+    command.add_argument(
+        "--overwrite", action="store_true", help="begin anew in a folder that already holds a run"
+    )
     command.set_defaults(run=run)
 
 
@@ -169,6 +185,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         load_config(PretrainConfig, _config_file(arguments), arguments.overrides),
         arguments.output,
         resume=arguments.resume,
+        overwrite=arguments.overwrite,
     )
 
 
@@ -180,6 +197,7 @@ def _finetune(arguments: argparse.Namespace) -> None:
         load_config(FinetuneConfig, _config_file(arguments), arguments.overrides),
         arguments.output,
         resume=arguments.resume,
+        overwrite=arguments.overwrite,
     )
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from cfmvit.data.annotations import by_image, image_paths, read_json
+from cfmvit.data.fingerprint import fingerprint
 from cfmvit.data.images import decode_rgb, read_rgb
 from cfmvit.data.shards import ShardSample, index_shards
 from cfmvit.data.specs import resolve
 from cfmvit.data.transforms import center_crop, random_resized_crop
 
 _LOG = logging.getLogger(__name__)
-Pair = tuple[Path | ShardSample, list[str]]
+Pair = tuple[Path | ShardSample, list[Any]]  # captions as the file has them
 
 
 class CaptionDataset:
@@ -45,6 +46,11 @@ class CaptionDataset:
     def texts(self) -> list[str]:
         """Return every caption."""
         return [text for texts in self.captions for text in texts]
+
+    def fingerprint(self) -> str:
+        """Tell these data from others: names of the images and captions, not the pixels."""
+        names = (source.key if isinstance(source, ShardSample) else source.name for source in self._sources)
+        return fingerprint(zip(names, self.captions))
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Return ``image`` uint8 (3, S, S), ``text`` and ``key``.
@@ -95,10 +101,19 @@ def open_captions(
         raise ValueError(f"open_captions: image_size must be positive, got {image_size}")
     source = resolve(spec, split, "captions")
     pairs = _from_shards(source.shards) if source.shards else _from_file(source.annotations, source.images)
-    kept = [(item, [text.strip() for text in texts if text.strip()]) for item, texts in pairs]
-    dropped = sum(len(texts) for _, texts in pairs) - sum(len(texts) for _, texts in kept)
-    if dropped:
-        _LOG.warning("dropped %d empty captions of %s", dropped, spec)
+    written = [text for _, texts in pairs for text in texts]
+    other = [text for text in written if not isinstance(text, str)]
+    if other:
+        _LOG.warning(
+            "dropped %d captions of %s that are no text, the first is %r", len(other), spec, other[0]
+        )
+    kept = [
+        (item, [text.strip() for text in texts if isinstance(text, str) and text.strip()])
+        for item, texts in pairs
+    ]
+    empty = len(written) - len(other) - sum(len(texts) for _, texts in kept)
+    if empty:
+        _LOG.warning("dropped %d empty captions of %s", empty, spec)
     kept = [(item, texts) for item, texts in kept if texts]
     if not kept:
         raise ValueError(f"open_captions: {spec} must have an image with a caption, got none")
@@ -117,4 +132,4 @@ def _from_file(path: Path, folder: Path) -> list[Pair]:
     content = read_json(path, images=("id",), annotations=("id", "image_id", "caption"))
     files = image_paths(content["images"], folder, path)
     grouped = by_image(content["annotations"], files, path)
-    return [(file, [str(a["caption"] or "") for a in grouped[number]]) for number, file in files.items()]
+    return [(file, [a["caption"] for a in grouped[number]]) for number, file in files.items()]

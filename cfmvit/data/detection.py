@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cfmvit.data.categories import CategorySplit, VocabularyRule
 from cfmvit.data.entries import DetectionEntry, Found, file_entries
+from cfmvit.data.fingerprint import fingerprint
 from cfmvit.data.images import CorruptSample, decode_rgb, read_rgb
 from cfmvit.data.masks import decode_mask, has_mask
 from cfmvit.data.shard_boxes import shard_annotations, shard_entries
@@ -58,6 +59,17 @@ class DetectionDataset:
         if self._annotations is None:
             self._annotations = shard_annotations(self.entries, self.categories)
         return self._annotations
+
+    def fingerprint(self) -> str:
+        """Tell these data from others: names of the images, categories and boxes, not the pixels."""
+        return fingerprint(
+            (
+                entry.source.key if isinstance(entry.source, ShardSample) else entry.source.name,
+                entry.image_id,
+                [(a["id"], a["category_id"], a["bbox"]) for a in entry.annotations],
+            )
+            for entry in self.entries
+        )
 
     @property
     def masks(self) -> bool:

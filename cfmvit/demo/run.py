@@ -44,13 +44,13 @@ def demo(preset: str = "default", output: Path = Path("runs/demo")) -> Path:
         make_scenes(output / "data", chosen.scenes)
     data = f"lvis:{output / 'data'}"
     with _timed("pretrain", seconds):
-        model = pretrain(replace(chosen.pretrain, data=data), output / "pretrain").eval()
+        model = pretrain(replace(chosen.pretrain, data=data), output / "pretrain", overwrite=True).eval()
     scratch = _untrained(model, output / "scratch", chosen)
     detectors: dict[str, Detector] = {}
     for name, folder in (("pretrained", output / "pretrain"), ("from scratch", output / "scratch")):
         with _timed(f"finetune, {name}", seconds):
             config = replace(chosen.finetune, model=str(folder / "model"), data=data)
-            detectors[name] = finetune(config, output / f"finetune-{name.replace(' ', '-')}")
+            detectors[name] = finetune(config, output / f"finetune-{name.replace(' ', '-')}", overwrite=True)
     outcome = Outcome(chosen, output, data, detectors["pretrained"], model, seconds=seconds)
     with _timed("evaluate", seconds):
         _evaluate(outcome, detectors, {"pretrained": model, "from scratch": scratch})

@@ -16,11 +16,13 @@ from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.vocabulary import clean_labels
 from cfmvit.models import CFMViT
-from cfmvit.training import LoopConfig, fit, format_config, param_groups, warmup_steps
+from cfmvit.training import LoopConfig, fit, format_config, param_groups, warmup_steps, warmup_within
 from cfmvit.training.device import choose_device
 from cfmvit.training.field_ranges import below_one, check, not_negative, positive
 from cfmvit.training.precision import with_precision
-from cfmvit.training.run_folder import start_run
+from cfmvit.training.run_folder import run_folder, start_run
+
+_DETECTOR = "detector"
 
 
 @dataclass
@@ -83,25 +85,36 @@ class FinetuneConfig:
         not_negative("", self, "workers")
 
 
-def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> Detector:
+def finetune(
+    config: FinetuneConfig, output: Path, *, resume: bool = False, overwrite: bool = False
+) -> Detector:
     """Finetune a detector; boxes of novel categories are never read.
 
     Writes into ``output``: ``config.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoint.pt`` and, at the end,
     the detector as ``detector/``.
 
     Args:
-        resume: go on from ``output/checkpoint.pt``; on the CPU the weights become bit for bit those of a run that
-            was never interrupted.
+        resume: go on from ``output/checkpoint.pt``; on the CPU, with the same number of threads, the weights become bit for
+            bit those of a run that was never interrupted.
+        overwrite: begin anew where ``output`` already holds a run; what that left is kept until this one can replace it.
 
     Raises:
         ValueError, FileNotFoundError: a bad configuration, or a model or data that can't be opened.
+        FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``overwrite``.
+        RuntimeError: another process is running in ``output``.
         NonFiniteLossError: the loss became NaN or infinite.
     """
     for name in ("model", "data"):
         if not getattr(config, name):
             raise ValueError(f"finetune: {name} must be given; see cfmvit finetune --help")
+    with run_folder(output, resume=resume, overwrite=overwrite, product=_DETECTOR):
+        return _finetune(config, output, resume)
+
+
+def _finetune(config: FinetuneConfig, output: Path, resume: bool) -> Detector:
     device = choose_device(config.device)
-    config = replace(config, loop=with_precision(config.loop, device))
+    optim = replace(config.optim, warmup=warmup_within(config.optim.warmup, config.loop.steps))
+    config = replace(config, loop=with_precision(config.loop, device), optim=optim)
     torch.manual_seed(config.loop.seed)
     dataset = open_detection(
         config.data,
@@ -141,9 +154,9 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
     loader = SeededLoader(
         dataset, config.batch_size, seed=config.loop.seed, workers=config.workers, collate=collate_detection
     )
-    steps, optim = config.loop.steps, config.optim
+    steps = config.loop.steps
     optimizer = make_optimizer(detector, optim)
-    start = start_run(config, output, detector, optimizer, resume=resume)
+    start = start_run(config, output, detector, optimizer, dataset.fingerprint(), resume=resume)
     text = detector.vocabulary(labels).embeddings  # by the weights of a resumed checkpoint
     fit(
         model=detector,
@@ -162,7 +175,8 @@ def finetune(config: FinetuneConfig, output: Path, *, resume: bool = False) -> D
         print(
             f"finetune: {loader.remarked} images were odd in size or annotations; the log says which and how"
         )
-    detector.eval().save_pretrained(output / "detector")
+    detector.eval().save_pretrained(output / _DETECTOR)
+    print(f"finetune: the detector is in {output / _DETECTOR}")
     return detector
 
 

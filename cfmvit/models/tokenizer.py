@@ -68,6 +68,10 @@ class Tokenizer:
         """Number of ids."""
         return self._backend.get_vocab_size()
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of ids of each text, before any is cut."""
+        return [len(encoding.ids) for encoding in self._backend.encode_batch(list(texts))]
+
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
         """Return int64 ids (B, L), L the longest text but at most ``context_length``, padded with 0 on the right.
 

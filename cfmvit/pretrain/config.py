@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cfmvit.training import LoopConfig
-from cfmvit.training.field_ranges import below_one, not_negative, positive
+from cfmvit.training.field_ranges import below_one, check, not_negative, positive
+
+VOCAB_SIZE = 32_000
 
 
 @dataclass
@@ -34,6 +36,7 @@ class PretrainConfig:
         data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``captions.json@image_folder``.
         model: name for ``create_model``; ``model_options`` are its overrides.
         tokenizer: path of a ``tokenizer.json``; by default one is learnt from the captions.
+        vocab_size: ids that a learnt tokenizer has at most, 32,000 by default.
         crop_scale: range of the area kept by the random resized crop.
         flip: mirror half of the images, where ``augment``. Captions that tell left from right want it off.
         device: ``auto`` takes a GPU when there is one.
@@ -43,7 +46,7 @@ class PretrainConfig:
     model: str = "cfm_vit_b16"
     model_options: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
-    vocab_size: int = 32_000
+    vocab_size: int | None = None
     batch_size: int = 256
     workers: int = 0
     augment: bool = True
@@ -57,5 +60,13 @@ class PretrainConfig:
     )
 
     def __post_init__(self) -> None:
-        positive("", self, "vocab_size", "batch_size")
+        positive("", self, "batch_size")
+        if self.vocab_size is not None:
+            positive("", self, "vocab_size")
+            check(
+                "vocab_size",
+                self.vocab_size,
+                self.tokenizer is None,
+                "not be given with a tokenizer, which has its own",
+            )
         not_negative("", self, "workers", "reconstruction_weight")

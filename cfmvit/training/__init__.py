@@ -2,7 +2,7 @@
 
 from cfmvit.training.config import format_config, load_config, save_config
 from cfmvit.training.loop import LoopConfig, NonFiniteLossError, fit
-from cfmvit.training.optim import param_groups, warmup_cosine, warmup_linear, warmup_steps
+from cfmvit.training.optim import param_groups, warmup_cosine, warmup_linear, warmup_steps, warmup_within
 
 __all__ = [
     "LoopConfig",
@@ -15,4 +15,5 @@ __all__ = [
     "warmup_cosine",
     "warmup_linear",
     "warmup_steps",
+    "warmup_within",
 ]

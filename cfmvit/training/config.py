@@ -141,6 +141,14 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             kinds = [inner[0]] * len(value) if origin is list or inner[-1] is Ellipsis else list(inner)
             if len(kinds) == len(value):
                 return origin(_convert(v, k, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, kinds)))
+    choices = [
+        choice
+        for option in options
+        if typing.get_origin(option) is typing.Literal
+        for choice in typing.get_args(option)
+    ]
+    if choices:
+        raise ValueError(f"config: {key} must be one of {', '.join(map(str, choices))}, got {value!r}")
     wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
     raise ValueError(f"config: {key} must be {wanted}, got {value!r}")
 

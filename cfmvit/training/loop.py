@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ from cfmvit.training.field_ranges import check, not_negative, positive
 from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
 from cfmvit.training.precision import with_precision
+from cfmvit.training.stopping import Stopped, stop_requests
+
+_LOG = logging.getLogger(__name__)
 
 Losses = Callable[[dict[str, Any], torch.Generator], dict[str, Tensor]]
 
@@ -36,7 +40,8 @@ class Loader(Protocol):
 class LoopConfig:
     """How long to train, in what precision, and how often to write.
 
-    ``precision`` "auto" is bf16 where the device has products of it, else fp32; a run's ``config.json`` says which.
+    ``accumulate`` steps of ``batch_size`` make one step of the optimizer; each is contrasted within itself, so the number of
+    negatives stays that of ``batch_size``. ``precision`` "auto" is bf16 where the device has products of it, else fp32; a run's ``config.json`` says which.
     """
 
     steps: int = 1000
@@ -87,6 +92,7 @@ def fit(
 
     Raises:
         NonFiniteLossError: with the step and the batch's keys, or the weight.
+        Stopped: SIGINT or SIGTERM came; the steps that are done are saved.
     """
     output.mkdir(parents=True, exist_ok=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -101,34 +107,61 @@ def fit(
     )
     model.train()
     logged, since = start, time.perf_counter()
+    watch = _Divergence()
     try:
-        for step in range(start, config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(step)
-            values, keys = _accumulate(losses, batches, step, config, device, output)
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
-            if not torch.isfinite(norm):
-                raise NonFiniteLossError(
-                    f"the gradient is not finite at step {step}: {norm.item()}; batch keys: {keys}; {_kept(output)}"
-                )
-            if step > start and step % config.save_every == 0:
-                _save(output, model, optimizer, step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            bar.update(config.accumulate * loader.batch_size)
-            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                now = time.perf_counter()
-                rate = (step + 1 - logged) * config.accumulate * loader.batch_size / (now - since)
-                logged, since = step + 1, now
-                metrics = {key: value.item() for key, value in values.items()}
-                bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
-                lr = max(group["lr"] for group in optimizer.param_groups)
-                log.write(step, {**metrics, "grad_norm": norm.item(), "lr": lr, "images_per_s": rate})
+        with stop_requests() as request:
+            for step in range(start, config.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * schedule(step)
+                values, keys = _accumulate(losses, batches, step, config, device, output)
+                norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
+                if not torch.isfinite(norm):
+                    raise NonFiniteLossError(
+                        f"the gradient is not finite at step {step}: {norm.item()}; batch keys: {keys}; {_kept(output)}"
+                    )
+                if step > start and step % config.save_every == 0:
+                    _save(output, model, optimizer, step)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                bar.update(config.accumulate * loader.batch_size)
+                if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                    now = time.perf_counter()
+                    rate = (step + 1 - logged) * config.accumulate * loader.batch_size / (now - since)
+                    logged, since = step + 1, now
+                    metrics = {key: value.item() for key, value in values.items()}
+                    bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
+                    lr = max(group["lr"] for group in optimizer.param_groups)
+                    log.write(step, {**metrics, "grad_norm": norm.item(), "lr": lr, "images_per_s": rate})
+                    watch.look(step, metrics)
+                if request.signal is not None and step + 1 < config.steps:
+                    _save(output, model, optimizer, step + 1)
+                    raise Stopped(request.signal)
         if start < config.steps:
             _save(output, model, optimizer, config.steps)
     finally:
         bar.close()
         log.close()
+
+
+class _Divergence:
+    """Says once that a loss, still finite, has grown far above what it was."""
+
+    def __init__(self) -> None:
+        self._least: dict[str, float] = {}
+        self._said = False
+
+    def look(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            least = self._least[name] = min(value, self._least.get(name, math.inf))
+            if not self._said and value > 10 * max(least, 1.0) and name != "temperature":
+                self._said = True
+                _LOG.warning(
+                    "%s is %.4g at step %d and was %.4g: training diverges; a lower optim.lr may help",
+                    name,
+                    value,
+                    step,
+                    least,
+                )
 
 
 def _accumulate(
@@ -143,7 +176,7 @@ def _accumulate(
     totals: dict[str, Tensor] = {}
     keys: list[Any] = []
     for micro in range(step * config.accumulate, (step + 1) * config.accumulate):
-        batch = next(batches)
+        batch = _next(batches, step, output)
         keys += batch.get("keys", [])
         generator = torch.Generator(device).manual_seed(_mix(config.seed, micro))
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -159,6 +192,13 @@ def _accumulate(
         for key, value in values.items():
             totals[key] = totals.get(key, 0.0) + value.detach().float() / config.accumulate
     return totals, keys
+
+
+def _next(batches: Iterator[dict[str, Any]], step: int, output: Path) -> dict[str, Any]:
+    try:
+        return next(batches)
+    except RuntimeError as error:  # how PyTorch reports a worker that the system killed
+        raise RuntimeError(f"the batch of step {step} can't be loaded: {error}; {_kept(output)}") from error
 
 
 def _save(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cfmvit._io import atomic_write
+from cfmvit._io import atomic_write, disk_errors
 from cfmvit._require import require
 
 
@@ -30,8 +30,9 @@ class MetricsLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of one step."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        with disk_errors(self._path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
 

@@ -49,6 +49,15 @@ def param_groups(
     return list(groups.values())
 
 
+def warmup_within(warmup: int, steps: int) -> int:
+    """Return a warm-up that ends within a run: a tenth of its steps where that asked for would not; it says so."""
+    if warmup < steps:
+        return warmup
+    shorter = steps // 10
+    print(f"optim.warmup = {warmup} would not end within loop.steps = {steps}: it is {shorter}")
+    return shorter
+
+
 def warmup_linear(warmup: int, total: int) -> Schedule:
     """Rise linearly over ``warmup`` steps, then fall linearly to zero at ``total`` (CFM-ViT section 4.1)."""
     return _after_warmup(warmup, lambda step: (total - step) / max(1, total - warmup))

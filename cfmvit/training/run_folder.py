@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,26 +14,70 @@ from typing import Any
 import torch
 from torch import nn
 
-from cfmvit.training.checkpoint import NAME, load_checkpoint
+from cfmvit._io import atomic_write, clean
+from cfmvit.training.checkpoint import NAME, PREVIOUS, load_checkpoint
 from cfmvit.training.config import save_config
 
 CONFIG = "config.json"
+_DATA = "data.txt"
 # What a resumed run may change and still go on exactly; the schedule follows the number of steps.
 _FREE = {"device", "workers", "loop.steps", "loop.log_every", "loop.save_every"}
 
 
+@contextmanager
+def run_folder(output: Path, *, resume: bool, overwrite: bool, product: str) -> Iterator[None]:
+    """Have a run's folder for oneself; what a killed run left half-written in it is removed.
+
+    Args:
+        product: name of the folder in it that a finished run leaves.
+
+    Raises:
+        FileExistsError: there is a run in it, begun or finished, and neither ``resume`` nor ``overwrite``.
+        RuntimeError: another process is running in it.
+    """
+    held = [name for name in (NAME, product) if (output / name).exists()]
+    if held and not (resume or overwrite):
+        raise FileExistsError(
+            f"run: {output} already holds a run ({' and '.join(held)}); --resume goes on with it, --overwrite "
+            "replaces it, --output names another folder"
+        )
+    new = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    lock = os.open(
+        output, os.O_RDONLY
+    )  # the folder itself: no file is left, and a killed process leaves no lock
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RuntimeError(
+                f"run: another process is running in {output}; --output names another folder"
+            ) from None
+        clean(output)
+        yield
+    except BaseException:
+        if new and not any(output.iterdir()):
+            output.rmdir()
+        raise
+    finally:
+        os.close(lock)
+
+
 def start_run(
-    config: Any, output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool
+    config: Any, output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data: str, *, resume: bool
 ) -> int:
     """Return the step to start from, 0 or that of the checkpoint, which is loaded; then write ``config.json``.
 
-    A new run removes the checkpoint of an old one before it writes anything, so that no later ``resume`` finds it. A
-    refused ``resume`` changes no file.
+    A new run puts the checkpoint of an old one aside before it writes anything, so that no later ``resume`` finds it; it is
+    removed when the new run has one of its own. A refused ``resume`` changes no file.
+
+    Args:
+        data: fingerprint of the training data.
 
     Raises:
         FileNotFoundError: ``resume`` without a checkpoint.
-        ValueError: ``resume`` with another configuration than the run was started with, with fewer steps than are
-            done, or from a damaged checkpoint.
+        ValueError: ``resume`` with another configuration than the run was started with, with other data, with fewer steps
+            than are done, or from a damaged checkpoint.
     """
     start = 0
     if resume:
@@ -40,11 +88,19 @@ def start_run(
             raise ValueError(
                 f"resume: loop.steps must be at least the {start} steps that are done, got {config.loop.steps}"
             )
-    else:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / NAME).unlink(missing_ok=True)
+        before = _text(output / _DATA)
+        if before not in ("", data):
+            raise ValueError(f"resume: the data must stay as they were: {before}, got {data}")
+    elif (output / NAME).exists():
+        os.replace(output / NAME, output / PREVIOUS)
     save_config(config, output / CONFIG)
+    with atomic_write(output / _DATA, "w") as file:
+        file.write(data + "\n")
     return start
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _check_same(config: Any, path: Path) -> None:

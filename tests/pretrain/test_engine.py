@@ -14,6 +14,7 @@ from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.models import CFMViT
 from cfmvit.pretrain import OptimConfig, PretrainConfig, pretrain
 from cfmvit.training import LoopConfig, NonFiniteLossError
+from cfmvit.training.checkpoint import write_checked
 
 TINY = {
     "width": 32,
@@ -102,7 +103,8 @@ def test_a_poisoned_weight_stops_the_run_and_keeps_the_last_good_checkpoint(
     pretrain(config(scenes, steps=3), tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     state["model"]["visual.norm.weight"][0] = torch.nan
-    torch.save(state, tmp_path / "checkpoint.pt")
+    with (tmp_path / "checkpoint.pt").open("wb") as file:
+        write_checked(file, state)
     poisoned = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(NonFiniteLossError, match=r"step 3: .*batch keys: \['.*\.jpg'"):
         pretrain(config(scenes), tmp_path, resume=True)
@@ -165,7 +167,7 @@ def test_the_command_says_what_is_wrong(
     if "device=cuda:0" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     arguments = [argument.format(scenes=scenes) for argument in arguments]
-    small = ["model=cfm_vit_tiny", "vocab_size=400", "loop.steps=1"]
+    small = ["model=cfm_vit_tiny", "vocab_size=400", "loop.steps=1", "batch_size=8"]
     assert main(["pretrain", *small, *arguments, "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -177,7 +179,8 @@ def test_a_new_run_never_resumes_an_old_one(scenes: str, tmp_path: Path) -> None
     loader = "cfmvit.pretrain.engine.pretraining_losses"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loader, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        pretrain(config(scenes, loop=LoopConfig(steps=3, seed=7)), tmp_path)
+        pretrain(config(scenes, loop=LoopConfig(steps=3, seed=7)), tmp_path, overwrite=True)
+    assert (tmp_path / "checkpoint.previous.pt").exists(), "until the new run has one of its own"
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         pretrain(config(scenes, loop=LoopConfig(steps=3, seed=7)), tmp_path, resume=True)
 
@@ -206,3 +209,52 @@ def test_a_resumed_run_keeps_its_configuration(
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
     assert all(record["images_per_s"] > 0 for record in records)
+
+
+def test_a_run_is_overwritten_only_on_demand(
+    scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(config(scenes, steps=2), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(
+        FileExistsError, match=r"already holds a run \(checkpoint.pt and model\); --resume goes on"
+    ):
+        pretrain(config(scenes, steps=2), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    pretrain(config(scenes, steps=3), tmp_path, overwrite=True)
+    assert not (tmp_path / "checkpoint.previous.pt").exists()
+    assert f"the model is in {tmp_path / 'model'}" in capsys.readouterr().out
+
+
+def test_other_data_are_noticed(tmp_path: Path, shared_data: Path) -> None:
+    shards = [shared_data / "photos-200" / f"train-00{number}.tar" for number in range(2)]
+    pretrain(config(f"shards:{shards[0]}", steps=1), tmp_path / "run")
+    (tmp_path / "data").mkdir()
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings["data"] = f"shards:{shards[1]}"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        ValueError, match=r"resume: the data must stay as they were: \d+ samples, sha256 .*, got \d+ samples"
+    ):
+        pretrain(config(f"shards:{shards[1]}", steps=2), tmp_path / "run", resume=True)
+
+
+def test_a_batch_has_others_to_learn_from(scenes: str, tmp_path: Path) -> None:
+    for size in (1, 61):
+        with pytest.raises(
+            ValueError, match=f"batch_size must lie between 2 and the 60 images .*, got {size}"
+        ):
+            pretrain(config(scenes, batch_size=size), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_changes_of_its_settings_is_said(
+    scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**TINY, "context_length": 4}
+    pretrain(config(scenes, steps=20, model_options=options, optim=OptimConfig()), tmp_path)
+    out = capsys.readouterr().out
+    assert "optim.warmup = 10000 would not end within loop.steps = 20: it is 2" in out
+    assert "captions are cut at context_length = 4 tokens" in out
+    with pytest.raises(ValueError, match="vocab_size must not be given with a tokenizer"):
+        config(scenes, tokenizer=str(tmp_path / "tokenizer.json"))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import logging
 import math
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +17,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cfmvit import _io
 from cfmvit._io import atomic_dir, atomic_write
 from cfmvit.training import (
     LoopConfig,
     NonFiniteLossError,
     fit,
+    loop,
     param_groups,
     warmup_cosine,
     warmup_linear,
     warmup_steps,
 )
 from cfmvit.training.checkpoint import load_checkpoint
+from cfmvit.training.run_folder import run_folder
+from cfmvit.training.stopping import Stopped
 
 
 class Batches:
@@ -37,7 +46,9 @@ class Batches:
             start += 1
 
 
-def run(output: Path, *, resume: bool = False, stop: int | None = None, **options: Any) -> nn.Module:
+def run(
+    output: Path, *, resume: bool = False, stop: int | None = None, loader: Any = None, **options: Any
+) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
     config = LoopConfig(**{"steps": 6, "log_every": 1, "save_every": 2, **options})
@@ -57,7 +68,7 @@ def run(output: Path, *, resume: bool = False, stop: int | None = None, **option
         losses=losses,
         optimizer=optimizer,
         schedule=warmup_linear(2, config.steps),
-        loader=Batches(),
+        loader=loader or Batches(),
         config=config,
         output=output,
         start=load_checkpoint(output, model, optimizer) if resume else 0,
@@ -170,7 +181,7 @@ def test_an_optimizer_state_that_is_not_finite_is_never_saved(tmp_path: Path) ->
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
 def test_a_corrupt_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged or cut off"):
         run(tmp_path, resume=True)
 
 
@@ -214,3 +225,102 @@ def test_atomic_dir_replaces_whole_folders_only(tmp_path: Path) -> None:
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
     assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"]
+
+
+def test_no_flipped_bit_and_no_cut_goes_unseen(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 97)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged or cut off"):
+            run(tmp_path, resume=True)
+        path.write_bytes(whole[:place])
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged or cut off"):
+            run(tmp_path, resume=True)
+    path.write_bytes(whole)
+    run(tmp_path, resume=True, steps=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_saves_first(tmp_path: Path, number: signal.Signals) -> None:
+    whole = run(tmp_path / "whole", save_every=100)
+
+    class Signalling(Batches):
+        def iterate(self, start: int = 0) -> Iterator[dict[str, Any]]:
+            for step, batch in enumerate(super().iterate(start), start):
+                if step == 3:
+                    os.kill(os.getpid(), number)
+                yield batch
+
+    with pytest.raises(Stopped) as stopped:
+        run(tmp_path / "stopped", save_every=100, loader=Signalling())
+    assert stopped.value.signal == number
+    assert signal.getsignal(number) is not None
+    resumed = run(tmp_path / "stopped", save_every=100, resume=True)
+    for a, b in zip(whole.parameters(), resumed.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_a_loss_that_grows_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    watch = loop._Divergence()
+    with caplog.at_level(logging.WARNING):
+        for step, value in enumerate([3.0, 1.5, 2.0, 9.0, 40.0, 1335.0]):
+            watch.look(step, {"box": value, "loss": value})
+    assert [record.getMessage() for record in caplog.records] == [
+        "box is 40 at step 4 and was 1.5: training diverges; a lower optim.lr may help"
+    ]
+
+
+def test_a_worker_that_dies_names_the_last_checkpoint(tmp_path: Path) -> None:
+    class Dying(Batches):
+        def iterate(self, start: int = 0) -> Iterator[dict[str, Any]]:
+            yield from itertools.islice(super().iterate(start), 3)
+            raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
+
+    with pytest.raises(
+        RuntimeError, match=r"step 3 can't be loaded: .*killed.*the last good checkpoint is .*\.pt"
+    ):
+        run(tmp_path, loader=Dying())
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*file\.txt"),
+        atomic_write(tmp_path / "file.txt"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_folder_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for exchange in (True, False):
+        if not exchange:
+            monkeypatch.setattr(_io, "_exchange", lambda *_: False)
+        for text in ("one", "two"):
+            with atomic_dir(tmp_path / "d") as staging:
+                (staging / text).write_text(text)
+        assert [p.name for p in tmp_path.iterdir()] == ["d"]
+        assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"]
+
+
+def test_what_killed_runs_leave_is_cleaned(tmp_path: Path) -> None:
+    (tmp_path / ".model.x.old" / "model").mkdir(parents=True)
+    (tmp_path / ".model.y.part").mkdir()
+    (tmp_path / ".checkpoint.pt.z.part").write_text("half")
+    with run_folder(tmp_path, resume=False, overwrite=False, product="detector"):
+        assert [p.name for p in tmp_path.iterdir()] == ["model"], "it was put aside for one that never came"
+
+
+def test_one_run_a_folder(tmp_path: Path) -> None:
+    again = lambda: run_folder(tmp_path / "run", resume=False, overwrite=False, product="model")
+    busy = pytest.raises(RuntimeError, match=r"run: another process is running in .*run; --output")
+    with again(), busy, again():
+        raise AssertionError
+    with again():
+        pass
+    with (
+        pytest.raises(KeyError),
+        run_folder(tmp_path / "new", resume=False, overwrite=False, product="model"),
+    ):
+        raise KeyError
+    assert not (tmp_path / "new").exists()
