@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cfmvit._installed import prefer_installed
+
+prefer_installed(__path__)
+
 __version__ = "0.1.0"
 
 __all__ = [

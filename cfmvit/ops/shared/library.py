@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +23,11 @@ def _load() -> None:
     except ImportError as error:
         core_missing = f"the native core can't be imported ({error}); build it with: pip install ."
         cuda_missing = core_missing
+        warnings.warn(
+            f"{core_missing}; until then plain PyTorch computes every op, many times slower",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return
     built = core.build_info()["cuda"]
     if not built.startswith("built"):
