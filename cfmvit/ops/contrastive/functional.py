@@ -162,7 +162,6 @@ def _reduced(
     return loss
 
 
-@torch.no_grad()
 def _stats(
     positive: Tensor,
     image_lse: Tensor,
@@ -171,7 +170,11 @@ def _stats(
     text_max: Tensor,
     logit_bias: Tensor | None,
 ) -> InfoNCEStats:
-    bias = 0 if logit_bias is None else logit_bias
+    # Detached rather than without gradients: forward-mode derivatives end here, too.
+    positive, image_lse, text_lse, image_max, text_max = (
+        x.detach() for x in (positive, image_lse, text_lse, image_max, text_max)
+    )
+    bias = 0 if logit_bias is None else logit_bias.detach()
     return InfoNCEStats(
         torch.logaddexp(image_lse, positive) + bias,
         torch.logaddexp(text_lse, positive) + bias,
@@ -316,31 +319,20 @@ def _excess(
     image, text = images[pairs], texts[own]
     target_text, target_image = text, image
     if group_ids is not None:
-        target_text = _GroupMean.apply(texts, group_ids)[own]
+        target_text = _group_means(texts, group_ids)[own]
         image_ids = group_ids if len(images) == len(texts) else group_ids[own]
-        target_image = _GroupMean.apply(images, image_ids)[pairs]
+        target_image = _group_means(images, image_ids)[pairs]
     if smoothing:
         target_text = torch.lerp(target_text, mean_text, smoothing)
         target_image = torch.lerp(target_image, mean_image, smoothing)
     return (image * (text - target_text)).sum(1), (text * (image - target_image)).sum(1)
 
 
-class _GroupMean(torch.autograd.Function):
-    """Mean of the rows of each group, given to every row of it. The map is its own adjoint."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, ids: Tensor) -> Tensor:
-        """Map rows (N, D), ids (N,) to (N, D)."""
-        ctx.save_for_backward(ids)
-        order = ids.argsort(stable=True)
-        first = F.pad(ids[order].diff() != 0, (1, 0))
-        group = torch.empty_like(order).scatter_(0, order, first.cumsum(0))
-        sums = torch.zeros_like(rows).index_add_(0, group, rows)
-        counts = torch.zeros_like(rows[:, :1]).index_add_(0, group, torch.ones_like(rows[:, :1]))
-        return sums.index_select(0, group) / counts.index_select(0, group)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        """Apply the map to the gradient."""
-        (ids,) = ctx.saved_tensors
-        return _GroupMean.apply(grad, ids), None
+def _group_means(rows: Tensor, ids: Tensor) -> Tensor:
+    """Mean of the rows (N, D) of each group of ids (N,), given to every row of it, (N, D)."""
+    order = ids.argsort(stable=True)
+    first = F.pad((ids[order].diff() != 0).long(), (1, 0))
+    group = torch.zeros_like(order).scatter(0, order, first.cumsum(0))
+    sums = torch.zeros_like(rows).index_add(0, group, rows)
+    counts = torch.zeros_like(rows[:, :1]).index_add(0, group, torch.ones_like(rows[:, :1]))
+    return sums.index_select(0, group) / counts.index_select(0, group)

@@ -24,6 +24,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from cfmvit.ops.contrastive import reference
 from cfmvit.ops.contrastive.op_checks import (
     check_groups,
     check_pairs,
@@ -257,10 +258,28 @@ def _register() -> dict[str, NativeOp]:
     define.impl("cfmvit::pair_loss_backward", "CompositeExplicitAutograd", _scale_grads)
     define.impl("cfmvit::sigmoid_loss_backward", "CompositeExplicitAutograd", _scale_grads)
     ops = (
-        NativeOp("contrastive_lse", _lse_fake, _lse_backward, _lse_context),
-        NativeOp("pair_loss", _pair_loss_fake, _pair_loss_backward, _pair_loss_context),
-        NativeOp("info_nce", _info_nce_fake, _info_nce_backward, _info_nce_context),
-        NativeOp("sigmoid_loss", _sigmoid_fake, _sigmoid_backward, _sigmoid_context),
+        NativeOp("contrastive_lse", _lse_fake, reference.contrastive_lse, _lse_backward, _lse_context),
+        NativeOp(
+            "pair_loss",
+            _pair_loss_fake,
+            reference.pair_loss_with_gradients,
+            _pair_loss_backward,
+            _pair_loss_context,
+        ),
+        NativeOp(
+            "info_nce",
+            _info_nce_fake,
+            reference.info_nce_with_gradients,
+            _info_nce_backward,
+            _info_nce_context,
+        ),
+        NativeOp(
+            "sigmoid_loss",
+            _sigmoid_fake,
+            reference.sigmoid_loss_with_gradients,
+            _sigmoid_backward,
+            _sigmoid_context,
+        ),
     )
     if _HAS_TRITON:
         for name in _CHECKS:

@@ -79,6 +79,40 @@ def pair_loss(
     return losses.mean() if mean else losses.sum()
 
 
+def pair_loss_with_gradients(
+    positive: Tensor, image_lse: Tensor, text_lse: Tensor, image_weight: float, text_weight: float, mean: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`pair_loss` with its gradients by positive, image_lse and text_lse."""
+    loss = pair_loss(positive, image_lse, text_lse, image_weight, text_weight, mean)
+    grads = [
+        (weight / len(positive) if mean else weight) * (lse - positive).sigmoid()
+        if weight
+        else positive.new_zeros(len(lse))
+        for weight, lse in ((image_weight, image_lse), (text_weight, text_lse))
+    ]
+    return loss, -(grads[0] + grads[1]), *grads
+
+
+def info_nce_with_gradients(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    label_offset: int,
+    image_weight: float,
+    text_weight: float,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`pair_loss` of `contrastive_lse`, image_lse (B,), text_lse (T,), and the gradients by positive and both; T = B where texts weigh."""
+    positive, image_lse, text_lse, *_ = contrastive_lse(image, text, logit_scale, label_offset)
+    own = text_lse[label_offset : label_offset + len(image)]
+    loss, by_positive, by_image, by_text = pair_loss_with_gradients(
+        positive, image_lse, own, image_weight, text_weight, mean
+    )
+    if len(text) != len(image):
+        by_text = torch.zeros_like(text_lse)
+    return loss, image_lse, text_lse, by_positive, by_image, by_text
+
+
 def pair_losses(
     positive: Tensor, image_lse: Tensor, text_lse: Tensor, image_weight: float, text_weight: float
 ) -> Tensor:
@@ -147,10 +181,16 @@ def sigmoid_loss_with_gradients(
     needs_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`sigmoid_loss` with its gradients by image, text (of no elements where not needed), logit_scale and logit_bias."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (image, text, logit_scale, logit_bias)]
-        loss = sigmoid_loss(*leaves, label_offset)
-        grads = [grad.to(loss.dtype) for grad in torch.autograd.grad(loss, leaves)]
-    for i, needed in enumerate((needs_image, needs_text)):
-        grads[i] = grads[i] if needed else grads[i][:0, :0]
-    return loss.detach(), *grads
+    loss = sigmoid_loss(image, text, logit_scale, logit_bias, label_offset)
+    rows, columns, scale = (x.to(loss.dtype) for x in (image, text, logit_scale))
+    similarity = rows @ columns.T
+    logits = scale * similarity + logit_bias
+    grad = torch.where(_own(image, text, label_offset), -(-logits).sigmoid(), logits.sigmoid())
+    by_image, by_text = scale * (grad @ columns), scale * (grad.T @ rows)
+    return (
+        loss,
+        by_image if needs_image else by_image[:0, :0],
+        by_text if needs_text else by_text[:0, :0],
+        (grad * similarity).sum(),
+        grad.sum(),
+    )

@@ -17,6 +17,7 @@ from cfmvit.ops.shared import checks as check
 from cfmvit.ops.shared import library
 from cfmvit.ops.shared.implementation import use_native
 from cfmvit.ops.shared.index_checking import readable
+from cfmvit.ops.shared.transforms import unwrapped
 
 _NATIVE = native.register() if library.core is not None else {}
 
@@ -69,8 +70,10 @@ def random_masking(
     check.shape(op, "noise", noise, (batch_size, num_tokens))
     kept = int(num_tokens * (1 - mask_ratio))
     is_native = use_native(op, noise, impl)
-    if readable(noise, values=not is_native) and noise.isnan().any():
-        raise ValueError(f"{op}: noise must not hold NaN, got {int(noise.isnan().sum())}")
+    if readable(noise, values=not is_native):
+        unordered = int(unwrapped(noise).isnan().sum())
+        if unordered:
+            raise ValueError(f"{op}: noise must not hold NaN, got {unordered}")
     if is_native:
         return Masking(*_NATIVE[op](noise.detach(), kept))
     return Masking(*reference.random_masking(noise, kept))
@@ -126,10 +129,7 @@ def split_tokens(
             check, tokens, masking.keep, masking.masked, _like(pos_embed, tokens), keep_pos
         )
     check()
-    return (
-        reference.gather_tokens(tokens, masking.keep, pos_embed, keep_pos),
-        reference.gather_tokens(tokens, masking.masked, pos_embed, keep_pos),
-    )
+    return reference.split_tokens(tokens, masking.keep, masking.masked, pos_embed, keep_pos)
 
 
 def restore_tokens(

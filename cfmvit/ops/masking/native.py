@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmvit.ops.masking import checks
+from cfmvit.ops.masking import checks, reference
 from cfmvit.ops.shared import checks as check
 from cfmvit.ops.shared.fake_kernel import register_fake
 from cfmvit.ops.shared.native_op import NativeOp
@@ -25,11 +25,31 @@ def register() -> dict[str, NativeOp]:
     ):
         register_fake(name, fake)
     ops = (
-        NativeOp("random_masking", _random_masking),
-        NativeOp("gather_tokens", _gather_tokens, _gather_tokens_backward, _gather_tokens_setup),
-        NativeOp("split_tokens", _split_tokens, _split_tokens_backward, _split_tokens_setup),
-        NativeOp("restore_tokens", _restore_tokens, _restore_tokens_backward, _restore_tokens_setup),
-        NativeOp("gather_patches", _gather_patches, _gather_patches_backward, _gather_patches_setup),
+        NativeOp("random_masking", _random_masking, reference.random_masking),
+        NativeOp(
+            "gather_tokens",
+            _gather_tokens,
+            reference.gather_tokens,
+            _gather_tokens_backward,
+            _gather_tokens_setup,
+        ),
+        NativeOp(
+            "split_tokens", _split_tokens, reference.split_tokens, _split_tokens_backward, _split_tokens_setup
+        ),
+        NativeOp(
+            "restore_tokens",
+            _restore_tokens,
+            reference.restore_tokens,
+            _restore_tokens_backward,
+            _restore_tokens_setup,
+        ),
+        NativeOp(
+            "gather_patches",
+            _gather_patches,
+            reference.gather_patches,
+            _gather_patches_backward,
+            _gather_patches_setup,
+        ),
     )
     return {op.name: op for op in ops}
 

@@ -24,6 +24,14 @@ def gather_tokens(tokens: Tensor, index: Tensor, pos_embed: Tensor | None, keep_
     return out + added
 
 
+def split_tokens(
+    tokens: Tensor, keep: Tensor, masked: Tensor, pos_embed: Tensor | None, keep_pos: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gather visible and masked tokens."""
+    visible, hidden = (gather_tokens(tokens, index, pos_embed, keep_pos) for index in (keep, masked))
+    return visible, hidden
+
+
 def restore_tokens(visible: Tensor, mask_token: Tensor, restore: Tensor, pos_embed: Tensor | None) -> Tensor:
     """Append mask tokens, put all in their places, add positions."""
     batch, kept, width = visible.shape

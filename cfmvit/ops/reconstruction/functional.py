@@ -57,7 +57,7 @@ def masked_cosine_loss(
     if is_native:
         losses = _NATIVE[op](pred, _target_for(pred.dtype, target), index, eps)
     else:
-        losses = reference.masked_cosine_loss(_rows(pred, index), _rows(target, index), eps)
+        losses = reference.masked_cosine_loss(pred, target, index, eps)
     return _reduce(losses, weight, reduction)
 
 
@@ -159,14 +159,6 @@ def _linear_sum(
     needs = wanted[0], wanted[1] or wanted[2]
     total, *_ = _NATIVE["linear_masked_cosine_sum"](hidden, weight, bias, target, eps, *needs)
     return total if reduction == "sum" else total / torch.sym_max(hidden.shape[0], 1)
-
-
-def _rows(tokens: Tensor, index: Tensor | None) -> Tensor:
-    return (
-        tokens
-        if index is None
-        else tokens.gather(1, index.long().unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
-    )
 
 
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmvit.ops.reconstruction import checks
+from cfmvit.ops.reconstruction import checks, reference
 from cfmvit.ops.shared import checks as check
 from cfmvit.ops.shared.fake_kernel import register_fake
 from cfmvit.ops.shared.native_op import NativeOp
@@ -27,10 +27,34 @@ def register() -> dict[str, NativeOp]:
         "cfmvit::linear_masked_cosine_sum_backward", "CompositeExplicitAutograd", _linear_sum_grads
     )
     ops = (
-        NativeOp("masked_cosine_loss", _masked_cosine_loss, _cosine_backward, _cosine_setup),
-        NativeOp("linear_masked_cosine_loss", _linear_masked_cosine_loss, _linear_backward, _linear_setup),
-        NativeOp("linear_masked_cosine_sum", _linear_sum, _linear_sum_backward, _linear_sum_setup),
-        NativeOp("masked_pixel_loss", _masked_pixel_loss, _pixel_backward, _pixel_setup),
+        NativeOp(
+            "masked_cosine_loss",
+            _masked_cosine_loss,
+            reference.masked_cosine_loss,
+            _cosine_backward,
+            _cosine_setup,
+        ),
+        NativeOp(
+            "linear_masked_cosine_loss",
+            _linear_masked_cosine_loss,
+            reference.linear_masked_cosine_loss,
+            _linear_backward,
+            _linear_setup,
+        ),
+        NativeOp(
+            "linear_masked_cosine_sum",
+            _linear_sum,
+            reference.linear_masked_cosine_sum,
+            _linear_sum_backward,
+            _linear_sum_setup,
+        ),
+        NativeOp(
+            "masked_pixel_loss",
+            _masked_pixel_loss,
+            reference.masked_pixel_loss,
+            _pixel_backward,
+            _pixel_setup,
+        ),
     )
     return {op.name: op for op in ops}
 

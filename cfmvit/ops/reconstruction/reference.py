@@ -9,11 +9,14 @@ from torch import Tensor
 from cfmvit.ops.masking.reference import patches_channel_last
 
 
-def masked_cosine_loss(pred: Tensor, target: Tensor, eps: float) -> Tensor:
-    """Return 1 - cosine of each pair of rows, (..., D) -> (...), in float32 or better; target is a constant.
+def masked_cosine_loss(pred: Tensor, target: Tensor, index: Tensor | None, eps: float) -> Tensor:
+    """Return 1 - cosine of each pair of rows, or of those of an index (B, M), (..., D) -> (...); target is a constant.
 
     Both norms are bounded below by ``eps``, so a zero vector has cosine 0, hence loss 1, and no gradient.
     """
+    if index is not None:
+        rows = index.long().unsqueeze(-1).expand(-1, -1, pred.shape[2])
+        pred, target = pred.gather(1, rows), target.gather(1, rows)
     dtype = torch.promote_types(pred.dtype, torch.float32)
     pred, target = pred.to(dtype), target.detach().to(dtype)
     squares = pred.square().sum(-1)
@@ -28,7 +31,33 @@ def linear_masked_cosine_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, eps: float
 ) -> Tensor:
     """Project, then ``masked_cosine_loss``."""
-    return masked_cosine_loss(F.linear(hidden, weight, bias), target, eps)
+    return masked_cosine_loss(F.linear(hidden, weight, bias), target, None, eps)
+
+
+def linear_masked_cosine_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    eps: float,
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum those losses of hidden (R, H), with the gradients of hidden, weight and bias, of no elements where not needed."""
+    total = linear_masked_cosine_loss(hidden, weight, bias, target, eps).sum()
+    pred, target = F.linear(hidden, weight, bias).to(total.dtype), target.detach().to(total.dtype)
+    norm, length = (x.norm(dim=-1, keepdim=True).clamp(min=eps) for x in (pred, target))
+    cosine = (pred * target).sum(-1, keepdim=True) / (norm * length)
+    radial = torch.where(norm > eps, cosine * pred / norm.square(), 0)
+    grad = torch.where((pred == 0).all(-1, keepdim=True), 0, radial - target / (norm * length))
+    by_hidden = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
+    by_weight, by_bias = grad.T @ hidden.to(grad.dtype), grad.sum(0)
+    return (
+        total,
+        by_hidden if needs_hidden else by_hidden[:0],
+        by_weight if needs_weight else by_weight[:0],
+        by_bias if needs_weight else by_bias[:0],
+    )
 
 
 def masked_pixel_loss(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cfmvit.ops.regions import reference
 from cfmvit.ops.shared.checks import FLOATING, float_dtype
+from cfmvit.ops.shared.transforms import unwrapped
 
 # Whole numbers up to here are exact in each dtype that boxes may have.
 _EXACT_NUMBERS = {dtype: int(2 / torch.finfo(dtype).eps) for dtype in FLOATING}
@@ -56,6 +57,7 @@ def _image_number_dtype(op: str, dtype: torch.dtype, batch: int) -> None:
 
 def image_numbers(op: str, image: Tensor, batch: int) -> None:
     """Check the image numbers of boxes."""
+    image = unwrapped(image)
     wrong = image[~((image >= 0) & (image < batch))]
     if wrong.numel():
         raise ValueError(

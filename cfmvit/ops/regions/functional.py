@@ -268,18 +268,17 @@ def score_regions(
     exponent = _exponent(base, text_embeds, dtype, base_weight, novel_weight)
     objectness = None if objectness is None else objectness.to(dtype)
     options = float(objectness_power), bool(renormalize)
-    if region_embeds.is_cpu and not learned and use_native("score_regions", region_embeds, impl):
+    if region_embeds.is_cpu and use_native("score_regions", region_embeds, impl):
         vlm = None if vlm_embeds is None else vlm_embeds.to(dtype)
         temperatures = (torch.as_tensor(x, dtype=dtype, device="cpu") for x in (temperature, vlm_temperature))
         embeds = region_embeds.to(dtype), text_embeds.to(dtype), vlm
         return _NATIVE["score_regions"](*embeds, exponent, objectness, *temperatures, *options)
-    with no_autocast(region_embeds):
-        text = F.normalize(text_embeds.to(dtype), dim=1).T
-        logits = (F.normalize(region_embeds.to(dtype), dim=1) / temperature) @ text
-        vlm_logits = None
-        if vlm_embeds is not None:
-            vlm_logits = (F.normalize(vlm_embeds.to(dtype), dim=1) / vlm_temperature) @ text
-    run = _choose("combine_scores", logits, "reference" if learned else impl)
+    text_embeds = text_embeds.to(dtype)
+    logits = reference.similarities(region_embeds.to(dtype), text_embeds, temperature)
+    vlm_logits = None
+    if vlm_embeds is not None:
+        vlm_logits = reference.similarities(vlm_embeds.to(dtype), text_embeds, vlm_temperature)
+    run = _choose("combine_scores", logits, impl)
     return run(logits, vlm_logits, exponent, objectness, *options)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfmvit.ops.regions import reference
 from cfmvit.ops.regions.reference import MAX_SAMPLES
 from cfmvit.ops.shared.fake_kernel import register_fake
 from cfmvit.ops.shared.native_op import NativeOp
@@ -240,11 +241,17 @@ def register() -> dict[str, NativeOp]:
     ):
         register_fake(name, fake)
     ops = (
-        NativeOp("roi_align", _roi_align_fake, _roi_align_backward, _roi_align_context),
-        NativeOp("multilevel_roi_align", _multilevel_fake, _multilevel_backward, _multilevel_context),
-        NativeOp("pyramid_levels", _levels_fake),
-        NativeOp("pool_regions", _pool_fake, _pool_backward, _pool_context),
-        NativeOp("combine_scores", _scores_fake),
-        NativeOp("score_regions", _score_fake),
+        NativeOp("roi_align", _roi_align_fake, reference.roi_align, _roi_align_backward, _roi_align_context),
+        NativeOp(
+            "multilevel_roi_align",
+            _multilevel_fake,
+            reference.multilevel_roi_align,
+            _multilevel_backward,
+            _multilevel_context,
+        ),
+        NativeOp("pyramid_levels", _levels_fake, reference.pyramid_levels),
+        NativeOp("pool_regions", _pool_fake, reference.pool_regions, _pool_backward, _pool_context),
+        NativeOp("combine_scores", _scores_fake, reference.combine_scores),
+        NativeOp("score_regions", _score_fake, reference.score_regions),
     )
     return {op.name: op for op in ops}

@@ -8,11 +8,13 @@ out[r, c, p, q] = sum_y wy[r, p, y] * sum_x wx[r, q, x] * F[c, y, x], exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from cfmvit.ops.shared.transforms import has_values
 
 MAX_SAMPLES = (
     65536  # along a side of a box; of adaptive sampling along a side of a bin, beyond which a box gives zeros
@@ -38,22 +40,26 @@ def axis_weights(
     grid = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else bin_size.ceil()
     grid = torch.where(finite & (grid <= MAX_SAMPLES), grid, 0)
 
-    weights = torch.zeros(len(start), bins, length, dtype=torch.float64, device=start.device)
-    most = int(grid.max()) if len(grid) else 0
-    if most <= 0:
-        return weights
+    # Adaptive samples are more than half a place apart, unless there is one in a bin.
+    most = sampling_ratio if sampling_ratio > 0 else 2 * (length + 1) + 4
+    if has_values(grid):
+        most = min(most, max(0, int(grid.max()))) if len(grid) else 0
     bin_index = torch.arange(bins, dtype=start.dtype, device=start.device)[:, None]
     sample = torch.arange(most, dtype=start.dtype, device=start.device)
     start, bin_size, grid = start[:, None, None], bin_size[:, None, None], grid[:, None, None]
+    if sampling_ratio <= 0:
+        # Those before the map's first place add nothing, however many there are.
+        before = (-1 - start - bin_index * bin_size) / (bin_size / grid.clamp(min=1)) - 0.5
+        sample = sample + (torch.where(before.isfinite(), before, 0).floor() - 1).clamp(0, MAX_SAMPLES)
     place = start + bin_index * bin_size + (sample + 0.5) * bin_size / grid  # (R, bins, most)
     counts = (place >= -1) & (place <= length) & (sample < grid)
     place = torch.where(counts, place, 0).clamp(min=0)
     low = place.long().clamp(max=length - 1)
     fraction = torch.where(low == length - 1, 0, place - low).double()
     share = counts / grid.double()
-    weights.scatter_add_(2, low, torch.where(counts, (1 - fraction) * share, 0))
-    weights.scatter_add_(2, (low + 1).clamp(max=length - 1), torch.where(counts, fraction * share, 0))
-    return weights
+    weights = torch.zeros(start.shape[0], bins, length, dtype=torch.float64, device=start.device)
+    weights = weights.scatter_add(2, low, torch.where(counts, (1 - fraction) * share, 0))
+    return weights.scatter_add(2, (low + 1).clamp(max=length - 1), torch.where(counts, fraction * share, 0))
 
 
 def box_weights(
@@ -72,7 +78,6 @@ def box_weights(
     return wy, wx
 
 
-@torch.no_grad()
 def is_box(rois: Tensor) -> Tensor:
     """Return which of rois (R, 5) are finite with a positive width and height, (R,) bool."""
     x1, y1, x2, y2 = rois[:, 1:].unbind(1)
@@ -94,7 +99,7 @@ def roi_align(
     aligned: bool,
 ) -> Tensor:
     """Map input (B, C, H, W) and rois (R, 5), batch index first, to (R, C, P, Q)."""
-    levels = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
+    levels = torch.zeros(rois.shape[0], dtype=torch.int64, device=rois.device)
     return multilevel_roi_align(
         [input], rois, levels, [spatial_scale], pooled_height, pooled_width, sampling_ratio, aligned
     )
@@ -113,23 +118,37 @@ def multilevel_roi_align(
     """Map features, L tensors (B, C, H_l, W_l), rois (R, 5) and their levels (R,) to (R, C, P, Q)."""
     dtype, bins = compute_dtype(features[0]), (pooled_height, pooled_width)
     channels = features[0].shape[1]
+    rois = rois.detach()
     # Connected to every level, so that each has a gradient even where no box fell on it.
-    parts = [level.flatten()[:0].reshape(0, channels, *bins).to(dtype) for level in features]
-    places = []
+    out = features[0].new_zeros(rois.shape[0], channels, *bins, dtype=dtype)
+    out = out + sum(level.flatten()[:0].sum() for level in features)
     for level, (feature, scale) in enumerate(zip(features, scales)):
+        step = max(1, CHUNK // max(1, pooled_height * channels * feature.shape[3]))
         for image in range(feature.shape[0]):
-            mine = ((levels == level) & (rois[:, 0].long() == image)).nonzero()[:, 0]
-            step = max(1, CHUNK // max(1, pooled_height * channels * feature.shape[3]))
-            for some in mine.split(step) if len(mine) else ():
-                with torch.no_grad():
-                    wy, wx = box_weights(rois[some], feature.shape[2:], scale, bins, sampling_ratio, aligned)
+            for some, among in _boxes((levels == level) & (rois[:, 0].long() == image), step):
+                wy, wx = box_weights(rois[some], feature.shape[2:], scale, bins, sampling_ratio, aligned)
                 rows = torch.einsum("rpy,cyx->rpcx", wy.to(dtype), feature[image].to(dtype))
-                parts.append(torch.einsum("rqx,rpcx->rcpq", wx.to(dtype), rows))
-                places.append(some)
-    if not places:
-        return torch.cat(parts).to(features[0].dtype)
-    order = torch.cat(places).argsort()
-    return torch.cat(parts)[order].to(features[0].dtype)
+                found = torch.einsum("rqx,rpcx->rcpq", wx.to(dtype), rows)
+                out = _put(out, found, some, among)
+    return out.to(features[0].dtype)
+
+
+def _boxes(wanted: Tensor, step: int) -> Iterator[tuple[Tensor | slice, Tensor | None]]:
+    """Yield the numbers of the wanted boxes (R,), `step` at a time; or all boxes with which of them are wanted, where shapes must
+    not depend on values.
+    """
+    if has_values(wanted):
+        for some in wanted.nonzero()[:, 0].split(step):
+            yield some, None
+    else:
+        yield slice(None), wanted
+
+
+def _put(out: Tensor, found: Tensor, some: Tensor | slice, among: Tensor | None) -> Tensor:
+    """Put what was found of `_boxes` in their rows of out, zeros so far."""
+    if among is None:
+        return out.index_add_(0, some, found)
+    return torch.where(among.reshape(-1, *[1] * (out.dim() - 1)), found, out)
 
 
 def pool_regions(
@@ -150,18 +169,15 @@ def pool_regions(
     maps = tokens[:, num_prefix_tokens:].to(dtype)
     if normalize:
         maps = F.normalize(maps, dim=-1)
-    pooled = (
-        maps.new_zeros(len(rois), tokens.shape[2]) + maps.flatten()[:0].sum()
-    )  # connected without boxes too
-    with torch.no_grad():
-        rois = torch.cat([rois[:, :1], torch.where(is_box(rois)[:, None], rois[:, 1:], torch.nan)], 1)
+    rois = rois.detach()
+    # Connected without boxes too.
+    pooled = maps.new_zeros(rois.shape[0], tokens.shape[2]) + maps.flatten()[:0].sum()
+    rois = torch.cat([rois[:, :1], torch.where(is_box(rois)[:, None], rois[:, 1:], torch.nan)], 1)
     for image in range(tokens.shape[0]):
-        mine = (rois[:, 0].long() == image).nonzero()[:, 0]
-        for some in mine.split(max(1, CHUNK // maps.shape[1])):
-            with torch.no_grad():
-                wy, wx = box_weights(rois[some], size, spatial_scale, bins, sampling_ratio, aligned)
-                weights = (wy.mean(1)[:, :, None] * wx.mean(1)[:, None]).flatten(1).to(dtype)
-            pooled = pooled.index_add(0, some, weights @ maps[image])
+        for some, among in _boxes(rois[:, 0].long() == image, max(1, CHUNK // maps.shape[1])):
+            wy, wx = box_weights(rois[some], size, spatial_scale, bins, sampling_ratio, aligned)
+            weights = (wy.mean(1)[:, :, None] * wx.mean(1)[:, None]).flatten(1).to(dtype)
+            pooled = _put(pooled, weights @ maps[image], some, among)
     return pooled.to(tokens.dtype)
 
 
@@ -173,6 +189,29 @@ def pyramid_levels(
     # 1e-6 as in torchvision, so that a box of exactly the canonical scale is not a rounding error below its level.
     level = torch.floor(canonical_level + torch.log2(area.sqrt() / canonical_scale) + 1e-6) - finest
     return level.nan_to_num(0.0).clamp(0, count - 1).long()
+
+
+def similarities(embeds: Tensor, text_embeds: Tensor, temperature: float | Tensor) -> Tensor:
+    """Map embeds (R, C) and text_embeds (1 + n, C), of any length, to their cosines by the temperature, (R, 1 + n)."""
+    with torch.autocast(embeds.device.type, enabled=False):
+        return (F.normalize(embeds, dim=1) / temperature) @ F.normalize(text_embeds, dim=1).T
+
+
+def score_regions(
+    region_embeds: Tensor,
+    text_embeds: Tensor,
+    vlm_embeds: Tensor | None,
+    exponent: Tensor,
+    objectness: Tensor | None,
+    temperature: float | Tensor,
+    vlm_temperature: float | Tensor,
+    objectness_power: float,
+    renormalize: bool,
+) -> Tensor:
+    """Do `combine_scores` of the similarities of embeddings of one dtype."""
+    logits = similarities(region_embeds, text_embeds, temperature)
+    vlm_logits = None if vlm_embeds is None else similarities(vlm_embeds, text_embeds, vlm_temperature)
+    return combine_scores(logits, vlm_logits, exponent, objectness, objectness_power, renormalize)
 
 
 def combine_scores(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops.shared.index_checking import readable
+from cfmvit.ops.shared.transforms import unwrapped
 
 
 def tensor(op: str, name: str, value: Any, ndim: int, shape: str) -> None:
@@ -72,11 +73,13 @@ def index(
         raise ValueError(f"{op}: {name} must have one row a sample, {batch} rows, got {value.shape[0]}")
     if not readable(value, values) or not value.numel():
         return
+    value = unwrapped(value)
+    value = value.reshape(-1, value.shape[-1])
     low, high = (int(bound) for bound in value.aminmax())
     if low < 0 or high >= count:
         raise ValueError(f"{op}: {name} must lie in 0..{count - 1}, got {low if low < 0 else high}")
     if distinct:
-        named = torch.zeros(batch, count, dtype=torch.bool, device=value.device).scatter_(
+        named = torch.zeros(value.shape[0], count, dtype=torch.bool, device=value.device).scatter_(
             1, value.long(), True
         )
         if int(named.sum()) != value.numel():

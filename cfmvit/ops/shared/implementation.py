@@ -1,4 +1,7 @@
-"""The one place that chooses what computes an op: a Triton kernel, the native library, or plain PyTorch."""
+"""The one place that chooses what computes an op: a Triton kernel, the native library, or plain PyTorch.
+
+Under a transform that native kernels can't serve (``transforms.plain_only``) it is plain PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cfmvit.ops.shared import library
+from cfmvit.ops.shared import library, transforms
 
 
 def implementation(
@@ -17,7 +20,7 @@ def implementation(
     *,
     name: str = "",
 ) -> str:
-    """Choose what computes ``op`` for tensors like ``tensor``: "triton", "native" or "reference", the first to be had.
+    """Choose what computes ``op`` for tensors like ``tensor``: "triton", "native" or "reference", the first to be had here.
 
     Args:
         impl: forces one of them.
@@ -32,6 +35,13 @@ def implementation(
     if impl is not None and impl not in known:
         names = ", ".join(repr(candidate) for candidate in known[:-1])
         raise ValueError(f"{name or op}: impl must be None, {names} or {known[-1]!r}, got {impl!r}")
+    transform = transforms.plain_only()
+    if transform:
+        if impl in known[:-1]:
+            raise RuntimeError(
+                f"{name or op}: impl {impl!r} is not available under {transform}; impl='reference', the default there, is"
+            )
+        return "reference"
     for candidate in known[:-1]:
         if impl in (None, candidate):
             native = candidate == "native"
@@ -51,5 +61,7 @@ def use_native(op: str, tensor: Tensor, impl: str | None) -> bool:
     if not isinstance(tensor, Tensor):
         return False
     if impl is None:
+        if transforms.plain_only():
+            return False
         return op in library.registered.get(tensor.device.type, ())
     return implementation(op, tensor, impl) == "native"

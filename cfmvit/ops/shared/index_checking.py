@@ -16,7 +16,7 @@ def readable(value: Tensor, values: bool = True) -> bool:
     Args:
         values: False where a native op looks for itself, as those of the CPU do.
     """
-    if torch.compiler.is_compiling() or type(value) is not Tensor or value.is_meta:
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or type(value) is not Tensor or value.is_meta:
         return False
     return values if value.device.type == "cpu" else _on_devices
 

@@ -1,0 +1,164 @@
+"""Every op under ``torch.func`` and forward-mode differentiation gives what it gives outside of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, func
+from torch.autograd import forward_ad
+
+from cfmvit import ops
+from tests.ops.samples import Sample, public
+
+SAMPLES = public()
+each = pytest.mark.parametrize("sample", SAMPLES, ids=str)
+
+
+def close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-8)
+
+
+def jacobians(sample: Sample, **options: Any) -> list[Tensor]:
+    """Rows of the Jacobians, each by a backward pass outside of any transform."""
+    values = [x.clone().requires_grad_() for x in sample.values.values()]
+    out = sample(*values, **options)
+    rows = [
+        torch.autograd.grad(x, values, retain_graph=True, allow_unused=True, materialize_grads=True)
+        if x.requires_grad
+        else [torch.zeros_like(value) for value in values]
+        for x in out
+    ]
+    return [torch.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def tangents(sample: Sample) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in sample.values.values())
+
+
+def along(jacobian: list[Tensor], directions: tuple[Tensor, ...]) -> Tensor:
+    return sum(j.reshape(len(j), -1) @ t.flatten() for j, t in zip(jacobian, directions, strict=True))
+
+
+def batched(sample: Sample, size: int = 2) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Values that differ in each slice along dimension 0, and indices in another order of samples in each."""
+    generator = torch.Generator().manual_seed(2)
+    values = [
+        torch.stack([x, *(x * (1 + 0.1 * torch.rand(x.shape, generator=generator)) for _ in range(size - 1))])
+        for x in sample.values.values()
+    ]
+    return values, {
+        name: torch.stack([x.roll(i, 0) for i in range(size)]) for name, x in sample.indices.items()
+    }
+
+
+def test_there_is_a_sample_of_every_op() -> None:
+    functions = {name for name in ops.__all__ if name.islower() and name != "check_indices"}
+    assert functions == {sample.op for sample in SAMPLES}
+
+
+@each
+def test_forward_mode(sample: Sample) -> None:
+    jacobian, directions = jacobians(sample), tangents(sample)
+    values = tuple(sample.values.values())
+    out, tangent = func.jvp(sample, values, directions)
+    close(out, sample())
+    close(tangent, along(jacobian, directions))
+    with forward_ad.dual_level():
+        dual = sample(*(forward_ad.make_dual(x, t) for x, t in zip(values, directions, strict=True)))
+        tangent = forward_ad.unpack_dual(dual).tangent
+        # One of them alone: each is asked, not the first.
+        last = sample(*values[:-1], forward_ad.make_dual(values[-1], directions[-1]))
+        last = forward_ad.unpack_dual(last).tangent
+    expected = along(jacobian, directions)
+    close(torch.zeros_like(expected) if tangent is None else tangent, expected)
+    expected = along(jacobian[-1:], directions[-1:])
+    close(torch.zeros_like(expected) if last is None else last, expected)
+
+
+@each
+def test_jacobians(sample: Sample) -> None:
+    values, expected = tuple(sample.values.values()), jacobians(sample)
+    argnums = tuple(range(len(values)))
+    for transform in (func.jacfwd, func.jacrev):
+        close(transform(sample, argnums)(*values), tuple(expected))
+
+
+@each
+def test_vmap_with_other_indices_in_each_slice(sample: Sample) -> None:
+    values, indices = batched(sample)
+
+    def run(values: list[Tensor], indices: dict[str, Tensor]) -> Tensor:
+        return sample(*values, indices=indices)
+
+    slices = [([x[i] for x in values], {k: x[i] for k, x in indices.items()}) for i in range(2)]
+    expected = torch.stack([run(*some) for some in slices], 1)
+    close(func.vmap(run, out_dims=1)(values, indices), expected)
+    moved = [x.movedim(0, -1) for x in values]
+    close(func.vmap(run, in_dims=(-1, 0), out_dims=1)(moved, indices), expected)
+    # Values alone, and indices alone.
+    close(func.vmap(run, (0, None), 1)(values, slices[0][1])[:, 0], expected[:, 0])
+    if indices:
+        close(func.vmap(run, (None, 0), 1)(slices[1][0], indices)[:, 1], expected[:, 1])
+        twice = func.vmap(func.vmap(run, (0, None)), (None, 0))(values, indices)
+        close(twice[1, 1], expected[:, 1])
+
+
+@each
+def test_gradients_of_each_slice(sample: Sample) -> None:
+    values, indices = batched(sample)
+    argnums = tuple(range(len(values)))
+
+    def total(*values: Tensor, indices: dict[str, Tensor]) -> Tensor:
+        return sample(*values, indices=indices).square().sum()
+
+    run = lambda values, indices: func.grad(total, argnums)(*values, indices=indices)
+    found = func.vmap(run)(values, indices)
+    for i in range(2):
+        leaves = [x[i].clone().requires_grad_() for x in values]
+        out = total(*leaves, indices={k: x[i] for k, x in indices.items()})
+        expected = [torch.zeros_like(x) for x in leaves]
+        if out.requires_grad:
+            expected = torch.autograd.grad(out, leaves, allow_unused=True, materialize_grads=True)
+        close([x[i] for x in found], list(expected))
+
+
+@each
+def test_second_derivatives(sample: Sample) -> None:
+    total = lambda *values, **options: sample(*values, **options).square().sum()
+    values, directions = tuple(sample.values.values()), tangents(sample)
+    argnums = tuple(range(len(values)))
+    leaves = [x.clone().requires_grad_() for x in values]
+    first = (
+        torch.autograd.grad(
+            total(*leaves, impl="reference"),
+            leaves,
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        if sample.op != "random_masking"
+        else [x * 0 for x in leaves]
+    )
+    dot = sum((x * t).sum() for x, t in zip(first, directions, strict=True))
+    expected = torch.autograd.grad(dot, leaves, allow_unused=True, materialize_grads=True)
+    close(func.jvp(func.grad(total, argnums), values, directions)[1], tuple(expected))
+    by_reverse = func.grad(lambda *values: func.jvp(total, values, directions)[1], argnums)(*values)
+    close(by_reverse, tuple(expected))
+
+
+@each
+def test_gradcheck_in_all_modes(sample: Sample) -> None:
+    if sample.label == "stats" or sample.op == "random_masking":
+        return  # some results are constants by intent
+    values = [x.clone().requires_grad_() for x in sample.values.values()]
+    assert torch.autograd.gradcheck(
+        sample,
+        values,
+        fast_mode=True,
+        check_forward_ad=True,
+        check_batched_grad=sample.op != "multilevel_roi_align",
+        check_batched_forward_grad=True,
+    )
