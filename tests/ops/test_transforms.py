@@ -162,3 +162,37 @@ def test_gradcheck_in_all_modes(sample: Sample) -> None:
         check_batched_grad=sample.op != "multilevel_roi_align",
         check_batched_forward_grad=True,
     )
+
+
+@each
+def test_a_native_op_is_refused_where_it_can_not_serve(sample: Sample) -> None:
+    values = tuple(sample.values.values())
+    total = lambda *values: sample(*values, impl="native").sum()
+    for run in (lambda: func.grad(total)(*values), lambda: func.vmap(total)(*(x[None] for x in values))):
+        with pytest.raises(
+            RuntimeError, match=f"^{sample.op}: impl 'native' is not available under torch.func"
+        ):
+            run()
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="under forward-mode differentiation"):
+        total(*values)
+
+
+def test_indices_are_looked_at_below_vmap() -> None:
+    tokens = torch.randn(2, 4, 3)
+    for wrong in (4, -1):
+        index = torch.tensor([[[0, 1], [1, 2]], [[0, 1], [1, wrong]]])
+        for dim in (0, 1):
+            with pytest.raises(ValueError, match=rf"^gather_tokens: index must lie in 0\.\.3, got {wrong}"):
+                func.vmap(ops.gather_tokens, (None, dim))(tokens, index.movedim(0, dim))
+    twice = torch.tensor([[[0, 1], [1, 2]], [[0, 1], [2, 2]]])
+    with pytest.raises(ValueError, match="index must not repeat an entry, got 2 twice"):
+        func.vmap(ops.masked_cosine_loss, (None, None, 0))(tokens, tokens, twice)
+
+
+@pytest.mark.parametrize("randomness", ["different", "same"])
+def test_masks_are_drawn_as_vmap_is_told(randomness: str) -> None:
+    run = lambda x: ops.random_masking(2, 64, 0.5).keep + 0 * x
+    first, second = func.vmap(run, randomness=randomness)(torch.zeros(2, dtype=torch.int64))
+    assert torch.equal(first, second) == (randomness == "same")
+    with pytest.raises(RuntimeError, match="randomness"):
+        func.vmap(run)(torch.zeros(2, dtype=torch.int64))

@@ -19,6 +19,7 @@ from cfmvit.ops.contrastive import collectives, distributed, native, reference, 
 from cfmvit.ops.contrastive.checks import check_exchange, check_options, check_pairs, check_tensors
 from cfmvit.ops.contrastive.native import compute_dtype
 from cfmvit.ops.shared.implementation import implementation
+from cfmvit.ops.shared.transforms import stable_argsort
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -330,7 +331,7 @@ def _excess(
 
 def _group_means(rows: Tensor, ids: Tensor) -> Tensor:
     """Mean of the rows (N, D) of each group of ids (N,), given to every row of it, (N, D)."""
-    order = ids.argsort(stable=True)
+    order = stable_argsort(ids)
     first = F.pad((ids[order].diff() != 0).long(), (1, 0))
     group = torch.zeros_like(order).scatter(0, order, first.cumsum(0))
     sums = torch.zeros_like(rows).index_add(0, group, rows)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cfmvit.ops.shared.transforms import stable_argsort
+
 
 def random_masking(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rank noise, (B, N), and split the order: MAE's two stable argsorts."""
-    order = noise.argsort(dim=1, stable=True)
-    return order[:, :kept].contiguous(), order[:, kept:].contiguous(), order.argsort(dim=1, stable=True)
+    order = stable_argsort(noise)
+    return order[:, :kept].contiguous(), order[:, kept:].contiguous(), stable_argsort(order)
 
 
 def gather_tokens(tokens: Tensor, index: Tensor, pos_embed: Tensor | None, keep_pos: Tensor | None) -> Tensor:

@@ -287,7 +287,7 @@ def _exponent(
 ) -> Tensor:
     """Return the exponent of the frozen tower's probability for each label, (n,)."""
     exponent = text.new_full((text.shape[0] - 1,), float(novel_weight), dtype=dtype)
-    return exponent if base is None else exponent.masked_fill_(base, float(base_weight))
+    return exponent if base is None else exponent.masked_fill(base, float(base_weight))
 
 
 def _choose(op: str, tensor: Tensor, impl: str | None) -> Callable[..., Tensor]:

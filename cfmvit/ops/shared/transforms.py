@@ -62,6 +62,11 @@ def has_values(x: Tensor) -> bool:
     return True
 
 
+def stable_argsort(x: Tensor) -> Tensor:
+    """Order the last dimension, equals by their place. ONNX has no stable sort, but its TopK, which a sort becomes, does so."""
+    return x.argsort() if torch.onnx.is_in_onnx_export() else x.argsort(stable=True)
+
+
 def unwrapped(value: Tensor) -> Tensor:
     """Return the tensor that holds the values, the dimensions that ``vmap`` hides first: for checks, which look at numbers."""
     while _functorch.is_functorch_wrapped_tensor(value):
