@@ -93,13 +93,14 @@ def linear_masked_cosine_loss(
         ValueError, TypeError: an argument breaks the rules above.
     """
     op = "linear_masked_cosine_loss"
+    is_native = use_native(op, hidden, impl)
     check.floating(op, "hidden", hidden, 3, "(B, M, H)")
     checks.linear(op, hidden, weight, bias, target)
     checks.options(op, reduction, eps)
     if index is not None:
         check.index(op, "index", index, *hidden.shape[:2], "(B, M)")
         hidden, target = gather_tokens(hidden, index, impl=impl), gather_tokens(target, index, impl=impl)
-    if use_native(op, hidden, impl):
+    if is_native:
         dtype = _matmul_dtype(hidden)
         bias = None if bias is None else bias.to(dtype)
         rows, targets = hidden.to(dtype).flatten(0, 1), _target_for(dtype, target).flatten(0, 1)

@@ -18,7 +18,6 @@ from cfmvit.ops.regions import checks, native, reference
 from cfmvit.ops.shared import library
 from cfmvit.ops.shared.implementation import use_native
 from cfmvit.ops.shared.index_checking import readable
-from cfmvit.ops.shared.precision import no_autocast
 
 _NATIVE = native.register() if library.core is not None else {}
 

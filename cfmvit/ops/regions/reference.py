@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfmvit.ops.shared.precision import no_autocast
 from cfmvit.ops.shared.transforms import has_values
 
 MAX_SAMPLES = (
@@ -193,7 +194,7 @@ def pyramid_levels(
 
 def similarities(embeds: Tensor, text_embeds: Tensor, temperature: float | Tensor) -> Tensor:
     """Map embeds (R, C) and text_embeds (1 + n, C), of any length, to their cosines by the temperature, (R, 1 + n)."""
-    with torch.autocast(embeds.device.type, enabled=False):
+    with no_autocast(embeds):
         return (F.normalize(embeds, dim=1) / temperature) @ F.normalize(text_embeds, dim=1).T
 
 
