@@ -15,6 +15,7 @@ from cfmvit.ops.reconstruction import checks, native, reference
 from cfmvit.ops.shared import checks as check
 from cfmvit.ops.shared import library
 from cfmvit.ops.shared.implementation import use_native
+from cfmvit.ops.shared.transforms import at_least_one
 
 _NATIVE = native.register() if library.core is not None else {}
 
@@ -159,7 +160,7 @@ def _linear_sum(
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     needs = wanted[0], wanted[1] or wanted[2]
     total, *_ = _NATIVE["linear_masked_cosine_sum"](hidden, weight, bias, target, eps, *needs)
-    return total if reduction == "sum" else total / torch.sym_max(hidden.shape[0], 1)
+    return total if reduction == "sum" else total / at_least_one(hidden.shape[0])
 
 
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
@@ -187,7 +188,7 @@ def _reduce(losses: Tensor, weight: Tensor | None, reduction: Reduction) -> Tens
     if reduction == "sum":
         return total
     if weight is None:
-        return total / torch.sym_max(losses.numel(), 1)
+        return total / at_least_one(losses.numel())
     weights = _sum(weight)
     return total / torch.where(weights == 0, 1, weights)
 

@@ -62,6 +62,11 @@ def has_values(x: Tensor) -> bool:
     return True
 
 
+def at_least_one(size: int | Tensor) -> int | Tensor:
+    """Return a size to divide by, which may be known only at run time; ``torch.jit.trace`` has tensors for sizes."""
+    return size.clamp(min=1) if isinstance(size, Tensor) else torch.sym_max(size, 1)
+
+
 def stable_argsort(x: Tensor) -> Tensor:
     """Order the last dimension, equals by their place. ONNX has no stable sort, but its TopK, which a sort becomes, does so."""
     return x.argsort() if torch.onnx.is_in_onnx_export() else x.argsort(stable=True)
