@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import cfmvit
+from cfmvit import gpus
 from cfmvit.ops.contrastive import native as contrastive_native
 from cfmvit.ops.shared import library
 from cfmvit.ops.shared.implementation import implementation
@@ -75,12 +76,14 @@ def choices(device_type: str) -> dict[str, tuple[str, list[str]]]:
 def report() -> str:
     """Return the text of ``cfmvit info``."""
     lines = [f"cfmvit {cfmvit.__version__}, Python {platform.python_version()}, {platform.platform()}", ""]
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    visible = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines += [
         f"torch        {torch.__version__} (CUDA {torch.version.cuda or 'none'})",
         f"CPU          {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
-        f"GPU          {', '.join(gpus) or 'none visible'}",
+        f"GPU          {', '.join(visible) or 'none visible'}",
     ]
+    if library.core:
+        lines += [f"GPU          {problem}" for problem in gpus.problems(library.core.build_info())]
     lines += [f"{name:12} {_version(name)}" for name in PACKAGES]
     lines += ["", *_built(), "", f"{'op':26} {'CPU tensors':12} GPU tensors"]
     cpu, cuda = choices("cpu"), choices("cuda")
