@@ -3,9 +3,11 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <memory>
 #include <string>
 
 #include "cpu/capability.h"
+#include "cpu/interrupt.h"
 
 namespace {
 
@@ -22,9 +24,24 @@ std::string instruction_set() {
   }
 }
 
+// PyTorch makes a RuntimeError of whatever leaves an op, so what a signal's handler raised is set aside, and
+// raised again by the interpreter at its next step.
+bool signal_handlers_raise() {
+  const pybind11::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() == 0) return false;
+  auto raised = std::make_unique<pybind11::error_already_set>();
+  const auto raise = [](void* error) {
+    std::unique_ptr<pybind11::error_already_set>(static_cast<pybind11::error_already_set*>(error))->restore();
+    return -1;
+  };
+  if (Py_AddPendingCall(raise, raised.get()) == 0) raised.release();
+  return true;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  cfmvit::Interrupt::handlers_raise = signal_handlers_raise;
   m.doc() = "Native core of cfmvit: importing it registers torch.ops.cfmvit.*";
   m.def(
       "build_info",

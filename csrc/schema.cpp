@@ -124,7 +124,7 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "objectness_power, "
       "bool renormalize) -> Tensor");
 
-  // regions: the same from embeddings of any length. region_embeds, vlm_embeds (R, C), text_embeds (1 + n,
+  // regions: the same from embeddings of any norm. region_embeds, vlm_embeds (R, C), text_embeds (1 + n,
   // C), temperature and vlm_temperature ()
   m.def(
       "score_regions(Tensor region_embeds, Tensor text_embeds, Tensor? vlm_embeds, Tensor exponent, Tensor? "

@@ -12,6 +12,9 @@ namespace cfmvit {
 // raised. Made by the thread that calls the op.
 class Interrupt {
  public:
+  // Runs the handlers of pending signals and tells whether one raised; set by the Python module.
+  static inline bool (*handlers_raise)() = nullptr;
+
   // Whether to leave; any thread may ask. The results are then incomplete.
   bool requested();
   // Raises where the loops were left. For the thread that made it, once the others have left.
@@ -19,10 +22,10 @@ class Interrupt {
 
  private:
   using Clock = std::chrono::steady_clock;
-  void run_handlers();
+  static constexpr std::chrono::milliseconds kPeriod{100};
 
   const std::thread::id caller_ = std::this_thread::get_id();
-  Clock::time_point next_ = Clock::now() + std::chrono::milliseconds(100);
+  Clock::time_point next_ = Clock::now() + kPeriod;
   std::atomic<bool> requested_ = false;
 };
 

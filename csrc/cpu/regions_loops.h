@@ -1,5 +1,5 @@
 // The work on one block of channels of the boxes of one map, compiled for each instruction set, and the
-// choice among them. Knows nothing of torch.
+// choice among them.
 #pragma once
 
 #include <cstring>
@@ -50,7 +50,7 @@ struct Slab {
 
 // Boxes of one map and `channels` <= kBlock channels from `first_channel` on.
 template <typename T>
-struct Job {
+struct WorkItem {
   const Box<T>* boxes;
   int64_t count, first_channel, channels;
   Interrupt* interrupt;
@@ -70,7 +70,7 @@ constexpr int64_t kBlock = kVectors * kVector<T>;
 constexpr int64_t kCopyBytes = int64_t{1} << 25;  // bound of a copied rectangle
 
 template <typename T>
-constexpr T kSmallestLength = T(1e-12);
+constexpr T kSmallestNorm = T(1e-12);
 
 #define CFMVIT_INLINE_LAMBDA __attribute__((always_inline))
 #if __has_builtin(__builtin_shufflevector)
@@ -110,21 +110,22 @@ namespace avx512 = baseline;
 #define CFMVIT_REGIONS(...) \
   (kHasAvx512 ? avx512::__VA_ARGS__ : kHasAvx2 ? avx2::__VA_ARGS__ : baseline::__VA_ARGS__)
 
-// Writes the bins of the job's boxes.
+// Writes the bins of the item's boxes.
 template <typename T, typename S>
-void forward_job(const Map<T, const S>& map, const Bins<S>& out, const Job<T>& job, Scratch<T>& scratch) {
-  const auto run = job.channels > kVector<T> ? CFMVIT_REGIONS(forward_block<T, kVectors, S>)
-                                             : CFMVIT_REGIONS(forward_block<T, 1, S>);
-  run(map, out, job, scratch);
+void forward_item(const Map<T, const S>& map, const Bins<S>& out, const WorkItem<T>& item,
+                  Scratch<T>& scratch) {
+  const auto run = item.channels > kVector<T> ? CFMVIT_REGIONS(forward_block<T, kVectors, S>)
+                                              : CFMVIT_REGIONS(forward_block<T, 1, S>);
+  run(map, out, item, scratch);
 }
 
 // Writes rows [y_begin, y_end) of the gradient of a map, G being the type of the gradient of the bins.
 template <typename T, typename S, typename G>
-void backward_job(const Bins<const G>& grad, const Map<T, S>& map, int64_t y_begin, int64_t y_end,
-                  const Job<T>& job, Scratch<T>& scratch) {
-  const auto run = job.channels > kVector<T> ? CFMVIT_REGIONS(backward_block<T, kVectors, S, G>)
-                                             : CFMVIT_REGIONS(backward_block<T, 1, S, G>);
-  run(grad, map, y_begin, y_end, job, scratch);
+void backward_item(const Bins<const G>& grad, const Map<T, S>& map, int64_t y_begin, int64_t y_end,
+                   const WorkItem<T>& item, Scratch<T>& scratch) {
+  const auto run = item.channels > kVector<T> ? CFMVIT_REGIONS(backward_block<T, kVectors, S, G>)
+                                              : CFMVIT_REGIONS(backward_block<T, 1, S, G>);
+  run(grad, map, y_begin, y_end, item, scratch);
 }
 
 }  // namespace cfmvit::regions

@@ -8,13 +8,13 @@ namespace {
 
 namespace r = regions;
 
-// 1 / length of each token of the grid, (B, h * w).
+// 1 / norm of each token of the grid, (B, h * w).
 template <typename T, typename S>
-std::vector<T> inverse_lengths(const Tensor& tokens, int64_t prefix) {
+std::vector<T> inverse_norms(const Tensor& tokens, int64_t prefix) {
   const int64_t batch = tokens.size(0), grid = tokens.size(1) - prefix;
-  std::vector<T> inverse(batch * grid);
+  auto inverse = filled<T>({batch, grid}, T(0));
   parallel(batch * grid, tokens.size(2), [&](int64_t i) {
-    inverse[i] = r::inverse_length<T, S>(
+    inverse[i] = r::inverse_norm<T, S>(
         data<const S>(tokens) + i / grid * tokens.stride(0) + (prefix + i % grid) * tokens.stride(1),
         tokens.stride(2), tokens.size(2));
   });
@@ -53,7 +53,7 @@ Tensor pool_regions_cpu(Tensor tokens, Tensor rois, int64_t grid_height, int64_t
   const r::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
   dispatch_floating(op, tokens.scalar_type(), [&]<typename S>(S) {
     using T = Sum<S>;
-    const auto scale = normalize ? inverse_lengths<T, S>(tokens, num_prefix_tokens) : std::vector<T>();
+    const auto scale = normalize ? inverse_norms<T, S>(tokens, num_prefix_tokens) : std::vector<T>();
     const auto maps = token_maps<T, const S>(tokens, num_prefix_tokens, grid_height, grid_width,
                                              normalize ? scale.data() : nullptr);
     r::forward<T, S>(r::Boxes<T>(op, boxes, nullptr, sizes, sampling, false), maps, tokens.size(2),
@@ -95,8 +95,8 @@ Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor>
     write(whole, T{});
     const int64_t grid = grid_height * grid_width;
     parallel(batch * grid, channels, [&](int64_t i) {
-      const int64_t image = i / grid, place = prefix + i % grid, at = (image * num_tokens + place) * channels;
-      r::unnormalize<T, S>(data<const S>(*tokens) + image * tokens->stride(0) + place * tokens->stride(1),
+      const int64_t image = i / grid, pixel = prefix + i % grid, at = (image * num_tokens + pixel) * channels;
+      r::unnormalize<T, S>(data<const S>(*tokens) + image * tokens->stride(0) + pixel * tokens->stride(1),
                            tokens->stride(2), channels, data<const T>(whole) + at, data<S>(out) + at);
     });
   });

@@ -1,4 +1,4 @@
-// What the loops over boxes work on. Knows nothing of torch.
+// What the loops over boxes work on.
 #pragma once
 
 #include "cpu/regions_taps.h"
@@ -7,7 +7,7 @@
 namespace cfmvit::regions {
 
 struct Strides {
-  int64_t row, place, channel;
+  int64_t row, pixel, channel;
 };
 
 template <typename T, typename S>
@@ -15,7 +15,7 @@ struct Map {  // one image of one level
   S* data;
   int64_t height, width;
   Strides stride;
-  const T* scale;  // (height * width,) factor of each place, or null
+  const T* scale;  // (height * width,) factor of each pixel, or null
 };
 
 // Per-box results or their gradients: element (box, bin, channel).

@@ -5,7 +5,7 @@
 namespace cfmvit::regions {
 namespace {
 
-constexpr int64_t kWorkOfBox = 4096;              // to find its places and weights
+constexpr int64_t kWorkOfBox = 4096;              // to find its pixels and weights
 constexpr int64_t kSlabBytes = int64_t{1} << 19;  // rows of a gradient that stay in a core's L2
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -32,7 +32,7 @@ struct Blocks {
 template <typename T>
 Boxes<T>::Boxes(const char* op, const Tensor& rois, const int64_t* level, const std::vector<Size>& levels,
                 const Sampling& sampling, bool transposed)
-    : op_(op), maps_(static_cast<int64_t>(levels.size()) * levels[0].batch) {
+    : op_(op), maps_(cfmvit::product({static_cast<int64_t>(levels.size()), levels[0].batch})) {
   const int64_t count = rois.size(0);
   rois.scalar_type() == ScalarType::Double
       ? build(data<const double>(rois), count, level, levels, sampling, transposed)
@@ -76,7 +76,7 @@ void Boxes<T>::build(const Coordinate* rois, int64_t count, const int64_t* level
   for (int64_t i = 0; i < count; ++i) {
     const Box<T> box = tables_[i / kBoxesPerTable].box(i % kBoxesPerTable, i);
     boxes_[next[map[i]]++] = box;
-    taps_ += box.y.places * box.x.places;
+    taps_ += box.y.pixels * box.x.pixels;
   }
 }
 
@@ -86,17 +86,17 @@ void forward(const Boxes<T>& boxes, const std::vector<Map<T, const S>>& maps, in
   const Blocks<T> blocks{channels};
   // Where maps and blocks are fewer than threads, the boxes of a map are shared out as well.
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t parts = ceil_div(2 * threads, std::max<int64_t>(boxes.maps() * blocks.count(), 1));
-  const int64_t tasks = boxes.maps() * parts * blocks.count();
+  const int64_t splits = ceil_div(2 * threads, std::max<int64_t>(boxes.maps() * blocks.count(), 1));
+  const int64_t tasks = boxes.maps() * splits * blocks.count();
   Interrupt interrupt;
   for_ranges(tasks, channels * (boxes.taps() + out.y * out.x), [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t block = i % blocks.count(), part = i / blocks.count() % parts,
-                    map = i / blocks.count() / parts;
-      const int64_t first = boxes.count(map) * part / parts, last = boxes.count(map) * (part + 1) / parts;
+      const int64_t block = i % blocks.count(), split = i / blocks.count() % splits,
+                    map = i / blocks.count() / splits;
+      const int64_t first = boxes.count(map) * split / splits, last = boxes.count(map) * (split + 1) / splits;
       if (first == last) continue;
-      forward_job<T, S>(
+      forward_item<T, S>(
           maps[map], out,
           {boxes.of_map(map) + first, last - first, blocks.first(block), blocks.size(block), &interrupt},
           scratch);
@@ -113,32 +113,32 @@ void backward(const Boxes<T>& boxes, const std::vector<Map<T, S>>& maps, int64_t
     int64_t map, begin, end;
   };
   std::vector<Band> bands;
-  int64_t places = 0;
+  int64_t pixels = 0;
   for (int64_t map = 0; map < boxes.maps(); ++map) {
     const auto row_bytes = maps[map].width * kBlock<T> * static_cast<int64_t>(sizeof(T));
     const int64_t rows = std::max<int64_t>(1, kSlabBytes / row_bytes);
-    places += maps[map].height * maps[map].width;
+    pixels += maps[map].height * maps[map].width;
     for (int64_t y = 0; y < maps[map].height; y += rows)
       bands.push_back({map, y, std::min(y + rows, maps[map].height)});
   }
   const int64_t tasks = static_cast<int64_t>(bands.size()) * blocks.count();
   Interrupt interrupt;
-  for_ranges(tasks, channels * (boxes.taps() + places), [&](int64_t begin, int64_t end) {
+  for_ranges(tasks, channels * (boxes.taps() + pixels), [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
     for (int64_t i = begin; i < end; ++i) {
       const Band& band = bands[i % bands.size()];
       const int64_t block = i / static_cast<int64_t>(bands.size());
-      backward_job<T, S, G>(grad, maps[band.map], band.begin, band.end,
-                            {boxes.of_map(band.map), boxes.count(band.map), blocks.first(block),
-                             blocks.size(block), &interrupt},
-                            scratch);
+      backward_item<T, S, G>(grad, maps[band.map], band.begin, band.end,
+                             {boxes.of_map(band.map), boxes.count(band.map), blocks.first(block),
+                              blocks.size(block), &interrupt},
+                             scratch);
     }
   });
   interrupt.check(boxes.op());
 }
 
 template <typename T, typename S>
-T inverse_length(const S* token, int64_t stride, int64_t channels) {
+T inverse_norm(const S* token, int64_t stride, int64_t channels) {
   return CFMVIT_REGIONS(token_scale<T, S>)(token, stride, channels);
 }
 
@@ -153,7 +153,7 @@ template class Boxes<double>;
 #define CFMVIT_INSTANTIATE(T, S)                                                                         \
   template void forward(const Boxes<T>&, const std::vector<Map<T, const S>>&, int64_t, const Bins<S>&);  \
   template void backward(const Boxes<T>&, const std::vector<Map<T, S>>&, int64_t, const Bins<const S>&); \
-  template T inverse_length(const S*, int64_t, int64_t);                                                 \
+  template T inverse_norm(const S*, int64_t, int64_t);                                                   \
   template void unnormalize(const S*, int64_t, int64_t, const T*, S*);
 CFMVIT_INSTANTIATE(float, float)
 CFMVIT_INSTANTIATE(double, double)

@@ -1,11 +1,11 @@
-// Boxes grouped by the map that they lie on, and the jobs that work on them.
+// Boxes grouped by the map that they lie on, and the work items that work on them.
 //
-// Deterministic for any number of threads: every element of a result belongs to one job, which takes boxes in
-// their order; jobs may be cut differently, sums are not.
+// Deterministic for any number of threads: every element of a result belongs to one item, which takes boxes
+// in their order; work items may be cut differently, sums are not.
 #pragma once
 
 #include "cpu/regions_types.h"
-#include "torch/regions_ops.h"
+#include "torch/regions_roi_align.h"
 
 namespace cfmvit::regions {
 
@@ -22,7 +22,7 @@ class Boxes {
   int64_t maps() const { return maps_; }
   const Box<T>* of_map(int64_t map) const { return boxes_.data() + begin_[map]; }
   int64_t count(int64_t map) const { return begin_[map + 1] - begin_[map]; }
-  // Places that the boxes read, over all of them.
+  // Pixels that the boxes read, over all of them.
   int64_t taps() const { return taps_; }
 
  private:
@@ -47,11 +47,11 @@ template <typename T, typename S, typename G>
 void backward(const Boxes<T>& boxes, const std::vector<Map<T, S>>& maps, int64_t channels,
               const Bins<const G>& grad);
 
-// 1 / length of a token, with the bound of torch.nn.functional.normalize.
+// 1 / norm of a token, with the bound of torch.nn.functional.normalize.
 template <typename T, typename S>
-T inverse_length(const S* token, int64_t stride, int64_t channels);
+T inverse_norm(const S* token, int64_t stride, int64_t channels);
 
-// Gradient of a token (channels,) from that of the token at unit length; `grad` and `out` may be the same.
+// Gradient of a token (channels,) from that of the token normalised; `grad` and `out` may be the same.
 template <typename T, typename S>
 void unnormalize(const S* token, int64_t stride, int64_t channels, const T* grad, S* out);
 

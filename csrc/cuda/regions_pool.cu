@@ -42,21 +42,20 @@ Tensor pool_regions_cuda(Tensor tokens, Tensor rois, int64_t grid_height, int64_
   dispatch_floating(op, tokens.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const auto maps = grid_of<const S>(op, tokens, num_prefix_tokens, size);
-    const int64_t places = size.batch * grid_height * grid_width;
+    const int64_t pixels = size.batch * grid_height * grid_width;
     kernels::Tables<Sum<S>> tables;
     Sum<S>* scale = nullptr;
-    kernels::Products products;
+    kernels::MatmulBoxes products;
     const Tensor memory = carve_workspace(tokens, [&](kernels::Workspace& workspace) {
       tables = carve_tables<Sum<S>>(workspace, rois.size(0), {size}, sampling);
-      if (normalize) scale = workspace.take<Sum<S>>(places);
-      products = kernels::products_of(workspace, rois.size(0), size.batch);
+      if (normalize) scale = workspace.take<Sum<S>>(pixels);
+      products = kernels::matmul_boxes_of(workspace, rois.size(0), size.batch);
     });
     on_device(tokens, [&](cudaStream_t stream) {
       with_boxes(boxes, std::nullopt,
                  [&](auto views) { kernels::make_tables(views, maps, sampling, tables, stream); });
       if (normalize) {
-        kernels::for_each_warp(places, kernels::InverseLengths<S>{maps.level[0], scale, size.channels},
-                               stream);
+        kernels::for_each_warp(pixels, kernels::InverseNorms<S>{maps.level[0], scale, size.channels}, stream);
       }
       kernels::pool<S>(
           {maps, scale, tables, INT64_MAX, pooled_bins<S>(out), static_cast<int32_t>(size.channels)},
@@ -92,7 +91,7 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
       tables = carve_tables<T>(workspace, rois.size(0), {size}, sampling);
       by_map = kernels::groups_of(workspace, rois.size(0), batch);
     });
-    // With normalised tokens, the gradient of a token depends on all channels of that at unit length.
+    // With normalised tokens, the gradient of a token depends on all channels of that normalised.
     const Tensor unit =
         tokens ? like(grad, {batch, grid_height * grid_width, size.channels}, sum_type(grad)) : grad;
     on_device(grad, [&](cudaStream_t stream) {

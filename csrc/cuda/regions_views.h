@@ -4,17 +4,17 @@
 #include "cuda/launch.h"
 #include "kernels/regions_gather.cuh"
 #include "kernels/regions_scatter.cuh"
-#include "torch/regions_ops.h"
+#include "torch/regions_roi_align.h"
 
 namespace cfmvit {
 
 // A level of these strides.
 template <typename S>
 kernels::Level<S> level_of(const char* op, S* data, const regions::Size& size, int64_t image, int64_t row,
-                           int64_t place, int64_t channel) {
-  CFMVIT_CHECK(place <= INT32_MAX, op, ": features must have neighbours in a row of the map less than 2**31 ",
-               "elements apart on a GPU, got ", place);
-  return {data, size.height, size.width, image, row, static_cast<int32_t>(place), channel, size.scale};
+                           int64_t pixel, int64_t channel) {
+  CFMVIT_CHECK(pixel <= INT32_MAX, op, ": features must have neighbours in a row of the map less than 2**31 ",
+               "elements apart on a GPU, got ", pixel);
+  return {data, size.height, size.width, image, row, static_cast<int32_t>(pixel), channel, size.scale};
 }
 
 // Levels (B, C, H, W).
@@ -66,9 +66,9 @@ inline void check_counts(const char* op, int64_t boxes, int64_t channels,
   double rows = 0;
   for (const regions::Size& size : sizes) {
     rows +=
-        double(size.batch) * double(size.height) * std::ceil(double(size.width) / kernels::kScatterPlaces);
+        double(size.batch) * double(size.height) * std::ceil(double(size.width) / kernels::kScatterPixels);
     CFMVIT_CHECK(small(double(size.height)) && small(double(size.width)) && small(rows), op,
-                 ": maps must have fewer than 2**31 rows in all and places in a row, got ", size.batch, " x ",
+                 ": maps must have fewer than 2**31 rows in all and pixels in a row, got ", size.batch, " x ",
                  size.height, " x ", size.width);
   }
 }

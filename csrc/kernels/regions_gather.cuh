@@ -2,7 +2,7 @@
 // output is written once, by one thread, in a fixed order of the sum.
 //
 // Where channels are neighbours in memory a thread owns up to 16 bytes of them, and a warp reads whole lines;
-// else neighbouring threads own neighbouring bins of a channel, which read neighbouring places.
+// else neighbouring threads own neighbouring bins of a channel, which read neighbouring pixels.
 #pragma once
 
 #include "kernels/regions_tables.cuh"
@@ -30,7 +30,7 @@ __device__ __forceinline__ void add_pack(const S* at, T weight, T (&sum)[V]) {
 }
 
 // Sum of the taps of a bin of a box, for V neighbouring channels. scale: factors (height * width) of the
-// image's places, or null.
+// image's pixels, or null.
 template <int V, typename S, typename T>
 __device__ __forceinline__ void gather_bin(const Level<const S>& on, const S* first, const T* scale,
                                            const Tables<T>& tables, int64_t box, int32_t p, int32_t q,
@@ -39,21 +39,21 @@ __device__ __forceinline__ void gather_bin(const Level<const S>& on, const S* fi
   const int32_t* const begin_x = tables.x.begins(box) + q;
   const Tap<T>* const taps_y = tables.y.taps(box);
   const Tap<T>* const taps_x = tables.x.taps(box);
-  const int32_t end_y = begin_y[1], first_x = begin_x[0], end_x = begin_x[1], place = on.place;
+  const int32_t end_y = begin_y[1], first_x = begin_x[0], end_x = begin_x[1], pixel = on.pixel;
   for (int32_t i = begin_y[0]; i < end_y; ++i) {
     const Tap<T> y = taps_y[i];
-    const S* const row = first + y.place * on.row;
+    const S* const row = first + y.pixel * on.row;
     if (scale == nullptr) {
 #pragma unroll 4
       for (int32_t j = first_x; j < end_x; ++j) {
         const Tap<T> x = taps_x[j];
-        add_pack<V>(row + int64_t{x.place} * place, y.weight * x.weight, sum);
+        add_pack<V>(row + int64_t{x.pixel} * pixel, y.weight * x.weight, sum);
       }
     } else {
-      const T* const scale_row = scale + y.place * on.width;
+      const T* const scale_row = scale + y.pixel * on.width;
       for (int32_t j = first_x; j < end_x; ++j) {
         const Tap<T> x = taps_x[j];
-        add_pack<V>(row + int64_t{x.place} * place, y.weight * x.weight * scale_row[x.place], sum);
+        add_pack<V>(row + int64_t{x.pixel} * pixel, y.weight * x.weight * scale_row[x.pixel], sum);
       }
     }
   }
@@ -135,7 +135,7 @@ bool packs_fit(const Pyramid<S>& maps, const Bins<B>& bins, int64_t channels) {
              channels_are_neighbours(maps);
   for (int i = 0; i < maps.levels; ++i) {
     const Level<S>& on = maps.level[i];
-    strides |= on.image | on.row | on.place;
+    strides |= on.image | on.row | on.pixel;
     fit = fit && reinterpret_cast<uintptr_t>(on.data) % (V * sizeof(S)) == 0;
   }
   return fit && strides % V == 0;

@@ -9,7 +9,7 @@
 // below 2^-16).
 //
 // Cost model, H100, bf16, a box and channel: a tap of the gather is 2 bytes from L2 at 5.5 TB/s, 0.36 ps. On
-// the other side a row and 16 places of x are 16 * 2 multiply-adds, 64 flop, at the 400 TFLOP/s of mma.sync,
+// the other side a row and 16 pixels of x are 16 * 2 multiply-adds, 64 flop, at the 400 TFLOP/s of mma.sync,
 // 0.16 ps; a tile's boxes, taken in the order of their centres, read together about 8 rows more than each of
 // them, and in x mostly all 4 stretches of a map of 64: 4 * 0.16 * (side + 8) ps. For a box of 5 tokens (T =
 // 44) that is 8.3 against 15.8 ps, of 3 tokens (T = 22) 7.0 against 7.9: but for the tile's fixed cost, about
@@ -23,27 +23,27 @@
 
 namespace cfmvit::kernels {
 
-constexpr int64_t kProductTaps = 40;
+constexpr int64_t kMatmulTaps = 40;
 constexpr int kCentres = 8;      // groups of an image's boxes by their centre's row
 constexpr int kMostRows = 1024;  // of a map; taller ones are gathered
 
-constexpr int kProductThreads = 128, kTileBoxes = 64, kWarpBoxes = 16;
-constexpr int kTilePlaces = 64, kTileChannels = 64;  // of a row in shared memory
+constexpr int kMatmulThreads = 128, kTileBoxes = 64, kWarpBoxes = 16;
+constexpr int kTilePixels = 64, kTileChannels = 64;  // of a row in shared memory
 constexpr int kStages = 3;                           // rows there at a time
-constexpr int kSteps = kTilePlaces / 16, kTiles = kTileChannels / 8;
+constexpr int kSteps = kTilePixels / 16, kTiles = kTileChannels / 8;
 
 // The boxes that are products, by image and centre; order of the work, not of any sum.
-struct Products {
+struct MatmulBoxes {
   int32_t* group;  // (R,) image * kCentres + centre, or -1
   Groups groups;
 };
 
-inline Products products_of(Workspace& workspace, int64_t boxes, int64_t images) {
+inline MatmulBoxes matmul_boxes_of(Workspace& workspace, int64_t boxes, int64_t images) {
   int32_t* const group = workspace.take<int32_t>(boxes);
   return {group, groups_of(workspace, boxes, images * kCentres)};
 }
 
-struct ProductGroup {
+struct MatmulGroup {
   Tables<float> tables;
   int32_t rows;
   int32_t* group;
@@ -51,9 +51,9 @@ struct ProductGroup {
   __device__ void operator()(int64_t box) const {
     const int32_t map = tables.map[box], count_y = tables.y.count(box);
     int32_t out = -1;
-    if (int64_t{count_y} * tables.x.count(box) > kProductTaps) {
+    if (int64_t{count_y} * tables.x.count(box) > kMatmulTaps) {
       const Tap<float>* const taps = tables.y.taps(box);
-      const int32_t twice_centre = taps[0].place + taps[count_y - 1].place;
+      const int32_t twice_centre = taps[0].pixel + taps[count_y - 1].pixel;
       out = map * kCentres + twice_centre * kCentres / (2 * rows);
     }
     group[box] = out;
@@ -72,7 +72,7 @@ struct RowWeights {
     if (left > 0) tap = *next;
   }
   __device__ float at(int32_t y) {
-    if (left == 0 || tap.place != y) return 0;
+    if (left == 0 || tap.pixel != y) return 0;
     const float weight = tap.weight;
     ++next;
     if (--left > 0) tap = *next;
@@ -81,11 +81,11 @@ struct RowWeights {
 };
 
 template <typename S>
-struct ProductShared {
+struct MatmulShared {
   // Rows of the map, their 16-byte chunks permuted so that no two rows of a matrix share banks.
-  alignas(16) S rows[kStages][kTilePlaces][kTileChannels];
+  alignas(16) S rows[kStages][kTilePixels][kTileChannels];
   // wx of each warp's boxes, high and low, padded against bank conflicts.
-  alignas(16) S weights[kProductThreads / 32][2][kWarpBoxes][kTilePlaces + 8];
+  alignas(16) S weights[kMatmulThreads / 32][2][kWarpBoxes][kTilePixels + 8];
   int32_t box[kTileBoxes], image[kTileBoxes];
   unsigned reads[kMostRows / 32], reads_x;  // rows that some box reads, and whether one reads this stretch
   uint16_t row[kMostRows];
@@ -94,7 +94,7 @@ struct ProductShared {
 
 // Fills shared.row with the rows that boxes of the image read.
 template <typename S>
-__device__ void list_rows(const Tables<float>& tables, int32_t image, ProductShared<S>& shared) {
+__device__ void list_rows(const Tables<float>& tables, int32_t image, MatmulShared<S>& shared) {
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kMostRows / 32) shared.reads[thread] = 0;
   __syncthreads();
@@ -102,7 +102,7 @@ __device__ void list_rows(const Tables<float>& tables, int32_t image, ProductSha
   if (box >= 0 && shared.image[thread / 2] == image) {
     const int32_t count = tables.y.count(box);
     for (int32_t i = thread % 2; i < count; i += 2) {
-      const int32_t y = tables.y.taps(box)[i].place;
+      const int32_t y = tables.y.taps(box)[i].pixel;
       atomicOr(&shared.reads[y / 32], 1u << (y % 32));
     }
   }
@@ -123,11 +123,11 @@ __device__ void list_rows(const Tables<float>& tables, int32_t image, ProductSha
   __syncthreads();
 }
 
-// The left side of a warp's products: wx of its boxes of the image at places [first, first + kTilePlaces).
-// Returns which of the kSteps stretches of 16 places have weights.
+// The left side of a warp's products: wx of its boxes of the image at pixels [first, first + kTilePixels).
+// Returns which of the kSteps stretches of 16 pixels have weights.
 template <typename S>
 __device__ unsigned load_weights(const Tables<float>& tables, int32_t image, int32_t first,
-                                 ProductShared<S>& shared, uint32_t (&high)[kSteps][4],
+                                 MatmulShared<S>& shared, uint32_t (&high)[kSteps][4],
                                  uint32_t (&low)[kSteps][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   auto& weights = shared.weights[warp];
@@ -140,8 +140,8 @@ __device__ unsigned load_weights(const Tables<float>& tables, int32_t image, int
     const Tap<float>* const taps = tables.x.taps(shared.box[slot]);
     const int32_t count = tables.x.count(shared.box[slot]);
     for (int32_t i = lane % 2; i < count; i += 2) {
-      const int32_t x = taps[i].place - first;
-      if (x < 0 || x >= kTilePlaces) continue;
+      const int32_t x = taps[i].pixel - first;
+      if (x < 0 || x >= kTilePixels) continue;
       narrow(taps[i].weight, weights[0][r][x]);
       narrow(taps[i].weight - widen(weights[0][r][x]), weights[1][r][x]);
     }
@@ -163,16 +163,15 @@ __device__ unsigned load_weights(const Tables<float>& tables, int32_t image, int
   return steps;
 }
 
-// Starts copying kTilePlaces places and kTileChannels channels of a row, zeros beyond the map.
+// Starts copying kTilePixels pixels and kTileChannels channels of a row, zeros beyond the map.
 template <typename S>
-__device__ void fetch_row(S (&to)[kTilePlaces][kTileChannels], const S* from, int64_t stride, int places,
+__device__ void fetch_row(S (&to)[kTilePixels][kTileChannels], const S* from, int64_t stride, int pixels,
                           int channels) {
   constexpr int kPack = 16 / sizeof(S), kChunks = kTileChannels / kPack;
 #pragma unroll 2
-  for (int i = 0; i < kTilePlaces * kChunks / kProductThreads; ++i) {
-    const int at = i * kProductThreads + static_cast<int>(threadIdx.x), x = at / kChunks,
-              chunk = at % kChunks;
-    const bool valid = x < places && chunk * kPack < channels;
+  for (int i = 0; i < kTilePixels * kChunks / kMatmulThreads; ++i) {
+    const int at = i * kMatmulThreads + static_cast<int>(threadIdx.x), x = at / kChunks, chunk = at % kChunks;
+    const bool valid = x < pixels && chunk * kPack < channels;
     copy_async(&to[x][(chunk ^ x % kChunks) * kPack], valid ? from + x * stride + chunk * kPack : from,
                valid);
   }
@@ -180,7 +179,7 @@ __device__ void fetch_row(S (&to)[kTilePlaces][kTileChannels], const S* from, in
 
 // sum += wy * (wx F[y]) for a warp's boxes.
 template <typename S>
-__device__ void add_row(const S (&row)[kTilePlaces][kTileChannels], unsigned steps,
+__device__ void add_row(const S (&row)[kTilePixels][kTileChannels], unsigned steps,
                         const uint32_t (&high)[kSteps][4], const uint32_t (&low)[kSteps][4],
                         const float (&weight)[2], float (&sum)[kTiles][4]) {
   constexpr int kPack = 16 / sizeof(S), kChunks = kTileChannels / kPack;
@@ -215,8 +214,8 @@ __device__ void add_row(const S (&row)[kTilePlaces][kTileChannels], unsigned ste
 
 // A block: kTileBoxes boxes, in the order of the groups, and kTileChannels channels.
 template <typename S>
-__global__ void __launch_bounds__(kProductThreads, 3) products_kernel(Gather<S> op, Groups products) {
-  __shared__ ProductShared<S> shared;
+__global__ void __launch_bounds__(kMatmulThreads, 3) products_kernel(Gather<S> op, Groups products) {
+  __shared__ MatmulShared<S> shared;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int64_t total = products.begin[products.count], first_slot = int64_t{blockIdx.x} * kTileBoxes;
   if (first_slot >= total) return;
@@ -238,7 +237,7 @@ __global__ void __launch_bounds__(kProductThreads, 3) products_kernel(Gather<S> 
     while (slot < kTileBoxes && shared.image[slot] == image) ++slot;
     list_rows(op.tables, image, shared);
     const int rows = shared.rows_read;
-    for (int32_t first = 0; first < width; first += kTilePlaces) {
+    for (int32_t first = 0; first < width; first += kTilePixels) {
       uint32_t high[kSteps][4], low[kSteps][4];
       const unsigned steps = load_weights(op.tables, image, first, shared, high, low);
       if (thread == 0) shared.reads_x = 0;
@@ -251,10 +250,10 @@ __global__ void __launch_bounds__(kProductThreads, 3) products_kernel(Gather<S> 
         const int32_t box = shared.image[mine + 8 * i] == image ? shared.box[mine + 8 * i] : -1;
         if (box >= 0) weights[i].begin(op.tables.y.taps(box), op.tables.y.count(box));
       }
-      const S* const from = on.data + image * on.image + int64_t{first} * on.place + first_channel;
+      const S* const from = on.data + image * on.image + int64_t{first} * on.pixel + first_channel;
       const auto start = [&](int i) {
         if (i < rows) {
-          fetch_row(shared.rows[i % kStages], from + shared.row[i] * on.row, on.place, width - first,
+          fetch_row(shared.rows[i % kStages], from + shared.row[i] * on.row, on.pixel, width - first,
                     channels);
         }
         commit_copies();
@@ -287,7 +286,7 @@ __global__ void __launch_bounds__(kProductThreads, 3) products_kernel(Gather<S> 
       *reinterpret_cast<Pack<S, 2>*>(op.out.at(box, 0, 0, first_channel + c)) = pack;
     }
   }
-  // Zero times what is not finite is NaN: then places that a box does not read matter, and it is gathered.
+  // Zero times what is not finite is NaN: then pixels that a box does not read matter, and it is gathered.
   if (__all_sync(kAllLanes, finite)) return;
   __syncwarp();
   for (int i = lane; i < kWarpBoxes * kTileChannels; i += 32) {
@@ -307,16 +306,16 @@ bool has_products(const Gather<S>& op) {
 
 // The means of all boxes, each by the cheaper way.
 template <typename S>
-void pool(Gather<S> op, const Products& products, int64_t boxes, cudaStream_t stream) {
+void pool(Gather<S> op, const MatmulBoxes& products, int64_t boxes, cudaStream_t stream) {
   if constexpr (kHasTensorCores<S>) {
     if (has_products(op)) {
-      op.most = kProductTaps;
+      op.most = kMatmulTaps;
       const auto rows = static_cast<int32_t>(op.maps.level[0].height);
-      for_each(boxes, ProductGroup{op.tables, rows, products.group}, stream);
+      for_each(boxes, MatmulGroup{op.tables, rows, products.group}, stream);
       make_groups(products.group, boxes, products.groups, stream);
       const dim3 grid(static_cast<unsigned>((boxes + kTileBoxes - 1) / kTileBoxes),
                       static_cast<unsigned>((op.channels + kTileChannels - 1) / kTileChannels));
-      launch(products_kernel<S>, grid, kProductThreads, 0, stream, op, products.groups);
+      launch(products_kernel<S>, grid, kMatmulThreads, 0, stream, op, products.groups);
     }
   }
   gather(op, boxes, stream);

@@ -1,4 +1,4 @@
-// Tokens at unit length, one warp a token: the factors of a forward pass, and the gradient through them.
+// Tokens normalised, one warp a token: the factors of a forward pass, and the gradient through them.
 #pragma once
 
 #include "kernels/regions_tables.cuh"
@@ -7,7 +7,7 @@ namespace cfmvit::kernels {
 
 // The bound of torch.nn.functional.normalize.
 template <typename T>
-constexpr T kSmallestLength = T(1e-12);
+constexpr T kSmallestNorm = T(1e-12);
 
 template <typename T>
 __device__ T sum_of_warp(T sum) {
@@ -16,14 +16,14 @@ __device__ T sum_of_warp(T sum) {
 }
 
 template <typename S>
-__device__ Sum<S> inverse_length(const S* token, int64_t stride, int64_t channels) {
+__device__ Sum<S> inverse_norm(const S* token, int64_t stride, int64_t channels) {
   Sum<S> sum = 0;
   for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
     const Sum<S> x = widen(token[c * stride]);
     sum += x * x;
   }
   const Sum<S> length = std::sqrt(sum_of_warp(sum));
-  return 1 / (length > kSmallestLength<Sum<S>> ? length : kSmallestLength<Sum<S>>);
+  return 1 / (length > kSmallestNorm<Sum<S>> ? length : kSmallestNorm<Sum<S>>);
 }
 
 // Runs body(i) for i in [0, count), a warp each; no loop around it, for its state would be spilled at the
@@ -40,16 +40,16 @@ void for_each_warp(int64_t count, const Body& body, cudaStream_t stream) {
 
 // Level 0 of the maps -> out (images, height * width).
 template <typename S>
-struct InverseLengths {
+struct InverseNorms {
   Level<const S> tokens;
   Sum<S>* out;
   int64_t channels;
 
   __device__ void operator()(int64_t i) const {
-    const int64_t grid = tokens.height * tokens.width, image = i / grid, place = i % grid;
-    const S* const token = tokens.data + image * tokens.image + place / tokens.width * tokens.row +
-                           place % tokens.width * tokens.place;
-    const Sum<S> inverse = inverse_length(token, tokens.channel, channels);
+    const int64_t grid = tokens.height * tokens.width, image = i / grid, pixel = i % grid;
+    const S* const token = tokens.data + image * tokens.image + pixel / tokens.width * tokens.row +
+                           pixel % tokens.width * tokens.pixel;
+    const Sum<S> inverse = inverse_norm(token, tokens.channel, channels);
     if (threadIdx.x % 32 == 0) out[i] = inverse;
   }
 };
@@ -66,18 +66,18 @@ struct Unnormalize {
   __device__ void operator()(int64_t i) const {
     using T = Sum<S>;
     const int64_t grid = tokens.height * tokens.width, image = i / grid;
-    const auto place = static_cast<uint32_t>(i - image * grid), width = static_cast<uint32_t>(tokens.width);
-    const int64_t y = place / width, x = place % width;
-    const S* const token = tokens.data + image * tokens.image + y * tokens.row + x * tokens.place;
-    S* const target = out.data + image * out.image + y * out.row + x * out.place;
+    const auto pixel = static_cast<uint32_t>(i - image * grid), width = static_cast<uint32_t>(tokens.width);
+    const int64_t y = pixel / width, x = pixel % width;
+    const S* const token = tokens.data + image * tokens.image + y * tokens.row + x * tokens.pixel;
+    S* const target = out.data + image * out.image + y * out.row + x * out.pixel;
     const T* const g = grad + i * channels;
-    const T inverse = inverse_length(token, tokens.channel, channels);
+    const T inverse = inverse_norm(token, tokens.channel, channels);
     T along = 0;
     for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
       along += widen(token[c * tokens.channel]) * g[c];
     }
     along = sum_of_warp(along) * inverse * inverse;
-    if (inverse >= 1 / kSmallestLength<T>) along = 0;  // where the bound holds, the length is a constant
+    if (inverse >= 1 / kSmallestNorm<T>) along = 0;  // where the bound holds, the length is a constant
     for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
       narrow((g[c] - along * widen(token[c * tokens.channel])) * inverse, target[c * out.channel]);
     }

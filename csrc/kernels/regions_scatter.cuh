@@ -12,7 +12,7 @@
 
 namespace cfmvit::kernels {
 
-constexpr int kScatterThreads = 128, kScatterPlaces = 32;
+constexpr int kScatterThreads = 128, kScatterPixels = 32;
 
 // Channels of a thread: 8 bytes of sums.
 template <typename T>
@@ -25,14 +25,14 @@ struct BinRow {
   T weight;
 };
 
-// Where `place` stands among ascending taps [begin, end): its weight, or zero.
+// Where `pixel` stands among ascending taps [begin, end): its weight, or zero.
 template <typename T>
-__device__ T weight_at(const Tap<T>* taps, int32_t begin, int32_t end, int32_t place) {
+__device__ T weight_at(const Tap<T>* taps, int32_t begin, int32_t end, int32_t pixel) {
   while (begin < end) {
     const int32_t middle = (begin + end) / 2;
-    if (taps[middle].place < place) {
+    if (taps[middle].pixel < pixel) {
       begin = middle + 1;
-    } else if (taps[middle].place > place) {
+    } else if (taps[middle].pixel > pixel) {
       end = middle;
     } else {
       return taps[middle].weight;
@@ -56,26 +56,26 @@ __device__ Pack<T, kScatterPack<T>> load_gradient(const S* at, int64_t stride, i
   return out;
 }
 
-// Adds a bin row to the sums of the thread's channels at places [first_place, first_place + kScatterPlaces);
-// sums of neighbouring places are `step` apart. `at`: the thread's channels of bin (p, 0).
+// Adds a bin row to the sums of the thread's channels at pixels [first_pixel, first_pixel + kScatterPixels);
+// sums of neighbouring pixels are `step` apart. `at`: the thread's channels of bin (p, 0).
 template <typename T, typename S, bool kPacked>
 __device__ void scatter_row(const Tables<T>& tables, const BinRow<T>& row, const Bins<const S>& grad,
-                            const S* at, int64_t channels, int32_t first_place,
+                            const S* at, int64_t channels, int32_t first_pixel,
                             Pack<T, kScatterPack<T>>* sums, int step) {
   const int32_t* const begin = tables.x.begins(row.box);
   const Tap<T>* const taps = tables.x.taps(row.box);
   for (int32_t q = 0; q < tables.x.bins; ++q) {
     const int32_t from = begin[q], to = begin[q + 1];
-    if (from == to || taps[from].place >= first_place + kScatterPlaces || taps[to - 1].place < first_place) {
+    if (from == to || taps[from].pixel >= first_pixel + kScatterPixels || taps[to - 1].pixel < first_pixel) {
       continue;
     }
     const auto value = load_gradient<T, S, kPacked>(at + q * grad.x, grad.channel, channels);
     for (int32_t i = from; i < to; ++i) {
       const Tap<T> tap = taps[i];
-      const int32_t place = tap.place - first_place;
-      if (place < 0 || place >= kScatterPlaces) continue;
+      const int32_t pixel = tap.pixel - first_pixel;
+      if (pixel < 0 || pixel >= kScatterPixels) continue;
       const T weight = row.weight * tap.weight;
-      auto& sum = sums[place * step];
+      auto& sum = sums[pixel * step];
 #pragma unroll
       for (int v = 0; v < kScatterPack<T>; ++v) sum.set(v, sum[v] + weight * value[v]);
     }
@@ -96,11 +96,11 @@ struct Stretches {
     }
   }
   CFMVIT_INLINE static int32_t across(const Level<S>& level) {
-    return static_cast<int32_t>((level.width + kScatterPlaces - 1) / kScatterPlaces);
+    return static_cast<int32_t>((level.width + kScatterPixels - 1) / kScatterPixels);
   }
 };
 
-// Shared: (kScatterPlaces, blockDim.x) packs of sums. S: type of the gradient of the bins, G: of the maps.
+// Shared: (kScatterPixels, blockDim.x) packs of sums. S: type of the gradient of the bins, G: of the maps.
 template <typename S, typename G, bool kPacked>
 __global__ void __launch_bounds__(kScatterThreads, 7)
     scatter_kernel(Pyramid<G> maps, Stretches<G> stretches, Tables<Sum<S>> tables, Groups by_map,
@@ -118,10 +118,10 @@ __global__ void __launch_bounds__(kScatterThreads, 7)
   while (stretch >= stretches.of_level[l]) stretch -= stretches.of_level[l++];
   const Level<G>& level = maps.level[l];
   const int32_t across = Stretches<G>::across(level), height = static_cast<int32_t>(level.height);
-  const int32_t first_place = stretch % across * kScatterPlaces, y = stretch / across % height;
+  const int32_t first_pixel = stretch % across * kScatterPixels, y = stretch / across % height;
   const int64_t image = stretch / across / height;
   const int64_t c = (int64_t{blockIdx.y} * threads + thread) * V, mine = channels - c;
-  for (int i = 0; i < kScatterPlaces; ++i) sums[i * threads] = {};
+  for (int i = 0; i < kScatterPixels; ++i) sums[i * threads] = {};
 
   const int64_t map = l * maps.images + image, first = by_map.begin[map];
   const auto candidates = static_cast<int32_t>((by_map.begin[map + 1] - first) * tables.y.bins);
@@ -145,30 +145,30 @@ __global__ void __launch_bounds__(kScatterThreads, 7)
     __syncthreads();
     for (int i = 0; i < count && mine > 0; ++i) {
       scatter_row<T, S, kPacked>(tables, rows[i], grad, grad.at(rows[i].box, rows[i].p, 0, c), mine,
-                                 first_place, sums, threads);
+                                 first_pixel, sums, threads);
     }
     __syncthreads();
   }
 
-  const int places = static_cast<int>(min(int64_t{kScatterPlaces}, level.width - first_place));
-  G* const out = level.data + image * level.image + y * level.row + int64_t{first_place} * level.place;
+  const int pixels = static_cast<int>(min(int64_t{kScatterPixels}, level.width - first_pixel));
+  G* const out = level.data + image * level.image + y * level.row + int64_t{first_pixel} * level.pixel;
   if constexpr (kPacked) {
     if (mine <= 0) return;
-    for (int i = 0; i < places; ++i) {
+    for (int i = 0; i < pixels; ++i) {
       Pack<G, V> pack{};
       for (int v = 0; v < V; ++v) pack.set(v, sums[i * threads][v]);
-      *reinterpret_cast<Pack<G, V>*>(out + int64_t{i} * level.place + c) = pack;
+      *reinterpret_cast<Pack<G, V>*>(out + int64_t{i} * level.pixel + c) = pack;
     }
   } else {  // neighbouring threads write neighbours in memory
     __syncthreads();
     const int64_t first_channel = int64_t{blockIdx.y} * threads * V;
     const int present = static_cast<int>(min(int64_t{threads} * V, channels - first_channel));
     const Pack<T, V>* const all = dynamic_shared<Pack<T, V>>();
-    for (int i = thread; i < present * places; i += threads) {
-      const int place = level.channel == 1 ? i / present : i % places;
-      const int channel = level.channel == 1 ? i % present : i / places;
-      narrow(all[place * threads + channel / V][channel % V],
-             out[int64_t{place} * level.place + (first_channel + channel) * level.channel]);
+    for (int i = thread; i < present * pixels; i += threads) {
+      const int pixel = level.channel == 1 ? i / present : i % pixels;
+      const int channel = level.channel == 1 ? i % present : i / pixels;
+      narrow(all[pixel * threads + channel / V][channel % V],
+             out[int64_t{pixel} * level.pixel + (first_channel + channel) * level.channel]);
     }
   }
 }
@@ -184,7 +184,7 @@ void scatter(const Pyramid<G>& maps, const Tables<Sum<S>>& tables, const Groups&
   if (channels == 0) return;
   launch(packs_fit<V>(maps, grad, channels) ? scatter_kernel<S, G, true> : scatter_kernel<S, G, false>,
          dim3(static_cast<unsigned>(stretches.count), static_cast<unsigned>((packs + threads - 1) / threads)),
-         static_cast<unsigned>(threads), threads * kScatterPlaces * sizeof(Pack<Sum<S>, V>), stream, maps,
+         static_cast<unsigned>(threads), threads * kScatterPixels * sizeof(Pack<Sum<S>, V>), stream, maps,
          stretches, tables, by_map, grad, channels);
 }
 

@@ -1,4 +1,4 @@
-// The weights of every box: for each axis and bin the places that it reads, each once, with the weights of
+// The weights of every box: for each axis and bin the pixels that it reads, each once, with the weights of
 // all samples that share it (regions_axis.h). Made by a kernel of its own, so that the kernels that read maps
 // do it with two plain loops, over the taps of y and of x, whatever the sampling.
 //
@@ -19,9 +19,9 @@ template <typename S>
 struct Level {
   S* data;  // (images, height, width, channels) of these strides
   int64_t height, width, image, row;
-  int32_t place;  // with 32 bits, an address is one instruction
+  int32_t pixel;  // with 32 bits, an address is one instruction
   int64_t channel;
-  double scale;  // places per unit of the boxes
+  double scale;  // pixels per unit of the boxes
 };
 
 template <typename S>
@@ -59,7 +59,7 @@ struct Boxes {
 
 template <typename T>
 struct alignas(2 * sizeof(T)) Tap {  // read at once
-  int32_t place;
+  int32_t pixel;
   T weight;
 };
 
@@ -103,10 +103,10 @@ class Workspace {
 template <typename T>
 AxisTables<T> axis_tables(Workspace& workspace, int64_t boxes, const Sampling& sampling, int64_t bins,
                           int64_t length) {
-  // Bins follow one another along the axis and share at most the places of a border, three by rounding.
-  const int64_t places = sampling.merge ? length : length + 3 * bins;
-  const bool few = sampling.ratio > 0 && sampling.ratio < places / (2 * bins);
-  const int64_t most = few ? 2 * bins * sampling.ratio : places, lists = sampling.merge ? 1 : bins;
+  // Bins follow one another along the axis and share at most the pixels of a border, three by rounding.
+  const int64_t pixels = sampling.merge ? length : length + 3 * bins;
+  const bool few = sampling.ratio > 0 && sampling.ratio < pixels / (2 * bins);
+  const int64_t most = few ? 2 * bins * sampling.ratio : pixels, lists = sampling.merge ? 1 : bins;
   int32_t* const begin = workspace.take<int32_t>(boxes * (lists + 1));
   return {begin, workspace.take<Tap<T>>(boxes * most), static_cast<int32_t>(lists), most};
 }
@@ -119,26 +119,26 @@ Tables<T> tables_of(Workspace& workspace, int64_t boxes, const Sampling& samplin
   return {map, y, axis_tables<T>(workspace, boxes, sampling, sampling.bins_x, width)};
 }
 
-// Merges samples, which come in ascending order, by place.
+// Merges samples, which come in ascending order, by pixel.
 template <typename T>
 class TapWriter {
  public:
   __device__ TapWriter(Tap<T>* tap, int64_t most) : tap_(tap), most_(most) {}
 
-  __device__ void add(int64_t place, double fraction, double share) {
-    if (place < place_) {  // where one bin follows another, by rounding: the same position but for that
-      place = place_;
+  __device__ void add(int64_t pixel, double fraction, double share) {
+    if (pixel < pixel_) {  // where one bin follows another, by rounding: the same position but for that
+      pixel = pixel_;
       fraction = 0;
     }
-    if (place > place_) {
-      write(place_, here_);
-      if (place > place_ + 1) {
-        write(place_ + 1, next_);
+    if (pixel > pixel_) {
+      write(pixel_, here_);
+      if (pixel > pixel_ + 1) {
+        write(pixel_ + 1, next_);
         next_ = 0;
       }
       here_ = next_;
       next_ = 0;
-      place_ = place;
+      pixel_ = pixel;
     }
     here_ += (1 - fraction) * share;
     next_ += fraction * share;
@@ -146,21 +146,21 @@ class TapWriter {
 
   // Ends a bin; returns the number of taps so far.
   __device__ int32_t end() {
-    write(place_, here_);
-    write(place_ + 1, next_);
-    place_ = -2;
+    write(pixel_, here_);
+    write(pixel_ + 1, next_);
+    pixel_ = -2;
     here_ = next_ = 0;
     return count_;
   }
 
  private:
-  __device__ void write(int64_t place, double weight) {
+  __device__ void write(int64_t pixel, double weight) {
     if (weight == 0 || count_ >= most_) return;
-    tap_[count_++] = {static_cast<int32_t>(place), static_cast<T>(weight)};
+    tap_[count_++] = {static_cast<int32_t>(pixel), static_cast<T>(weight)};
   }
 
   Tap<T>* tap_;
-  int64_t most_, place_ = -2;
+  int64_t most_, pixel_ = -2;
   double here_ = 0, next_ = 0;
   int32_t count_ = 0;
 };
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(128)
       const Coordinate at = position(k);
       if (!regions::inside(at, length)) break;
       const regions::Bilinear read = regions::bilinear(at, length);
-      writer.add(read.place, read.fraction, samples.share);
+      writer.add(read.pixel, read.fraction, samples.share);
     }
     if (!sampling.merge) begin[bin + 1] = writer.end();
   }

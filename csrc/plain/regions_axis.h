@@ -1,8 +1,8 @@
-// Where the samples of a box lie along one axis of a map, for every backend. Knows nothing of torch.
+// Where the samples of a box lie along one axis of a map, for every backend.
 //
 // A RoIAlign sample is bilinear: its weight is a product of one factor for its row and one for its column,
 // and so are the rule for samples outside the map and the number of samples of a bin. Hence each axis of a
-// box is a small sparse matrix, bins x places, with the weights of all samples that share a place merged, and
+// box is a small sparse matrix, bins x pixels, with the weights of all samples that share a pixel merged, and
 // out[p, q] = sum_y wy[p, y] * sum_x wx[q, x] * F[y, x].
 #pragma once
 
@@ -15,7 +15,7 @@ namespace cfmvit::regions {
 
 struct Sampling {
   int64_t bins_y, bins_x;
-  int64_t ratio;  // samples along each side of a bin; not positive: ceil(side in places)
+  int64_t ratio;  // samples along each side of a bin; not positive: ceil(side in pixels)
   bool aligned;
   bool merge;  // one bin per axis: the mean of them all
 
@@ -24,14 +24,14 @@ struct Sampling {
 
 // A product that no compiler fuses with an addition: that would move samples across the borders that
 // torchvision sees. (The host's compiler is told so by its options.)
-CFMVIT_INLINE float product(float a, float b) {
+CFMVIT_INLINE float unfused_product(float a, float b) {
 #ifdef __CUDA_ARCH__
   return __fmul_rn(a, b);
 #else
   return a * b;
 #endif
 }
-CFMVIT_INLINE double product(double a, double b) {
+CFMVIT_INLINE double unfused_product(double a, double b) {
 #ifdef __CUDA_ARCH__
   return __dmul_rn(a, b);
 #else
@@ -53,8 +53,8 @@ struct Samples {
 
   // Grows (for an inverted box: falls) with i, rounding included.
   CFMVIT_INLINE Coordinate position(int64_t bin, int64_t i) const {
-    return start + product(static_cast<Coordinate>(bin), bin_size) +
-           product(static_cast<Coordinate>(i) + Coordinate(0.5), bin_size) / grid;
+    return start + unfused_product(static_cast<Coordinate>(bin), bin_size) +
+           unfused_product(static_cast<Coordinate>(i) + Coordinate(0.5), bin_size) / grid;
   }
 };
 
@@ -63,9 +63,9 @@ CFMVIT_INLINE bool inside(Coordinate at, int64_t length) {
   return at >= Coordinate(-1) && at <= static_cast<Coordinate>(length);
 }
 
-// A sample at a position inside the map has weight 1 - fraction at `place` and fraction at the next.
+// A sample at a position inside the map has weight 1 - fraction at `pixel` and fraction at the next.
 struct Bilinear {
-  int64_t place;
+  int64_t pixel;
   double fraction;
 };
 template <typename Coordinate>
@@ -100,10 +100,11 @@ CFMVIT_INLINE Samples<Coordinate> samples_of(const Coordinate* roi, Coordinate s
                                              const Sampling& sampling, int axis) {
   const Coordinate shift = sampling.aligned ? Coordinate(0.5) : Coordinate(0);
   const int first = 2 - axis;
-  const Coordinate start = product(roi[first], scale) - shift, end = product(roi[first + 2], scale) - shift;
+  const Coordinate start = unfused_product(roi[first], scale) - shift,
+                   end = unfused_product(roi[first + 2], scale) - shift;
   Coordinate size = end - start;
   bool readable = finite(size);
-  for (int i = 1; i < 5; ++i) readable = readable && finite(product(roi[i], scale) - shift);
+  for (int i = 1; i < 5; ++i) readable = readable && finite(unfused_product(roi[i], scale) - shift);
   if (sampling.merge) readable = readable && roi[3] > roi[1] && roi[4] > roi[2];
 
   if (!sampling.aligned && size < Coordinate(1)) size = Coordinate(1);

@@ -145,17 +145,17 @@ KERNEL(pool) {
     using S = decltype(zero);
     const int64_t boxes = job["rois"].size(0), channels = tokens.size(2);
     const auto maps = grid_of<const S>(job, tokens, job.integer("prefix"));
-    const int64_t places = maps.images * maps.level[0].height * maps.level[0].width;
+    const int64_t pixels = maps.images * maps.level[0].height * maps.level[0].width;
     Sum<S>* scale = nullptr;
-    kernels::Products products;
+    kernels::MatmulBoxes products;
     const bool normalize = job.integer("normalize");
     const auto tables =
         tables_for<Sum<S>>(job, maps, sampling_of(job, true), [&](kernels::Workspace& workspace) {
-          if (normalize) scale = workspace.take<Sum<S>>(places);
-          products = kernels::products_of(workspace, boxes, maps.images);
+          if (normalize) scale = workspace.take<Sum<S>>(pixels);
+          products = kernels::matmul_boxes_of(workspace, boxes, maps.images);
         });
     if (normalize) {
-      kernels::for_each_warp(places, kernels::InverseLengths<S>{maps.level[0], scale, channels}, nullptr);
+      kernels::for_each_warp(pixels, kernels::InverseNorms<S>{maps.level[0], scale, channels}, nullptr);
     }
     S* const out = job.output<S>("out", {boxes, channels});
     kernels::pool<S>(
@@ -171,14 +171,14 @@ KERNEL(pool_backward) {
     using S = decltype(zero);
     using T = Sum<S>;
     const int64_t images = job.integer("images"), channels = grad.size(1);
-    const int64_t places = job.data<int64_t>("sizes")[0] * job.data<int64_t>("sizes")[1];
-    const Sizes size{images, places, channels};
+    const int64_t pixels = job.data<int64_t>("sizes")[0] * job.data<int64_t>("sizes")[1];
+    const Sizes size{images, pixels, channels};
     const kernels::Bins<const S> bins{grad.data<const S>(), grad.stride(0), 0, 0, grad.stride(1)};
     job.output<S>("tokens", size);
     const auto view = [&](const std::string& name) {
       Array out = job.outputs[name];
       out.sizes = size;
-      out.strides = {places * channels, channels, 1};
+      out.strides = {pixels * channels, channels, 1};
       return out;
     };
     const auto maps = grid_of<S>(job, view("tokens"), 0);
@@ -192,7 +192,7 @@ KERNEL(pool_backward) {
     }
     const T* const unit = job.output<T>("scratch unit", size);
     kernels::scatter<S, T>(grid_of<T>(job, view("scratch unit"), 0), tables, by_map, bins, channels, nullptr);
-    kernels::for_each_warp(images * places,
+    kernels::for_each_warp(images * pixels,
                            kernels::Unnormalize<S>{grid_of<const S>(job, job["tokens"], 0).level[0], unit,
                                                    maps.level[0], channels},
                            nullptr);

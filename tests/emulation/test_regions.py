@@ -228,7 +228,7 @@ def test_pool_regions_by_products(regions: Emulator, dtype: torch.dtype) -> None
         check_pool(regions, tokens, size, rois, sampling, False)
 
 
-def test_places_that_no_box_reads_do_not_matter_to_products(regions: Emulator) -> None:
+def test_pixels_that_no_box_reads_do_not_matter_to_products(regions: Emulator) -> None:
     size, channels = (12, 20), 16
     tokens = rand(B, size[0] * size[1], channels, dtype=torch.bfloat16)
     rois = torch.tensor([[0, 2.0, 3, 9, 11], [1, 1, 1, 19, 11], [0, 12, 0, 19, 9]])

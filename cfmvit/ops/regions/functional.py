@@ -1,6 +1,6 @@
 """Features of boxes: RoIAlign on maps and on tokens, and open-vocabulary scores.
 
-Letters: B images, C channels, H x W places of a map, N tokens, R boxes, P x Q bins of a box, n labels.
+Letters: B images, C channels, H x W pixels of a map, N tokens, R boxes, P x Q bins of a box, n labels.
 Boxes are (x1, y1, x2, y2). Coordinates are computed in float32 or better whatever the features' dtype, sums in float32
 (float64 for float64). Boxes get no gradients.
 """
@@ -53,7 +53,7 @@ def roi_align(
             Samples along each side of a bin, at most 65536 along a side of the box; not positive: ceil(side of the bin in
             pixels of the map). In that case a box whose bins would have more than 65536 gives zeros.
         aligned: bool, default False
-            Shift boxes by half a place, so that they and the map's places agree (wanted in all but old checkpoints).
+            Shift boxes by half a pixel, so that they and the map's pixels agree (wanted in all but old checkpoints).
         impl: "reference" | "native", optional
             Forces an implementation.
 
@@ -97,7 +97,7 @@ def multilevel_roi_align(
         output_size: int or (P, Q)
             As for `roi_align`.
         strides: L numbers, default (4, 8, 16, 32)
-            Pixels per place of each map, each twice the one before.
+            Pixels of the images per pixel of each map, each twice the one before.
         sampling_ratio: int, default 2
             As for `roi_align`.
         aligned: bool, default True
@@ -166,7 +166,7 @@ def pool_regions(
         num_prefix_tokens: int, default 0
             Tokens before the grid (class token, registers), left out.
         normalize: bool, default False
-            Scale each token to unit length before it is averaged.
+            Scale each token to norm one before it is averaged.
         impl: "reference" | "native", optional
             Forces an implementation.
 
@@ -223,11 +223,11 @@ def score_regions(
 
     Args:
         region_embeds: (R, C) floating
-            The detector's embeddings of the regions, of any length.
+            The detector's embeddings of the regions, of any norm.
         text_embeds: (1 + n, C) floating
-            Embeddings of the vocabulary, of any length; row 0 is the background.
+            Embeddings of the vocabulary, of any norm; row 0 is the background.
         vlm_embeds: (R, C) floating, optional
-            The frozen tower's embeddings of the same regions (`pool_regions`), of any length.
+            The frozen tower's embeddings of the same regions (`pool_regions`), of any norm.
         base: (n,) bool, optional
             Labels whose boxes the detector was trained on; None gives novel_weight to every label (transfer).
         temperature: float or () tensor, default 0.01

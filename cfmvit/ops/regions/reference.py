@@ -1,6 +1,6 @@
 """Region ops written from their definitions: the ground truth of the family.
 
-Letters: B images, C channels, H x W places of a map, R boxes, P x Q bins of a box, L pyramid levels, n labels.
+Letters: B images, C channels, H x W pixels of a map, R boxes, P x Q bins of a box, L pyramid levels, n labels.
 A RoIAlign sample is bilinear, so its weight is a product of one factor for its row and one for its column, and so are the
 rule for samples outside the map and the number of samples in a bin. Hence, with a weight matrix per box and axis,
 out[r, c, p, q] = sum_y wy[r, p, y] * sum_x wx[r, q, x] * F[c, y, x], exactly.
@@ -26,9 +26,9 @@ CHUNK = 2**24  # elements of the largest temporary
 def axis_weights(
     start: Tensor, end: Tensor, bins: int, length: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Return what each of `length` places of an axis adds to each bin of each box: (R, bins, length) float64.
+    """Return what each of `length` pixels of an axis adds to each bin of each box: (R, bins, length) float64.
 
-    start, end (R,) in places. The dtype of both is that of all arithmetic on coordinates, which decides how a sample that
+    start, end (R,) in pixels. The dtype of both is that of all arithmetic on coordinates, which decides how a sample that
     falls on a border is treated; the order of operations is torchvision's.
     """
     size = end - start
@@ -41,7 +41,7 @@ def axis_weights(
     grid = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else bin_size.ceil()
     grid = torch.where(finite & (grid <= MAX_SAMPLES), grid, 0)
 
-    # Adaptive samples are more than half a place apart, unless there is one in a bin.
+    # Adaptive samples are more than half a pixel apart, unless there is one in a bin.
     most = sampling_ratio if sampling_ratio > 0 else 2 * (length + 1) + 4
     if has_values(grid):
         most = min(most, max(0, int(grid.max()))) if len(grid) else 0
@@ -49,14 +49,14 @@ def axis_weights(
     sample = torch.arange(most, dtype=start.dtype, device=start.device)
     start, bin_size, grid = start[:, None, None], bin_size[:, None, None], grid[:, None, None]
     if sampling_ratio <= 0:
-        # Those before the map's first place add nothing, however many there are.
+        # Those before the map's first pixel add nothing, however many there are.
         before = (-1 - start - bin_index * bin_size) / (bin_size / grid.clamp(min=1)) - 0.5
         sample = sample + (torch.where(before.isfinite(), before, 0).floor() - 1).clamp(0, MAX_SAMPLES)
-    place = start + bin_index * bin_size + (sample + 0.5) * bin_size / grid  # (R, bins, most)
-    counts = (place >= -1) & (place <= length) & (sample < grid)
-    place = torch.where(counts, place, 0).clamp(min=0)
-    low = place.long().clamp(max=length - 1)
-    fraction = torch.where(low == length - 1, 0, place - low).double()
+    position = start + bin_index * bin_size + (sample + 0.5) * bin_size / grid  # (R, bins, most)
+    counts = (position >= -1) & (position <= length) & (sample < grid)
+    position = torch.where(counts, position, 0).clamp(min=0)
+    low = position.long().clamp(max=length - 1)
+    fraction = torch.where(low == length - 1, 0, position - low).double()
     share = counts / grid.double()
     weights = torch.zeros(start.shape[0], bins, length, dtype=torch.float64, device=start.device)
     weights = weights.scatter_add(2, low, torch.where(counts, (1 - fraction) * share, 0))

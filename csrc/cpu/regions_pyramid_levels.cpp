@@ -1,5 +1,6 @@
 // The levels of boxes in a feature pyramid, on the CPU.
-#include "plain/regions_pyramid_level.h"
+#include "plain/regions_pyramid_levels.h"
+
 #include "torch/regions_checks.h"
 #include "torch/registration.h"
 

@@ -10,7 +10,7 @@
 namespace cfmvit {
 
 namespace regions {
-// The maps of one level of a pyramid, (batch, channels, height, width); scale: places per unit of the boxes.
+// The maps of one level of a pyramid, (batch, channels, height, width); scale: pixels per unit of the boxes.
 struct Size {
   int64_t batch, channels, height, width;
   double scale;

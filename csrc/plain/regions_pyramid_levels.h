@@ -1,4 +1,4 @@
-// Which level of a feature pyramid a box belongs to, for every backend. Knows nothing of torch.
+// Which level of a feature pyramid a box belongs to, for every backend.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@ struct Levels {
 
   CFMVIT_INLINE int64_t operator()(int64_t i) const {
     const T* box = rois + i * row + 1;
-    const T area = product(box[2] - box[0], box[3] - box[1]);
+    const T area = unfused_product(box[2] - box[0], box[3] - box[1]);
     // 1e-6 as in torchvision, so that a box of exactly the canonical scale is not a rounding error below its
     // level.
     const T exact = canonical_level + std::log2(std::sqrt(area) / canonical_scale) + T(1e-6);

@@ -1,6 +1,6 @@
 // The levels of boxes in a feature pyramid, on a GPU: one launch, where torch's operators take ten.
 #include "cuda/launch.h"
-#include "kernels/regions_levels.cuh"
+#include "kernels/regions_pyramid_levels.cuh"
 #include "torch/regions_checks.h"
 #include "torch/registration.h"
 

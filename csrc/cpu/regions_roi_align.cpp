@@ -1,7 +1,8 @@
 // RoIAlign on the CPU, on one map or on a pyramid.
+#include "torch/regions_roi_align.h"
+
 #include "cpu/regions_work_items.h"
 #include "torch/dispatch.h"
-#include "torch/regions_ops.h"
 
 namespace cfmvit {
 namespace {

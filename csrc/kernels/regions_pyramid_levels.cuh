@@ -1,8 +1,8 @@
-// The levels of boxes in a feature pyramid, a thread for each box. Knows nothing of torch.
+// The levels of boxes in a feature pyramid, a thread for each box.
 #pragma once
 
 #include "kernels/for_each.cuh"
-#include "plain/regions_pyramid_level.h"
+#include "plain/regions_pyramid_levels.h"
 
 namespace cfmvit::kernels {
 
