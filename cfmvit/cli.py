@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cfmvit import __version__
+from cfmvit._terminal import printable
 from cfmvit.bench.options import add_options
 
 READER_LEFT = 141  # what a shell reports of a program that SIGPIPE ends
@@ -36,8 +37,26 @@ def _run(arguments: argparse.Namespace) -> int:
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         if os.environ.get("CFMVIT_TRACEBACK") or isinstance(error, BrokenPipeError):
             raise
-        print(f"cfmvit {arguments.command}: error: {error}", file=sys.stderr)
+        print(f"cfmvit {arguments.command}: error: {printable(str(error))}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        if os.environ.get("CFMVIT_TRACEBACK"):
+            raise
+        print(
+            f"cfmvit {arguments.command}: error: out of memory {printable(str(error))}".rstrip(),
+            file=sys.stderr,
+        )
+        return 2
+    except Exception as error:
+        if os.environ.get("CFMVIT_TRACEBACK"):
+            raise
+        what = printable(f"{type(error).__name__}: {error}")
+        print(
+            f"cfmvit {arguments.command}: internal error: {what}; this is a defect of cfmvit or a file of a kind that it does "
+            "not know: CFMVIT_TRACEBACK=1 shows where it happened",
+            file=sys.stderr,
+        )
+        return 70
     except KeyboardInterrupt as interrupt:
         resumable = hasattr(arguments, "resume") and (arguments.output / "checkpoint.pt").exists()
         hint = "; --resume goes on from the last checkpoint" if resumable else ""
@@ -96,7 +115,11 @@ def _parser() -> argparse.ArgumentParser:
 
     detect = commands.add_parser("detect", help="find objects named by words in an image")
     detect.add_argument("image", type=Path)
-    detect.add_argument("--labels", required=True, help='comma-separated, for example "red cup, dog"')
+    names = detect.add_mutually_exclusive_group(required=True)
+    names.add_argument("--labels", help='comma-separated, for example "red cup, dog"')
+    names.add_argument(
+        "--labels-file", type=Path, help="a text file with one label a line; labels may hold commas"
+    )
     detect.add_argument(
         "--checkpoint", type=Path, help="a detector's folder; default: the small one that is shipped"
     )
@@ -123,6 +146,11 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("runs/evaluate"), help="where results.json is written"
     )
     _device_option(evaluate)
+    evaluate.add_argument("--per-category", action="store_true", help="add AP50 of each category")
+    evaluate.add_argument(
+        "--fixed", action="store_true", help="LVIS: add AP without a cap on detections per image"
+    )
+    evaluate.add_argument("--json", type=Path, help="write the figures to this file too")
     evaluate.add_argument("--masks", action="store_true", help="evaluate masks too")
     evaluate.add_argument(
         "--vocabulary",
@@ -212,7 +240,7 @@ def _detect(arguments: argparse.Namespace) -> None:
 
     detect(
         arguments.image,
-        arguments.labels,
+        arguments.labels_file or arguments.labels,
         arguments.checkpoint,
         arguments.output,
         arguments.threshold,
@@ -243,7 +271,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         annotations = annotations or dataset.annotations_path
     elif annotations is None:
         raise ValueError("--annotations must be given with --results")
-    evaluate(results=results, annotations=annotations, masks=arguments.masks, vocabulary=arguments.vocabulary)
+    evaluate(
+        results=results,
+        annotations=annotations,
+        masks=arguments.masks,
+        vocabulary=arguments.vocabulary,
+        per_category=arguments.per_category,
+        fixed=arguments.fixed,
+        output=arguments.json,
+    )
 
 
 def _demo(arguments: argparse.Namespace) -> None:

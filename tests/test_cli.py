@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,39 @@ def test_overrides_may_follow_options(monkeypatch: pytest.MonkeyPatch, tmp_path:
             main(["pretrain", "data=coco:x", "--output", str(tmp_path), *wrong])
     with pytest.raises(SystemExit):
         main(["detect", "x.jpg", "--labels", "cup", "batch_size=3"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyError("x"), 70, "internal error: KeyError: 'x'; this is a defect of cfmvit"),
+        (IndexError("a.json\x1b[2J"), 70, r"internal error: IndexError: a.json\x1b[2J; this"),
+        (MemoryError("for 9 PB"), 2, "error: out of memory for 9 PB\n"),
+        (ValueError("bad\nname\x1b]0;"), 2, r"error: bad\nname\x1b]0;"),
+    ],
+)
+def test_no_error_ends_in_a_traceback(
+    error: Exception,
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("cfmvit.pretrain.pretrain", fail)
+    assert main(["pretrain", "data=coco:x"]) == code
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+    monkeypatch.setenv("CFMVIT_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(["pretrain", "data=coco:x"])
+
+
+def test_a_command_runs_without_standard_streams(tmp_path: Path) -> None:
+    script = f"import os, sys; from cfmvit.cli import main; code = main(['info']); open({str(tmp_path / 'code')!r}, 'w').write(str(code))"
+    command = f'exec {sys.executable} -c "$0" <&- >&- 2>&-'
+    subprocess.run(["bash", "-c", command, script], check=True)
+    assert (tmp_path / "code").read_text() == "0"

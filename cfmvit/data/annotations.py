@@ -59,16 +59,22 @@ def image_paths(images: list[Entry], folder: Path, source: Path) -> dict[int, Pa
     A file is looked for by its ``file_name``, then by the last part of its ``coco_url``, then by the last two.
 
     Raises:
-        ValueError: an image without either name.
+        ValueError: an image without either name, or one whose ``file_name`` leads out of the folder.
         FileNotFoundError: files are missing; the message says how many and names the first.
     """
-    folders = _Folders()
+    folders, root = _Folders(), Path(os.path.normpath(folder))
     paths: dict[int, Path] = {}
     missing: list[Path] = []
     for image in images:
-        candidates = [folder / name for name in _names(image)]
+        candidates = [Path(os.path.normpath(folder / name)) for name in _names(image)]
         if not candidates:
             raise ValueError(f"data: {source}: image {image['id']} has neither file_name nor coco_url")
+        outside = next((path for path in candidates if not path.is_relative_to(root)), None)
+        if outside is not None:
+            raise ValueError(
+                f"data: {source}: the file_name of image {image['id']} must stay below {folder}, got {outside}; "
+                "name a folder above it if that is meant"
+            )
         found = next((path for path in candidates if folders.has(path)), None)
         if found is None:
             missing.append(candidates[-1])

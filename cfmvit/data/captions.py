@@ -11,12 +11,13 @@ import torch
 
 from cfmvit.data.annotations import by_image, image_paths, read_json
 from cfmvit.data.fingerprint import fingerprint
-from cfmvit.data.images import decode_rgb, read_rgb
-from cfmvit.data.shards import ShardSample, index_shards
+from cfmvit.data.images import CorruptSample, decode_rgb, log_corrupt, read_rgb
+from cfmvit.data.shards import BrokenShards, ShardSample, index_shards
 from cfmvit.data.specs import resolve
 from cfmvit.data.transforms import center_crop, random_resized_crop
 
 _LOG = logging.getLogger(__name__)
+_CAPTIONS = ("txt", "caption", "json")
 Pair = tuple[Path | ShardSample, list[Any]]  # captions as the file has them
 
 
@@ -81,15 +82,17 @@ def open_captions(
     augment: bool = True,
     crop_scale: tuple[float, float] = (0.5, 1.0),
     flip: bool = True,
+    broken_shards: BrokenShards = "error",
 ) -> CaptionDataset:
     """Open image-text pairs.
 
     Args:
-        spec: ``coco:DIR``, ``lvis:DIR`` (captions in COCO's format), ``shards:GLOB`` (jpg + txt) or
-            ``captions.json@image_folder``.
+        spec: ``coco:DIR``, ``lvis:DIR`` (captions in COCO's format), ``shards:GLOB`` (an image and a
+            .txt, .caption, or .json with a ``caption``, a text or a list) or ``captions.json@image_folder``.
         image_size: side of the square images.
         augment: random resized crop, and mirroring where ``flip``; else the central square.
         crop_scale: range of the share of the area that a crop keeps.
+        broken_shards: ``"skip"`` those that are no whole tar, with a count, or take one for an ``"error"``.
 
     Raises:
         FileNotFoundError, ValueError: naming what is missing or malformed. Empty captions are dropped and counted in
@@ -100,9 +103,13 @@ def open_captions(
     if image_size < 1:
         raise ValueError(f"open_captions: image_size must be positive, got {image_size}")
     source = resolve(spec, split, "captions")
-    pairs = _from_shards(source.shards) if source.shards else _from_file(source.annotations, source.images)
+    pairs = (
+        _from_shards(source.shards, broken_shards)
+        if source.shards
+        else _from_file(source.annotations, source.images)
+    )
     written = [text for _, texts in pairs for text in texts]
-    other = [text for text in written if not isinstance(text, str)]
+    other = [text for text in written if not isinstance(text, str | None)]
     if other:
         _LOG.warning(
             "dropped %d captions of %s that are no text, the first is %r", len(other), spec, other[0]
@@ -122,10 +129,24 @@ def open_captions(
     )
 
 
-def _from_shards(shards: tuple[Path, ...]) -> list[Pair]:
-    return [
-        (sample, [sample.read("txt").decode("utf-8", "replace")]) for sample in index_shards(shards, "txt")
-    ]
+def _from_shards(shards: tuple[Path, ...], broken: BrokenShards) -> list[Pair]:
+    pairs: list[Pair] = []
+    for sample in index_shards(shards, _CAPTIONS, broken):
+        try:
+            pairs.append((sample, _captions(sample)))
+        except CorruptSample as error:
+            log_corrupt(error)
+    return pairs
+
+
+def _captions(sample: ShardSample) -> list[Any]:
+    """Return the captions of a sample: its text file, or what its json says."""
+    for extension in ("txt", "caption"):
+        if extension in sample.members:
+            return [sample.read(extension).decode("utf-8", "replace")]
+    content = sample.json()
+    found = next((content[key] for key in ("caption", "captions", "text") if key in content), None)
+    return found if isinstance(found, list) else [found]
 
 
 def _from_file(path: Path, folder: Path) -> list[Pair]:

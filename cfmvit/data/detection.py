@@ -17,7 +17,7 @@ from cfmvit.data.fingerprint import fingerprint
 from cfmvit.data.images import CorruptSample, decode_rgb, read_rgb
 from cfmvit.data.masks import decode_mask, has_mask
 from cfmvit.data.shard_boxes import shard_annotations, shard_entries
-from cfmvit.data.shards import ShardSample
+from cfmvit.data.shards import BrokenShards, ShardSample
 from cfmvit.data.specs import resolve
 from cfmvit.data.transforms import Objects, fit, jitter, resize
 
@@ -209,6 +209,7 @@ def open_detection(
     vocabulary: VocabularyRule = "auto",
     negatives: bool = False,
     size_mismatch: SizeMismatch = "scale",
+    broken_shards: BrokenShards = "error",
 ) -> DetectionDataset:
     """Open a detection data set.
 
@@ -223,6 +224,7 @@ def open_detection(
         negatives: with ``base_only``, keep images that have no annotation at all, as background.
         size_mismatch: of an image that has another size than the file says (as stored, or turned by its EXIF orientation):
             ``"scale"`` its annotations, ``"skip"`` it, or take it for an ``"error"``. The first two are logged and counted.
+        broken_shards: ``"skip"`` those that are no whole tar, with a count, or take one for an ``"error"``.
 
     Raises:
         FileNotFoundError, ValueError: naming what is missing or malformed. Annotations that can't be used are dropped,
@@ -238,7 +240,7 @@ def open_detection(
         )
     source = resolve(spec, split, "detection")
     if source.shards:
-        found = shard_entries(source.shards, source.annotations)
+        found = shard_entries(source.shards, source.annotations, broken_shards)
     else:
         found = file_entries(source.annotations, source.images, vocabulary)
     wanted = {category.id for category in found.split.categories if not (base_only and category.novel)}

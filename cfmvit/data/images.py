@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 _LOG = logging.getLogger(__name__)
+MOST_BYTES = 512 * 2**20  # of an encoded image
 _ORIENTATION = 0x0112  # the EXIF tag
 _LOGGED: set[tuple[str, int]] = set()
 _INTEGER_RANGES = (2**8 - 1, 2**16 - 1, 2**31 - 1)
@@ -63,10 +66,26 @@ def read_rgb(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[n
         CorruptSample: not an image, truncated, or no longer there.
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise CorruptSample(str(path), str(error)) from error
     return decode_rgb(content, str(path), size)
+
+
+def read_regular(path: str | Path) -> bytes:
+    """Return the content of a regular file of at most ``MOST_BYTES``: a device or a pipe might never end.
+
+    Raises:
+        OSError: anything else.
+    """
+    # Without blocking: opening a pipe would wait for somebody to write into it.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        if status.st_size > MOST_BYTES:
+            raise OSError(f"it has {status.st_size} bytes, more than {MOST_BYTES}")
+        return file.read(MOST_BYTES)
 
 
 def decode_rgb(content: bytes, name: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:

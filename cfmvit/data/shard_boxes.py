@@ -1,4 +1,4 @@
-"""Shards of photographs with one box each, as a detection data set."""
+"""Shards of photographs with boxes, as a detection data set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from cfmvit.data.boxes import Usable, log_dropped
 from cfmvit.data.categories import Category, CategorySplit, shard_categories
 from cfmvit.data.entries import DetectionEntry, Found
 from cfmvit.data.images import CorruptSample, decode_rgb, log_corrupt, log_corrupt_count
-from cfmvit.data.shards import ShardSample, index_shards
+from cfmvit.data.shards import BrokenShards, ShardSample, index_shards
 
 
-def shard_entries(shards: tuple[Path, ...], categories_path: Path) -> Found:
-    """Return the samples with their one annotation, and the categories. Samples without a usable box are dropped.
+def shard_entries(shards: tuple[Path, ...], categories_path: Path, broken: BrokenShards) -> Found:
+    """Return the samples with their annotations, and the categories. Samples without a usable box are dropped.
+
+    A sample's json has a ``category_id`` and a ``box_xyxy``, or two lists of as many.
 
     Raises:
         FileNotFoundError, ValueError: no categories, or a sample of an unknown one.
@@ -26,8 +28,8 @@ def shard_entries(shards: tuple[Path, ...], categories_path: Path) -> Found:
     known = {category.id for category in categories}
     entries: list[DetectionEntry] = []
     dropped: list[str] = []
-    corrupt = 0
-    samples = index_shards(shards, "json")
+    corrupt = boxes = 0
+    samples = index_shards(shards, ("json",), broken)
     for number, sample in enumerate(samples, start=1):
         try:
             label = sample.json()
@@ -35,20 +37,32 @@ def shard_entries(shards: tuple[Path, ...], categories_path: Path) -> Found:
             log_corrupt(error)
             corrupt += 1
             continue
-        if not isinstance(label.get("category_id"), int) or label["category_id"] not in known:
-            raise ValueError(
-                f"data: {sample.name}.json must have a category_id of {categories_path}, got {label.get('category_id')!r}"
-            )
-        box = xywh(label.get("box_xyxy"))
-        if box is None:
-            dropped.append(sample.key)
-            continue
-        annotation = {"id": number, "image_id": number, "category_id": label["category_id"], "bbox": box}
-        entries.append(DetectionEntry(number, sample, [annotation]))
+        annotations = []
+        for category, corners in _pairs(label):
+            if not isinstance(category, int) or category not in known:
+                raise ValueError(
+                    f"data: {sample.name}.json must have a category_id of {categories_path}, got {category!r}"
+                )
+            box = xywh(corners)
+            if box is None:
+                dropped.append(sample.key)
+                continue
+            boxes += 1
+            annotations.append({"id": boxes, "image_id": number, "category_id": category, "bbox": box})
+        if annotations:
+            entries.append(DetectionEntry(number, sample, annotations))
     log_corrupt_count(corrupt, len(samples))
     log_dropped(dropped, shards[0].parent, "their box is not finite or has no area")
     split = CategorySplit(categories, (), "as categories.json says")
     return Found(entries, split, Usable(dropped=len(dropped) + corrupt))
+
+
+def _pairs(label: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Return category and corners of each box of a sample."""
+    categories, boxes = label.get("category_id"), label.get("box_xyxy")
+    if isinstance(categories, list) and isinstance(boxes, list) and len(boxes) == len(categories):
+        return list(zip(categories, boxes))
+    return [(categories, boxes)]
 
 
 def xywh(box: Any) -> list[float] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+_MOST_SHARDS = 10**6
 _FORMS = "coco:DIR, lvis:DIR, shards:GLOB or annotations.json@image_folder"
 # Annotation files of a layout, the preferred one first, each with the folder that holds its images.
 # LVIS names an image by its COCO url, whose last two parts are a path below DIR: its validation images come from two
@@ -104,13 +105,23 @@ def _shards(pattern: str, split: str) -> tuple[Path, ...]:
 def _braces(pattern: str) -> list[str]:
     """Expand ``{000..007}`` and ``{a,b}``."""
     choices: list[list[str]] = []
+    total = 1
     for number, part in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
         bounds = re.fullmatch(r"(\d+)\.\.(\d+)", part)
         if number % 2 == 0:
             choices.append([part])
         elif bounds:
             first, last = bounds.groups()
+            total *= max(0, int(last) - int(first) + 1)
+            _check_count(total, pattern)
             choices.append([str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)])
         else:
             choices.append(part.split(","))
+            total *= len(choices[-1])
+            _check_count(total, pattern)
     return ["".join(parts) for parts in product(*choices)]
+
+
+def _check_count(count: int, pattern: str) -> None:
+    if not 0 < count <= _MOST_SHARDS:
+        raise ValueError(f"data: {pattern} must stand for 1 to {_MOST_SHARDS} shards, got {count}")

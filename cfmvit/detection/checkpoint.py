@@ -34,7 +34,7 @@ def load_detector(cls: Any, folder: str | os.PathLike[str]) -> Any:
     if saved.config.keys() != {"model", "detector"}:
         kind = "a CFM-ViT without a detector" if "vocab_size" in saved.config else "something else"
         raise ValueError(f"from_pretrained: {folder} must hold a detector, got {kind}")
-    config = load_config(_Config, Path(folder) / CONFIG)
+    config = load_config(_Config, saved.folder / CONFIG)
     detector = cls(CFMViT(model_config(**config.model), saved.tokenizer), config.detector)
     saved.load_into(detector)
     return detector.eval()

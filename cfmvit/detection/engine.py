@@ -12,6 +12,7 @@ from torch import Tensor
 from cfmvit.data import SeededLoader, collate_detection, open_detection
 from cfmvit.data.categories import VocabularyRule
 from cfmvit.data.detection import SizeMismatch
+from cfmvit.data.shards import BrokenShards
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.vocabulary import clean_labels
@@ -59,7 +60,7 @@ class FinetuneConfig:
         model: folder of a pretrained CFM-ViT.
         data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``annotations.json@image_folder``.
         augment: large-scale jitter by ``jitter_scale``, and mirroring where ``flip``.
-        vocabulary, negatives, size_mismatch: as ``cfmvit.data.open_detection`` takes them.
+        vocabulary, negatives, size_mismatch, broken_shards: as ``cfmvit.data.open_detection`` takes them.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -73,6 +74,7 @@ class FinetuneConfig:
     vocabulary: VocabularyRule = "auto"
     negatives: bool = False
     size_mismatch: SizeMismatch = "scale"
+    broken_shards: BrokenShards = "error"
     device: str = "auto"
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
@@ -127,6 +129,7 @@ def _finetune(config: FinetuneConfig, output: Path, resume: bool) -> Detector:
         vocabulary=config.vocabulary,
         negatives=config.negatives,
         size_mismatch=config.size_mismatch,
+        broken_shards=config.broken_shards,
     )
     without_masks = config.detector.heads.mask and not dataset.masks
     if without_masks:

@@ -83,7 +83,10 @@ def _read_file(path: Path) -> Tensor:
             return _nonempty(torch.from_numpy(rgb(upright(file), str(path))).permute(2, 0, 1))
     # Broken files make Pillow's decoders raise all of these.
     except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
-        raise ValueError(f"predict: {path} is corrupt or not an image: {error}") from error
+        hint = (
+            "; pip install pillow-heif reads such files" if path.suffix.lower() in (".heic", ".heif") else ""
+        )
+        raise ValueError(f"predict: {path} is corrupt or not an image: {error}{hint}") from error
 
 
 def _nonempty(image: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable
+
+_MOST = 10_000
 
 # The 80 ImageNet templates of CLIP (Radford et al. 2021, notebooks/Prompt_Engineering_for_ImageNet.ipynb, MIT licence).
 CLIP_TEMPLATES = (
@@ -102,10 +105,23 @@ def expand_templates(templates: Iterable[str]) -> tuple[str, ...]:
     for template in templates:
         if template == "clip":
             prompts += CLIP_TEMPLATES
-        elif template.count("{}") == 1:
+        elif _is_template(template):
             prompts.append(template)
         else:
             raise ValueError(f"templates: a template must hold one {{}} or be 'clip', got {template!r}")
+        if len(prompts) > _MOST:
+            raise ValueError(f"templates: there must be at most {_MOST} templates, got more")
     if not prompts:
         raise ValueError("templates: at least one template must be given, got none")
     return tuple(prompts)
+
+
+def _is_template(template: object) -> bool:
+    """Whether ``str.format`` puts one name into a text, and asks for nothing else."""
+    if not isinstance(template, str):
+        return False
+    try:
+        holes = [hole[1:] for hole in string.Formatter().parse(template) if hole[1] is not None]
+    except ValueError:
+        return False
+    return holes == [("", "", None)]

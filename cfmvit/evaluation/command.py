@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
+from cfmvit._io import atomic_write
+from cfmvit._terminal import printable
 from cfmvit.data.categories import VocabularyRule
 from cfmvit.evaluation.detection import Metrics, evaluate_results
 from cfmvit.evaluation.ground_truth import IouType, read_json
@@ -12,7 +16,14 @@ from cfmvit.evaluation.tables import format_table
 
 
 def evaluate(
-    *, results: Path, annotations: Path, masks: bool = False, vocabulary: VocabularyRule = "auto"
+    *,
+    results: Path,
+    annotations: Path,
+    masks: bool = False,
+    vocabulary: VocabularyRule = "auto",
+    per_category: bool = False,
+    fixed: bool = False,
+    output: Path | None = None,
 ) -> Metrics:
     """Print the AP table of a results file, and return its figures.
 
@@ -24,6 +35,8 @@ def evaluate(
         annotations: its ground truth, in COCO or LVIS format.
         masks: evaluate masks too.
         vocabulary: see ``cfmvit.data.open_detection``.
+        per_category, fixed: see ``evaluate_results``.
+        output: a json file for the figures; null stands where one is not defined.
 
     Raises:
         FileNotFoundError, ValueError: all that ``evaluate_results`` raises.
@@ -35,6 +48,19 @@ def evaluate(
         for name, novel in (("base_ids", False), ("novel_ids", True)):
             groups[name] = [category.id for category in split.categories if category.novel == novel]
         print(f"open vocabulary: {split}")
-    metrics = evaluate_results(results, annotations, iou_types=iou_types, **groups)
-    print(format_table(metrics))
+    metrics = evaluate_results(
+        results, annotations, iou_types=iou_types, per_category=per_category, fixed=fixed, **groups
+    )
+    shown = {kind: values for kind, values in metrics.items() if kind in iou_types}
+    print(format_table(shown))
+    for kind, values in metrics.items():
+        if kind not in iou_types:
+            print(format_table({kind: {printable(name): value for name, value in values.items()}}))
+    if output is not None:
+        plain = {
+            kind: {name: value if math.isfinite(value) else None for name, value in values.items()}
+            for kind, values in metrics.items()
+        }
+        with atomic_write(output, "w") as file:
+            json.dump(plain, file, indent=2, allow_nan=False)
     return metrics

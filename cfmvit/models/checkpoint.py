@@ -89,6 +89,10 @@ def read_pretrained(folder: str | os.PathLike[str]) -> Saved:
     """
     load_file = require("safetensors.torch", extra="models").load_file
     path = Path(folder)
+    if not (path / WEIGHTS).is_file():  # a run's folder stands for what it made
+        path = next(
+            (path / name for name in ("detector", "model") if (path / name / WEIGHTS).is_file()), path
+        )
     for name in (WEIGHTS, CONFIG):
         if not (path / name).is_file():
             raise FileNotFoundError(

@@ -7,6 +7,10 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+# Far beyond any model, and small enough that a stranger's configuration fails before it fills the memory.
+_MOST = {"depth": 1000, "heads": 1024, "size": 10**7}
+_MOST_OTHERWISE = 2**16
+
 
 @dataclass
 class ModelConfig:
@@ -51,6 +55,8 @@ class ModelConfig:
             if field.type == "int":
                 whole = number and isinstance(value, int)
                 check(field.name, whole and value >= 1, "be an integer of at least 1")
+                most = _MOST.get(field.name.rpartition("_")[2], _MOST_OTHERWISE)
+                check(field.name, value <= most, f"be at most {most}")
             elif field.type == "float":
                 check(field.name, number and math.isfinite(value), "be a finite number")
             elif str(field.type).startswith("Literal"):
@@ -61,6 +67,7 @@ class ModelConfig:
             self.image_size % self.patch_size == 0,
             f"be a multiple of patch_size {self.patch_size}",
         )
+        check("image_size", self.image_size <= _MOST_OTHERWISE, f"be at most {_MOST_OTHERWISE}")
         check("width", self.width % 4 == 0, "be a multiple of 4 (sin-cos positions)")
         check("decoder_width", self.decoder_width % 4 == 0, "be a multiple of 4 (sin-cos positions)")
         for tower in ("", "text_", "decoder_"):

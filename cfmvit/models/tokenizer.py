@@ -55,7 +55,9 @@ class Tokenizer:
             raise FileNotFoundError(f"tokenizer: no file at {path}")
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and a panic of its Rust is none
             raise ValueError(f"tokenizer: {path} can't be read: {error}") from error
 
     def save(self, path: str | Path) -> None:
@@ -65,8 +67,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
-        return self._backend.get_vocab_size()
+        """Number of ids, one more than the largest."""
+        return max(self._backend.get_vocab().values(), default=-1) + 1
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return the number of ids of each text, before any is cut."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cfmvit.data.shards import BrokenShards
 from cfmvit.training import LoopConfig
 from cfmvit.training.field_ranges import below_one, check, not_negative, positive
 
@@ -39,6 +40,7 @@ class PretrainConfig:
         vocab_size: ids that a learnt tokenizer has at most, 32,000 by default.
         crop_scale: range of the area kept by the random resized crop.
         flip: mirror half of the images, where ``augment``. Captions that tell left from right want it off.
+        broken_shards: as ``cfmvit.data.open_captions`` takes it.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -52,6 +54,7 @@ class PretrainConfig:
     augment: bool = True
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: bool = True
+    broken_shards: BrokenShards = "error"
     reconstruction_weight: float = 2.0
     device: str = "auto"
     optim: OptimConfig = field(default_factory=OptimConfig)

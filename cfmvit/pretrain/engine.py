@@ -62,6 +62,7 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool) -> CFMViT:
         augment=config.augment,
         crop_scale=config.crop_scale,
         flip=config.flip,
+        broken_shards=config.broken_shards,
     )
     if not 2 <= config.batch_size <= len(dataset):
         raise ValueError(

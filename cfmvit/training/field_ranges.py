@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import math
 
+_MOST = {
+    "convs": 100,
+    "channels": 2**16,
+    "fc": 2**16,
+    "image_size": 2**16,
+    "box_size": 256,
+    "mask_size": 256,
+    "vlm_grid": 1024,
+}
+
 
 def check(name: str, value: object, ok: bool, rule: str) -> None:
     """Raise ``ValueError`` unless ``ok``."""
@@ -22,6 +32,7 @@ def positive(prefix: str, config: object, *names: str) -> None:
     for name in names:
         value = _finite(prefix, config, name)
         check(prefix + name, value, value > 0, "be positive")
+        _check_size(prefix + name, value)
 
 
 def not_negative(prefix: str, config: object, *names: str) -> None:
@@ -29,6 +40,7 @@ def not_negative(prefix: str, config: object, *names: str) -> None:
     for name in names:
         value = _finite(prefix, config, name)
         check(prefix + name, value, value >= 0, "be at least 0")
+        _check_size(prefix + name, value)
 
 
 def fraction(prefix: str, config: object, *names: str) -> None:
@@ -43,3 +55,10 @@ def below_one(prefix: str, config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         check(prefix + name, value, 0 <= value < 1, "be at least 0 and below 1")
+
+
+def _check_size(name: str, value: float) -> None:
+    """A stranger's configuration fails here, before it fills the memory; counts of steps and seeds may be larger."""
+    most = next((most for part, most in _MOST.items() if name.endswith(part)), None)
+    if most is not None:
+        check(name, value, value <= most, f"be at most {most}")

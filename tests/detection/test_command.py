@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.detection import Detections, Detector
-from cfmvit.detection.command import detect
+from cfmvit.detection.command import detect, read_labels
 
 from .small_detector import LABELS, squares_batch
 
@@ -117,3 +118,56 @@ def test_the_shipped_detector_names_what_it_was_never_shown_a_box_of(tmp_path, c
         hits += bool(found) and found[0]["label"] == name
     assert len(novel) > 5
     assert hits > 0.4 * len(novel), f"{hits} of {len(novel)}; chance is about one in {len(others)}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cat, dog", ["cat", " dog"]),
+        ("cat,dog,", ["cat", "dog"]),
+        ("dog . cat .", ["dog", " cat"]),
+        ("st. bernard", ["st. bernard"]),
+        ("mr. bean, cat", ["mr. bean", " cat"]),
+    ],
+)
+def test_labels_are_parted(text, expected):
+    assert read_labels(text) == expected
+
+
+def test_labels_from_a_file(image, checkpoint, tmp_path, capsys):
+    (tmp_path / "labels.txt").write_text("\ufeffcup, red\ncat\n\n", encoding="utf-8")
+    assert read_labels(tmp_path / "labels.txt") == ["cup, red", "cat"]
+    detect(image, tmp_path / "labels.txt", checkpoint, tmp_path / "out.png", threshold=0.0)
+    assert "cup, red" in capsys.readouterr().out
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"bad\.txt must be a text in UTF-8"):
+        read_labels(tmp_path / "bad.txt")
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tif"])
+def test_an_output_is_what_its_name_says(image, checkpoint, tmp_path, suffix):
+    from PIL import Image
+
+    detect(image, "cat", checkpoint, tmp_path / f"out{suffix}")
+    with Image.open(tmp_path / f"out{suffix}") as drawn:
+        assert drawn.format == {".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}[suffix]
+
+
+def test_an_output_is_neither_the_image_nor_of_no_kind(image, checkpoint, tmp_path):
+    before = image.read_bytes()
+    with pytest.raises(ValueError, match="output must be another file than the image"):
+        detect(image, "cat", checkpoint, image)
+    with pytest.raises(ValueError, match=r"output must end in \.png, \.jpg, .* got .*out\.pdf"):
+        detect(image, "cat", checkpoint, tmp_path / "out.pdf")
+    assert image.read_bytes() == before
+
+
+def test_what_a_threshold_hides_is_said(image, checkpoint, tmp_path, capsys):
+    detect(image, "cat", checkpoint, tmp_path / "out.png", threshold=1.0)
+    assert re.search(
+        r"0 found \(\d+ of lower scores are not shown, the best of 0\.\d{3}\)", capsys.readouterr().out
+    )
+
+
+def test_a_runs_folder_stands_for_its_detector(image, checkpoint, tmp_path):
+    detect(image, "cat", checkpoint.parent, tmp_path / "out.png")

@@ -33,7 +33,9 @@ def test_there_are_clips_80_templates():
     assert expand_templates(["clip", "{} !"]) == (*CLIP_TEMPLATES, "{} !")
 
 
-@pytest.mark.parametrize("templates", [[], ["no place"], ["{} and {}"]])
+@pytest.mark.parametrize(
+    "templates", [[], ["no place"], ["{} and {}"], ["{7} {}"], ["{} {x}"], ["{"], ["{!r}"], ["{} a"] * 10_001]
+)
 def test_bad_templates(templates):
     with pytest.raises(ValueError, match=r"templates: "):
         expand_templates(templates)
