@@ -268,6 +268,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
         print(f"data: {dataset.summary}")
         results = predict_dataset(detector, dataset, arguments.output, masks=arguments.masks)
+        if annotations is None and not any(entry.annotations for entry in dataset.entries):
+            print(f"evaluate: there is no ground truth to compare with; the detections are in {results}")
+            return
         annotations = annotations or dataset.annotations_path
     elif annotations is None:
         raise ValueError("--annotations must be given with --results")

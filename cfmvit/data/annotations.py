@@ -6,14 +6,20 @@ import json
 import math
 import os
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
 
 
-def read_json(path: Path, **lists: tuple[str, ...]) -> dict[str, list[Entry]]:
+def read_json(
+    path: Path, *, optional: Collection[str] = (), **lists: tuple[str, ...]
+) -> dict[str, list[Entry]]:
     """Return a json object whose ``lists`` are lists of objects with at least the keys given, each id once.
+
+    Args:
+        optional: names of lists that may be absent, which is as if they were empty.
 
     Raises:
         FileNotFoundError: no such file.
@@ -26,6 +32,8 @@ def read_json(path: Path, **lists: tuple[str, ...]) -> dict[str, list[Entry]]:
     except ValueError as error:
         raise ValueError(f"data: {path} is not valid json: {error}") from error
     for name, keys in lists.items():
+        if name in optional and isinstance(content, dict):
+            content.setdefault(name, [])
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise ValueError(f"data: {path} must hold a list named {name}, as COCO and LVIS files do")
         _check_entries(content[name], f"{path}: {name}", keys)

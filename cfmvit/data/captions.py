@@ -26,10 +26,12 @@ class CaptionDataset:
 
     Attributes:
         captions: the captions of each image.
+        summary: one line: what of the data is taken, and what is left.
     """
 
     def __init__(
         self,
+        summary: str,
         sources: list[Path | ShardSample],
         captions: list[list[str]],
         image_size: int,
@@ -37,7 +39,7 @@ class CaptionDataset:
         crop_scale: tuple[float, float],
         flip: bool,
     ) -> None:
-        self.captions = captions
+        self.summary, self.captions = summary, captions
         self._sources, self._size, self._augment = sources, image_size, augment
         self._scale, self._flip = crop_scale, flip
 
@@ -124,8 +126,12 @@ def open_captions(
     kept = [(item, texts) for item, texts in kept if texts]
     if not kept:
         raise ValueError(f"open_captions: {spec} must have an image with a caption, got none")
+    summary = (
+        f"{spec} ({split}): {len(kept)} of {len(pairs)} images; {sum(len(texts) for _, texts in kept)} captions, "
+        f"{empty} empty ones and {len(other)} that are no text left out"
+    )
     return CaptionDataset(
-        [item for item, _ in kept], [t for _, t in kept], image_size, augment, crop_scale, flip
+        summary, [item for item, _ in kept], [t for _, t in kept], image_size, augment, crop_scale, flip
     )
 
 

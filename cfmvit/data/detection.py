@@ -216,7 +216,8 @@ def open_detection(
     Args:
         spec: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` (jpg + json with ``category_id`` and ``box_xyxy``, and a
             ``categories.json`` beside them) or ``annotations.json@image_folder``; the json tells COCO and LVIS apart.
-        base_only: leave out every box of a novel category, and images without any other box.
+        base_only: leave out every box of a novel category, and images without any other box; for training. Without it a list
+            of images and categories alone will do, as for predicting on a test set.
         image_size: images are resized so that their longer side has it, and padded to a square.
         augment: large-scale jitter by ``jitter_scale`` (the paper's 0.1 to 2 is for images of 1024 pixels), mirroring
             where ``flip``.
@@ -251,7 +252,7 @@ def open_detection(
     ]
     if base_only:
         entries = [entry for entry in entries if entry.annotations or (negatives and entry.image_id in empty)]
-    if not any(entry.annotations for entry in entries):
+    if base_only and not any(entry.annotations for entry in entries):
         raise ValueError(
             f"open_detection: {spec} must have an image with a usable box, got none ({found.split})"
         )

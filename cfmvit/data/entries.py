@@ -47,7 +47,11 @@ def file_entries(path: Path, folder: Path, vocabulary: VocabularyRule) -> Found:
         FileNotFoundError, ValueError: naming what is missing or malformed.
     """
     content = read_json(
-        path, images=("id",), annotations=("id", "image_id", "category_id", "bbox"), categories=("id", "name")
+        path,
+        optional=("annotations",),
+        images=("id",),
+        annotations=("id", "image_id", "category_id", "bbox"),
+        categories=("id", "name"),
     )
     files = image_paths(content["images"], folder, path)
     grouped = by_image(content["annotations"], files, path)

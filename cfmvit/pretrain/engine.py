@@ -69,6 +69,7 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool) -> CFMViT:
             f"pretrain: batch_size must lie between 2 and the {len(dataset)} images of {config.data}, since a pair learns from "
             f"the others of its batch, got {config.batch_size}"
         )
+    print(f"data: {dataset.summary}")
     tokenizer = _tokenizer(config, output, dataset, resume)
     model = create_model(config.model, tokenizer=tokenizer, **options).to(device)
     _say_what_is_cut(tokenizer, dataset.texts(), model.config.context_length)

@@ -48,13 +48,24 @@ def test_split_equals_pycocotools_on_the_subsets(shared_data: Path) -> None:
         ), name
 
 
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_results_of_masks_alone_equal_pycocotools(shared_data: Path, iou_type: str) -> None:
+    annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
+    results = detections_from(read(annotations), seed=4, masks=True)
+    for entry in results:
+        del entry["bbox"]
+    ours = evaluate_results(results, annotations, iou_types=(iou_type,))[iou_type]
+    expected = pycocotools_evaluator(annotations, results, iou_type).stats[:6]
+    assert [ours[key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")] == pytest.approx(expected)
+
+
 def pycocotools_evaluator(
     annotations: Path, results: list[dict[str, Any]], iou_type: str, categories: list[int] | None = None
 ) -> COCOeval:
     theirs = copy.deepcopy(results)
     if iou_type == "segm":
         for entry in theirs:
-            del entry["bbox"]
+            entry.pop("bbox", None)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
         evaluator = COCOeval(truth, truth.loadRes(theirs), iou_type)
