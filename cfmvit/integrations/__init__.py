@@ -14,7 +14,10 @@ a `with` statement.
 | `detectron2.layers.ROIAlign` | `detectron2.ROIAlign` | `torchvision.install("detectron2")` |
 | `mmcv.ops.roi_align`, `RoIAlign` | same names in `mmcv` | |
 | `transformers`' `clip_loss`, `CLIPModel`'s loss | `huggingface.clip_loss`, of embeddings | `huggingface.install()` |
-| `ViTMAEEmbeddings.random_masking`, `ViTMAEForPreTraining.forward_loss` | `huggingface.random_masking`, `forward_loss` | `huggingface.install()` |
+| `ViTMAEEmbeddings.random_masking`, `ViTMAEForPreTraining`'s loss (transformers 4 and 5) | `huggingface.random_masking`, `forward_loss` | `huggingface.install()` |
 
-What an op can't compute goes the original's way, and is said once in a warning.
+What an op can't compute goes the original's way, and is said once in a warning; so do function transforms, second derivatives
+and, without a word, `torch.jit.script`. What an install does not find in the peer is named in a warning. `torch.compile` sees
+every install: where one changes a class (open_clip, transformers, a MAE class), what was compiled is compiled again, so enter it
+once, around the whole training.
 """

@@ -289,6 +289,23 @@ def test_boxes_of_more_or_fewer_images_than_there_are() -> None:
         ours.roi_align(map, [], 3)
 
 
+@pytest.mark.parametrize("options", [(0,), ((0, 3),), (2, 0.0), (2, 0.0, -1, True), (2, -1.0)])
+def test_no_bins_and_odd_scales(options: tuple) -> None:
+    map, boxes = maps_of(4)[0], [boxes_of(2) for _ in range(3)]
+    assert_same(
+        run(lambda x: ours.roi_align(x, boxes, *options), map),
+        run(lambda x: theirs.roi_align(x, boxes, *options), map),
+        torch.float32,
+    )
+
+
+def test_a_pyramid_without_bins() -> None:
+    maps, boxes = maps_of(4, 8), [boxes_of(2) for _ in range(3)]
+    for names in (["a"], ["a", "b"]):
+        mine, other = (module.MultiScaleRoIAlign(names, 0, 2) for module in (ours, theirs))
+        assert pooled(mine, boxes)(*maps).shape == pooled(other, boxes)(*maps).shape == (6, 6, 0, 0)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_scripted_layers() -> None:
     """Compiled as torchvision's own, also when they were called before, and from a graph of torch.fx."""
