@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Generator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,24 @@ import pytest
 # Processes side by side share the cores; torch, when it is loaded, and programs that tests start read this.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+
+OPTIONAL = (
+    *("PIL", "lvis", "open_clip", "pycocotools", "safetensors", "tensorboard", "timm"),
+    *("tokenizers", "torchvision", "tqdm", "transformers", "triton"),
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip, by the package's name, a file or folder that can't be imported without an optional package."""
+    report = yield
+    if report.failed:
+        named = re.findall(r"No module named '(\w+)|this function needs (\w+)", str(report.longrepr))
+        missing = {a or b for a, b in named} & {name for name in OPTIONAL if find_spec(name) is None}
+        if missing:
+            report.outcome = "skipped"
+            report.longrepr = (report.nodeid, 0, f"Skipped: {', '.join(sorted(missing))} not installed")
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("PIL")
 from PIL import Image
 
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes

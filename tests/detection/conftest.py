@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from cfmvit.detection import Detector
+for package in ("timm", "torchvision", "PIL"):
+    pytest.importorskip(package)
+from cfmvit.detection import Detector  # noqa: E402
 
-from .small_detector import small_config, small_model
+from .small_detector import small_config, small_model  # noqa: E402
 
 
 @pytest.fixture
