@@ -1,7 +1,7 @@
 """Build here, run the GPU tests, compute-sanitizer over a few of them, and the benchmarks; see gpu_check.sh.
 
 Prints a short table last, and writes it with the machine to gpu_check.json, the figures to bench.json, contrastive.json and
-forms.json beside it. Needs no network; where the build tools are missing it compiles directly (build_bare.py).
+variants.json beside it. Needs no network; where the build tools are missing it compiles directly (build_bare.py).
 """
 
 from __future__ import annotations
@@ -120,11 +120,11 @@ def sanitize(seconds: float, options: argparse.Namespace) -> list[Outcome]:
 
 
 def bench(seconds: float, options: argparse.Namespace) -> list[Outcome]:
-    """Measure the contrastive losses at the sizes of their targets beside compiled peers, their forms, then all ops."""
+    """Measure the contrastive losses at the sizes of their targets beside compiled peers, their variants, then all ops."""
     outcomes, end = [], time.monotonic() + seconds
     commands = {
         "contrastive": ["cfmvit", "bench", *options.contrastive.split(), "--device", "cuda"],
-        "forms": ["cfmvit.bench.contrastive_forms", *options.forms.split()],
+        "variants": ["cfmvit.bench.contrastive_variants", *options.variants.split()],
         "bench": ["cfmvit", "bench", *options.bench.split(), "--device", "cuda"],
     }
     for done, (name, given) in enumerate(commands.items()):
@@ -170,7 +170,7 @@ def arguments() -> argparse.Namespace:
         "--size 256x768,1024x768,4096x768,16384x768,32768x768,65536x768",
         help="options of its run for the contrastive losses",
     )
-    parser.add_argument("--forms", default="--seconds 0.3", help="options of contrastive_forms.py")
+    parser.add_argument("--variants", default="--seconds 0.3", help="options of contrastive_variants.py")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"PART must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")

@@ -131,40 +131,44 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "objectness, "
       "Tensor temperature, Tensor vlm_temperature, float objectness_power, bool renormalize) -> Tensor");
 
-  // contrastive: log-sum-exp over the negatives of each row and column of image @ text.T * logit_scale.
+  // contrastive: log-sum-exps over the negatives of each row and column of logits = logit_scale * image @
+  // text.T, as two numbers, so that nothing is rounded at the size of a logit: log-sum-exp = logit_scale *
+  // shift + log(sum). shift is the similarity of the largest logit, sum that of exp(logit_scale *
+  // (similarity - shift)); the gradient of the sum stands for that of all, logit_scale * shift is a constant; without negatives the logit of shift is -infinity and sum is 0.
   // image (B, D), text (T, D), logit_scale (), label_offset: none where no text belongs to an image,
-  // image_groups (B,), text_groups (T,)
-  // -> positive (B,), image_lse (B,), text_lse (T,), image_max (B,), text_max (T,)
+  // image_groups (B,), text_groups (T,) -> similarity of the pairs (B,), image_shift (B,), image_sum (B,),
+  // text_shift (T,), text_sum (T,), and the similarity of the largest logit in other groups (B,), (T,)
   m.def(
       "contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, SymInt? label_offset, Tensor? "
-      "image_groups, Tensor? text_groups) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "image_groups, Tensor? text_groups) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "contrastive_lse_backward(Tensor image, Tensor text, Tensor logit_scale, SymInt? label_offset, Tensor "
-      "image_lse, "
-      "Tensor text_lse, Tensor grad_positive, Tensor grad_image_lse, Tensor grad_text_lse, bool needs_image, "
-      "bool needs_text, bool full_precision) -> (Tensor, Tensor, Tensor)");
+      "image_shift, Tensor text_shift, Tensor grad_positive, Tensor grad_image_sum, Tensor grad_text_sum, "
+      "bool needs_image, bool needs_text, bool full_precision) -> (Tensor, Tensor, Tensor)");
 
-  // contrastive: sum (mean) of image_weight * softplus(image_lse - positive) + text_weight *
-  // softplus(text_lse
-  // - positive), all (B,), with its gradients by those three; and those times the gradient of the loss.
+  // contrastive: sum (mean) of image_weight * softplus(log-sum-exp of the image - logit of the pair) +
+  // text_weight * softplus(the same of the text), from what contrastive_lse gives, all (B,), with its
+  // gradients by positive, image_sum, text_sum (B,) and logit_scale (); and those times the gradient of the
+  // loss.
   m.def(
-      "pair_loss(Tensor positive, Tensor image_lse, Tensor text_lse, float image_weight, float text_weight, "
-      "bool mean) -> (Tensor, Tensor, Tensor, Tensor)");
+      "pair_loss(Tensor positive, Tensor image_shift, Tensor image_sum, Tensor text_shift, Tensor text_sum, "
+      "Tensor logit_scale, float image_weight, float text_weight, bool mean) -> (Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
   m.def(
-      "pair_loss_backward(Tensor grad, Tensor positive, Tensor image_lse, Tensor text_lse, Tensor "
-      "grad_positive, Tensor grad_image_lse, Tensor grad_text_lse) -> (Tensor, Tensor, Tensor)");
+      "pair_loss_backward(Tensor grad, Tensor positive, Tensor image_sum, Tensor text_sum, Tensor "
+      "logit_scale, Tensor grad_positive, Tensor grad_image_sum, Tensor grad_text_sum, Tensor grad_scale) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
 
   // contrastive: contrastive_lse and pair_loss in one, of image (B, D) and text (T, D); text_weight is zero
-  // unless T = B -> loss (), image_lse (B,), text_lse (T,), and the gradients of the loss by positive (B,),
-  // image_lse (B,), text_lse (T,)
+  // unless T = B -> loss (), image_shift (B,), text_shift (T,), and the gradients of the loss by positive
+  // (B,), image_sum (B,), text_sum (T,), and by logit_scale () as far as it goes through the pairs
   m.def(
       "info_nce(Tensor image, Tensor text, Tensor logit_scale, SymInt label_offset, float image_weight, "
-      "float "
-      "text_weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "float text_weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "info_nce_backward(Tensor grad, Tensor image, Tensor text, Tensor logit_scale, SymInt label_offset, "
-      "Tensor image_lse, Tensor text_lse, Tensor grad_positive, Tensor grad_image_lse, Tensor grad_text_lse, "
-      "bool needs_image, bool needs_text) -> (Tensor, Tensor, Tensor)");
+      "Tensor image_shift, Tensor text_shift, Tensor grad_positive, Tensor grad_image_sum, Tensor "
+      "grad_text_sum, Tensor grad_scale, bool needs_image, bool needs_text) -> (Tensor, Tensor, Tensor)");
 
   // contrastive: sum of softplus(-+logit) over all pairs of image (B, D) and text (T, D), with its gradients
   // by image, text (of no elements where not needed), scale and bias in float32 or float64; and those times

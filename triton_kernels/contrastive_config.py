@@ -1,4 +1,4 @@
-"""How the tile kernels of the contrastive losses run on a GPU: tile sizes, and matrices as they take them."""
+"""How the contrastive losses run on a GPU: sizes of blocks and tiles, which way a batch goes, and matrices as kernels take them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from . import contrastive_vector_kernels as vectors
 
 ALIGNMENT = 16  # bytes, of a matrix that a descriptor describes
 PAIRS = 16  # of a program that takes pairs
+SMALL_BATCH = 4096  # pairs whose sums one program merges, which saves a launch
+FORWARD_ROWS = 8192  # of a row block of the forward
+WORKSPACE_BYTES = 256 * 2**20  # of the gradient by logits in the backward
+# Of its blocks that are not the whole height: matrix products of fewer rows leave multiprocessors idle.
+LEAST_BLOCK_ROWS = 8192
 
 
 class Config(NamedTuple):
@@ -97,7 +102,7 @@ def options(config: Config, features: Tensor) -> dict:
     return dict(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
         DESCRIPTORS=config.descriptors, EVEN_D=features.shape[1] % config.block_d == 0, PRECISION=precision_of(features),
-        PAIRS=PAIRS, num_warps=config.warps, num_stages=config.stages, maxnreg=config.max_registers,
+        num_warps=config.warps, num_stages=config.stages, maxnreg=config.max_registers,
     )  # fmt: skip
 
 

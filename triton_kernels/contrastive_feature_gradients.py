@@ -1,4 +1,4 @@
-"""The walk over the logits in which both contrastive losses make their gradients by features on a GPU."""
+"""The loop over blocks of the logits in which both contrastive losses make their gradients by features on a GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import contrastive_config as config
 from . import contrastive_vector_kernels as vectors
 from .contrastive_config import (
     PAIRS,
@@ -22,10 +23,6 @@ from .contrastive_config import (
     options,
 )
 
-WORKSPACE_BYTES = 256 * 2**20  # of the gradient by logits
-# Of a block that is not the whole height: matrix products of fewer rows leave multiprocessors idle.
-LEAST_ROWS = 8192
-
 
 class Block(NamedTuple):
     """Rows [first_row, end_row) and columns [first_col, end_col) of the logits."""
@@ -35,37 +32,38 @@ class Block(NamedTuple):
     first_col: int
     end_col: int
     first_program: int  # among those of all blocks
-    programs: int  # one for each tile and, after those, for each PAIRS pairs of the rows
+    programs: int  # one for each tile and, after those, in the sigmoid pass, for each PAIRS pairs of the rows
 
 
 def block_shape(images: int, texts: int, elements: int, multiple: int) -> tuple[int, int]:
     """Rows and columns of the blocks of logits whose gradients have at most `elements` elements, about.
 
-    Whole rows where LEAST_ROWS of them fit: each block reads and writes its rows and its columns of the features' gradients once.
+    Whole rows where LEAST_BLOCK_ROWS of them fit: each block reads and writes its rows and its columns of the features' gradients once.
     """
     rows = elements // (texts * multiple) * multiple
-    if rows >= min(images, LEAST_ROWS):
+    if rows >= min(images, config.LEAST_BLOCK_ROWS):
         return min(images, rows), texts
-    rows = min(images, LEAST_ROWS)
+    rows = min(images, config.LEAST_BLOCK_ROWS)
     return rows, min(texts, max(elements // (rows * multiple), 1) * multiple)
 
 
-class Sweep:
-    """A walk over the logits in blocks: tiles of gradients by logits, then two matrix products per block."""
+class GradientBlocks:
+    """A loop over blocks of the logits: tiles of gradients by logits, then two matrix products per block."""
 
     def __init__(self, image: Tensor, text: Tensor, label_offset: int | None, pass_: str):
         self.image, self.text, self.first_pair = image, text, first_pair(label_offset, text)
-        config = self.config = config_of(image, pass_)
-        self.operands = operands(image, text, config)
-        self.matrices = matrices(*self.operands, config)
-        self.options = options(config, image)
+        tiles = self.config = config_of(image, pass_)
+        self.operands = operands(image, text, tiles)
+        self.matrices = matrices(*self.operands, tiles)
+        self.options = options(tiles, image)
         images, texts = image.shape[0], text.shape[0]
-        multiple = max(config.block_m, config.block_n)
-        self.shape = block_shape(images, texts, WORKSPACE_BYTES // image.element_size(), multiple)
-        self.blocks = list(self._blocks(label_offset is not None))
+        multiple = max(tiles.block_m, tiles.block_n)
+        self.shape = block_shape(images, texts, config.WORKSPACE_BYTES // image.element_size(), multiple)
+        self.pair_programs = pass_ == "sigmoid" and label_offset is not None
+        self.blocks = list(self._blocks())
         self.programs = sum(block.programs for block in self.blocks)
 
-    def _blocks(self, with_pairs: bool) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Block]:
         first_program, (rows, cols) = 0, self.shape
         for first_row in range(0, self.image.shape[0], rows):
             end_row = min(first_row + rows, self.image.shape[0])
@@ -73,12 +71,12 @@ class Sweep:
                 end_col = min(first_col + cols, self.text.shape[0])
                 tiles_m = cdiv(end_row - first_row, self.config.block_m)
                 programs = tiles_m * cdiv(end_col - first_col, self.config.block_n)
-                if with_pairs and first_col == 0:
+                if self.pair_programs and first_col == 0:
                     programs += cdiv(end_row - first_row, PAIRS)
                 yield Block(first_row, end_row, first_col, end_col, first_program, programs)
                 first_program += programs
 
-    def parts(self) -> Tensor:
+    def partial_sums(self) -> Tensor:
         """Room for one partial sum of every program of the blocks."""
         return self.image.new_empty(self.programs, dtype=torch.float32)
 
@@ -93,12 +91,15 @@ class Sweep:
         dtype: torch.dtype,
         totals: list[tuple[Tensor, Tensor]],
         grad: Tensor | None = None,
+        base: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Give the gradients of image and text as `dtype`, of no elements where not needed.
 
         launch: makes the gradient by a block of logits, in a matrix with rows of so many elements.
         totals: partial sums that the blocks' programs leave, and where their sum () is to go.
+        pair_grad: gradient by the similarity of each pair.
         grad: () that multiplies gradients and totals, or None.
+        base: () that the first total begins with, or None.
         """
         last_totals = [x for pair in totals + totals[:1] * (3 - len(totals)) for x in pair]
         image, text = self.image, self.text
@@ -132,7 +133,7 @@ class Sweep:
             if programs:
                 vectors.finish_kernel[(programs, cdiv(width, 128))](
                     image_product, text_product, image, text, pair_grad, logit_scale, store_scale, grad,
-                    grad_image, grad_text, *last_totals, block.first_row, rows, cols, images, texts, width,
+                    grad_image, grad_text, *last_totals, base, block.first_row, rows, cols, images, texts, width,
                     self.first_pair, self.programs, BLOCK=PAIRS, BLOCK_D=128,
                 )  # fmt: skip
         return grad_image, grad_text

@@ -66,10 +66,11 @@ def sigmoid_kernel(
         i_row = first_row + i_pairs * PAIRS + tl.arange(0, PAIRS)
         m_row = i_row < end_row
         b_sim = pair_similarities(image, text, i_row, end_row, width, label_offset, PAIRS, 128)
-        b_logit = b_sim * tl.load(logit_scale).to(tl.float32) + tl.load(logit_bias).to(tl.float32)
+        scale = tl.load(logit_scale).to(tl.float32)
+        b_logit = b_sim * scale + tl.load(logit_bias).to(tl.float32)
         b_loss, b_grad = softplus(-b_logit)
         b_loss, b_grad = tl.where(m_row, b_loss, 0.0), tl.where(m_row, -b_grad, 0.0)
-        tl.store(pair_grad + i_row, b_grad, mask=m_row)
+        tl.store(pair_grad + i_row, b_grad * scale, mask=m_row)
         tl.store(loss_part + tl.program_id(0), tl.sum(b_loss, 0))
         tl.store(grad_scale_part + tl.program_id(0), tl.sum(b_grad * b_sim, 0))
         tl.store(grad_bias_part + tl.program_id(0), tl.sum(b_grad, 0))

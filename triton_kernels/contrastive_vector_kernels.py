@@ -12,6 +12,21 @@ NEG_INF = tl.constexpr(float("-inf"))
 
 
 @triton.jit
+def finite(b_max):
+    """Shift for an exponential: zero where there is nothing to shift."""
+    return tl.where(b_max == NEG_INF, 0.0, b_max)
+
+
+@triton.jit
+def sign_and_gain(logit_scale):
+    """The largest logit is that of the largest sign * similarity; gain: |logit_scale| in units of log 2, kept off zero, so
+    that -inf stays that."""
+    scale = tl.load(logit_scale).to(tl.float32)
+    size = tl.abs(scale)
+    return tl.where(scale < 0, -1.0, 1.0), tl.where(size < 1.2e-38, 1.2e-38, size) * LOG2E
+
+
+@triton.jit
 def softplus(b_logit):
     """softplus and sigmoid of a logit, exact to float32 where they are small; a NaN stays."""
     b_exp = tl.exp2(-tl.abs(b_logit) * LOG2E)
@@ -52,128 +67,190 @@ def round_kernel(
 
 
 @triton.jit
-def _merged(part, parts, size, i_x, IS_MAX: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Log2-sum-exp (or maximum) over the parts (parts, size) of the columns i_x, in the parts' order."""
+def _merged(shift_part, sum_part, parts, size, i_x, gain, BLOCK_P: tl.constexpr):
+    """Shift and sum over the partial ones (parts, size) of the columns i_x, in their order."""
     m_x = i_x < size
-    b_max = tl.full(i_x.shape, NEG_INF, tl.float32)
+    b_shift = tl.full(i_x.shape, NEG_INF, tl.float32)
     b_sum = tl.zeros(i_x.shape, tl.float32)
     for p in range(0, parts, BLOCK_P):
         i_p = p + tl.arange(0, BLOCK_P)
-        b_part = tl.load(
-            part + i_p.to(tl.int64)[:, None] * size + i_x[None, :],
-            mask=(i_p < parts)[:, None] & m_x[None, :], other=NEG_INF,
-        )  # fmt: skip
-        b_new = tl.maximum(b_max, tl.max(b_part, 0))
-        if not IS_MAX:
-            b_shift = tl.where(b_new == NEG_INF, 0.0, b_new)
-            b_sum = b_sum * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_part - b_shift[None, :]), 0)
-        b_max = b_new
-    if IS_MAX:
-        return b_max
-    else:
-        return tl.where(b_max == NEG_INF, 0.0, b_max) + tl.log2(b_sum)
+        o_part = i_p.to(tl.int64)[:, None] * size + i_x[None, :]
+        m_part = (i_p < parts)[:, None] & m_x[None, :]
+        b_part = tl.load(shift_part + o_part, mask=m_part, other=NEG_INF)
+        b_part_sum = tl.load(sum_part + o_part, mask=m_part, other=0.0)
+        b_last, b_shift = b_shift, tl.maximum(b_shift, tl.max(b_part, 0))
+        b_sum *= tl.exp2((b_last - finite(b_shift)) * gain)
+        b_sum += tl.sum(b_part_sum * tl.exp2((b_part - finite(b_shift)[None, :]) * gain), 0)
+    return b_shift, b_sum
+
+
+@triton.jit
+def _with_sum_of_one(b_shift, b_sum, gain):
+    """The same log-sum-exp, its shift no further above it than the similarities' rounding: a gradient of the sum is then no
+    larger than that of the log-sum-exp."""
+    m_low = (b_sum > 0) & (b_sum < 1)
+    b_new = tl.where(m_low, b_shift + tl.log2(tl.where(m_low, b_sum, 1.0)) / gain, b_shift)
+    return b_new, tl.where(m_low, b_sum * tl.exp2((b_shift - b_new) * gain), b_sum)
 
 
 @triton.jit
 def _merge(
-    part, out, parts, size, i_block,
-    IS_MAX: tl.constexpr, TO_NATURAL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+    shift_part, sum_part, shift, total, parts, size, i_block, sign, gain, last, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     i_x = i_block * BLOCK + tl.arange(0, BLOCK)
-    b_out = _merged(part, parts, size, i_x, IS_MAX, BLOCK_P)
-    if TO_NATURAL:
-        b_out = b_out * LN2
-    tl.store(out + i_x, b_out, mask=i_x < size)
+    b_shift, b_sum = _merged(shift_part, sum_part, parts, size, i_x, gain, BLOCK_P)
+    if last:
+        b_shift, b_sum = _with_sum_of_one(b_shift, b_sum, gain)
+        b_shift *= sign
+    tl.store(shift + i_x, b_shift, mask=i_x < size)
+    tl.store(total + i_x, b_sum, mask=i_x < size)
 
 
 @triton.jit(do_not_specialize=["row_parts", "rows", "col_parts", "cols"])
 def merge_kernel(
-    row_part, row_out,  # (row_parts, rows) -> (rows,)
-    col_part, col_out,  # (col_parts, cols) -> (cols,)
-    row_parts, rows, col_parts, cols,
-    IS_MAX: tl.constexpr, COLS_TO_NATURAL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+    logit_scale, row_shift_part, row_sum_part, row_shift, row_sum,  # (), (row_parts, rows) twice -> (rows,) twice
+    col_shift_part, col_sum_part, col_shift, col_sum,  # (col_parts, cols) twice -> (cols,) twice
+    row_parts, rows, col_parts, cols, COLS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Merge the parts of rows and of columns by log2-sum-exp (or by maximum), in their order.
+    """Merge the partial shifts and sums of rows and of columns, in their order.
 
-    Rows leave units of log 2; columns where COLS_TO_NATURAL, that is, after their last merge.
+    Results are similarities of their own sign; those of columns only after their last merge, COLS_LAST.
     """
     i_block = tl.program_id(0)
+    sign, gain = sign_and_gain(logit_scale)
     row_blocks = tl.cdiv(rows, BLOCK)
     if i_block < row_blocks:
-        _merge(row_part, row_out, row_parts, rows, i_block, IS_MAX, True, BLOCK_P, BLOCK)
+        _merge(
+            row_shift_part, row_sum_part, row_shift, row_sum, row_parts, rows, i_block, sign, gain, True, BLOCK_P, BLOCK
+        )  # fmt: skip
     else:
         _merge(
-            col_part, col_out, col_parts, cols, i_block - row_blocks, IS_MAX, COLS_TO_NATURAL, BLOCK_P, BLOCK
+            col_shift_part, col_sum_part, col_shift, col_sum, col_parts, cols, i_block - row_blocks, sign, gain,
+            COLS_LAST, BLOCK_P, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _merge_max(part, out, parts, size, i_block, sign, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
+    i_x = i_block * BLOCK + tl.arange(0, BLOCK)
+    b_max = tl.full((BLOCK,), NEG_INF, tl.float32)
+    for p in range(0, parts, BLOCK_P):
+        i_p = p + tl.arange(0, BLOCK_P)
+        o_part = i_p.to(tl.int64)[:, None] * size + i_x[None, :]
+        b_part = tl.load(part + o_part, mask=(i_p < parts)[:, None] & (i_x < size)[None, :], other=NEG_INF)
+        b_max = tl.maximum(b_max, tl.max(b_part, 0))
+    tl.store(out + i_x, b_max * sign, mask=i_x < size)
+
+
+@triton.jit(do_not_specialize=["row_parts", "rows", "col_parts", "cols"])
+def merge_max_kernel(
+    logit_scale, row_part, row_max, col_part, col_max,  # (), (row_parts, rows) -> (rows,), (col_parts, cols) -> (cols,)
+    row_parts, rows, col_parts, cols, COLS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Merge maxima as `merge_kernel` does sums."""
+    i_block = tl.program_id(0)
+    sign, _ = sign_and_gain(logit_scale)
+    row_blocks = tl.cdiv(rows, BLOCK)
+    if i_block < row_blocks:
+        _merge_max(row_part, row_max, row_parts, rows, i_block, sign, BLOCK_P, BLOCK)
+    else:
+        _merge_max(
+            col_part,
+            col_max,
+            col_parts,
+            cols,
+            i_block - row_blocks,
+            sign if COLS_LAST else 1.0,
+            BLOCK_P,
+            BLOCK,
         )
 
 
 @triton.jit
-def _pair_terms(
-    positive,
-    b_image,
-    b_text,
-    grad_positive,
-    grad_image_lse,
-    grad_text_lse,
-    image_weight,
-    text_weight,
-    i_x,
-    rows,
-):
-    """Weighted softplus(lse - positive) of the pairs i_x, from both directions' log-sum-exps; its gradients are stored.
+def _direction(b_positive, b_shift, b_sum, scale, weight, grad_sum, i_x, m_x):
+    """Weighted softplus(log-sum-exp - logit of the pair) in one direction, and its slope; the gradient by the sum is stored.
 
-    A direction without weight adds nothing, not even a NaN.
+    A direction without weight adds nothing, not even a NaN; a pair without negatives has a probability of one.
     """
+    m_loss = (weight != 0) & (b_sum != 0)
+    b_lead = scale * (b_shift - b_positive) + tl.log2(tl.where(m_loss, b_sum, 1.0)) * LN2
+    b_loss, b_slope = softplus(tl.where(m_loss, b_lead, NEG_INF))
+    b_loss, b_slope = tl.where(m_loss, b_loss * weight, 0.0), tl.where(m_loss, b_slope * weight, 0.0)
+    tl.store(grad_sum + i_x, b_slope / tl.where(m_loss, b_sum, 1.0), mask=m_x)
+    return b_loss, b_slope
+
+
+@triton.jit
+def _pair_terms(
+    positive, b_image_shift, b_image_sum, b_text_shift, b_text_sum, scale, grad_positive, grad_image_sum, grad_text_sum,
+    image_weight, text_weight, i_x, rows,
+):  # fmt: skip
+    """What the pairs i_x add to the loss and to its gradient by the scale; the other gradients are stored."""
     m_x = i_x < rows
     b_positive = tl.load(positive + i_x, mask=m_x, other=0.0)
-    b_image, b_image_slope = softplus(b_image - b_positive)
-    b_text, b_text_slope = softplus(b_text - b_positive)
-    b_image_slope = tl.where(image_weight != 0, b_image_slope * image_weight, 0.0)
-    b_text_slope = tl.where(text_weight != 0, b_text_slope * text_weight, 0.0)
-    tl.store(grad_image_lse + i_x, b_image_slope, mask=m_x)
-    tl.store(grad_text_lse + i_x, b_text_slope, mask=m_x)
-    tl.store(grad_positive + i_x, -(b_image_slope + b_text_slope), mask=m_x)
-    b_image = tl.where(m_x & (image_weight != 0), b_image * image_weight, 0.0)
-    b_text = tl.where(m_x & (text_weight != 0), b_text * text_weight, 0.0)
-    return (b_image + b_text).to(tl.float64)
+    b_image, b_image_slope = _direction(
+        b_positive, b_image_shift, b_image_sum, scale, image_weight, grad_image_sum, i_x, m_x
+    )
+    b_text, b_text_slope = _direction(
+        b_positive, b_text_shift, b_text_sum, scale, text_weight, grad_text_sum, i_x, m_x
+    )
+    b_slope = b_image_slope + b_text_slope
+    tl.store(grad_positive + i_x, -scale * b_slope, mask=m_x)
+    b_loss, b_scale = tl.where(m_x, b_image + b_text, 0.0), tl.where(m_x, -b_slope * b_positive, 0.0)
+    return b_loss.to(tl.float64), b_scale.to(tl.float64)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def pair_loss_kernel(
-    positive, image_lse, text_lse,  # (B,) each
-    loss, grad_positive, grad_image_lse, grad_text_lse,  # (), (B,), (B,), (B,)
+    positive, image_shift, image_sum, text_shift, text_sum, logit_scale,  # (B,) each, ()
+    loss, grad_positive, grad_image_sum, grad_text_sum, grad_scale,  # (), (B,), (B,), (B,), ()
     image_weight, text_weight, rows, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weighted sum of softplus(lse - positive) over the pairs, by one program in float64, and its gradients."""
-    b_sum = tl.zeros((BLOCK,), tl.float64)
+    """Weighted sum of softplus(log-sum-exp - logit) over the pairs, by one program in float64, and its gradients."""
+    scale = tl.load(logit_scale).to(tl.float32)
+    b_loss, b_scale = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for first in range(0, rows, BLOCK):
         i_x = first + tl.arange(0, BLOCK)
-        b_image = tl.load(image_lse + i_x, mask=i_x < rows, other=NEG_INF)
-        b_text = tl.load(text_lse + i_x, mask=i_x < rows, other=NEG_INF)
-        b_sum += _pair_terms(
-            positive, b_image, b_text, grad_positive, grad_image_lse, grad_text_lse, image_weight, text_weight, i_x, rows
+        m_x = i_x < rows
+        b_terms, b_scale_terms = _pair_terms(
+            positive, tl.load(image_shift + i_x, mask=m_x, other=0.0), tl.load(image_sum + i_x, mask=m_x, other=0.0),
+            tl.load(text_shift + i_x, mask=m_x, other=0.0), tl.load(text_sum + i_x, mask=m_x, other=0.0),
+            scale, grad_positive, grad_image_sum, grad_text_sum, image_weight, text_weight, i_x, rows,
         )  # fmt: skip
-    tl.store(loss, tl.sum(b_sum, 0).to(tl.float32))
+        b_loss += b_terms
+        b_scale += b_scale_terms
+    tl.store(loss, tl.sum(b_loss, 0).to(tl.float32))
+    tl.store(grad_scale, tl.sum(b_scale, 0).to(grad_scale.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["row_parts", "col_parts", "rows"])
 def merge_pair_loss_kernel(
-    positive, row_part, col_part, image_lse, text_lse,  # (B,), (row_parts, B), (col_parts, B) -> (B,), (B,)
-    loss, grad_positive, grad_image_lse, grad_text_lse,  # (), (B,), (B,), (B,)
+    positive, logit_scale,  # (B,), ()
+    row_shift_part, row_sum_part, col_shift_part, col_sum_part,  # (row_parts, B) twice, (col_parts, B) twice
+    image_shift, text_shift,  # (B,), (B,)
+    loss, grad_positive, grad_image_sum, grad_text_sum, grad_scale,  # (), (B,), (B,), (B,), ()
     image_weight, text_weight, row_parts, col_parts, rows, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What merge_kernel and pair_loss_kernel do, in one launch of one program: for batches that launches outlast."""
-    b_sum = tl.zeros((BLOCK,), tl.float64)
+    scale = tl.load(logit_scale).to(tl.float32)
+    sign, gain = sign_and_gain(logit_scale)
+    b_loss, b_scale = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for first in range(0, rows, BLOCK):
         i_x = first + tl.arange(0, BLOCK)
-        b_image = _merged(row_part, row_parts, rows, i_x, False, BLOCK_P) * LN2
-        b_text = _merged(col_part, col_parts, rows, i_x, False, BLOCK_P) * LN2
-        tl.store(image_lse + i_x, b_image, mask=i_x < rows)
-        tl.store(text_lse + i_x, b_text, mask=i_x < rows)
-        b_sum += _pair_terms(
-            positive, b_image, b_text, grad_positive, grad_image_lse, grad_text_lse, image_weight, text_weight, i_x, rows
+        b_image, b_image_sum = _merged(row_shift_part, row_sum_part, row_parts, rows, i_x, gain, BLOCK_P)
+        b_image, b_image_sum = _with_sum_of_one(b_image, b_image_sum, gain)
+        b_text, b_text_sum = _merged(col_shift_part, col_sum_part, col_parts, rows, i_x, gain, BLOCK_P)
+        b_text, b_text_sum = _with_sum_of_one(b_text, b_text_sum, gain)
+        tl.store(image_shift + i_x, b_image * sign, mask=i_x < rows)
+        tl.store(text_shift + i_x, b_text * sign, mask=i_x < rows)
+        b_terms, b_scale_terms = _pair_terms(
+            positive, b_image * sign, b_image_sum, b_text * sign, b_text_sum, scale,
+            grad_positive, grad_image_sum, grad_text_sum, image_weight, text_weight, i_x, rows,
         )  # fmt: skip
-    tl.store(loss, tl.sum(b_sum, 0).to(tl.float32))
+        b_loss += b_terms
+        b_scale += b_scale_terms
+    tl.store(loss, tl.sum(b_loss, 0).to(tl.float32))
+    tl.store(grad_scale, tl.sum(b_scale, 0).to(grad_scale.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
@@ -207,7 +284,7 @@ def pair_similarities(
 
 @triton.jit
 def _finish(
-    product, other, pair_grad, factor, store_scale, grad, rows, others, width, to_other, i_block,
+    product, other, pair_grad, factor, scale, store_scale, grad, rows, others, width, to_other, i_block,
     PAIR_BY_ROW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     i_row = i_block * BLOCK + tl.arange(0, BLOCK)
@@ -223,17 +300,20 @@ def _finish(
     b_product = tl.load(product + o_out, mask=m_out, other=0.0)
     if store_scale is not None:
         b_product /= tl.load(store_scale)
-    b_grad = (b_product + b_pair[:, None] * b_other) * factor
+    b_grad = (scale * b_product + b_pair[:, None] * b_other) * factor
     tl.store(grad + o_out, b_grad.to(grad.dtype.element_ty), mask=m_out)
 
 
 @triton.jit
-def _total(part, out, count, factor, BLOCK: tl.constexpr):
+def _total(part, base, out, count, factor, BLOCK: tl.constexpr):
     b_sum = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, count, BLOCK):
         i_x = first + tl.arange(0, BLOCK)
         b_sum += tl.load(part + i_x, mask=i_x < count, other=0.0).to(tl.float64)
-    tl.store(out, (tl.sum(b_sum, 0) * factor).to(out.dtype.element_ty))
+    total = tl.sum(b_sum, 0)
+    if base is not None:
+        total += tl.load(base).to(tl.float64)
+    tl.store(out, (total * factor).to(out.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["first_row", "rows", "cols", "images", "texts", "label_offset", "count"])
@@ -241,35 +321,35 @@ def finish_kernel(
     image_product, text_product,  # (rows, D), (T, D) in float32
     image, text, pair_grad, logit_scale, store_scale, grad,  # (B, D), (T, D), (B,), (), () or None, () or None
     grad_image, grad_text,  # (B, D), (T, D)
-    part, out, part_1, out_1, part_2, out_2,  # (count,), () three times
+    part, out, part_1, out_1, part_2, out_2, base,  # (count,), () three times, () or None
     first_row, rows, cols, images, texts, width, label_offset, count,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Feature gradient = grad * scale * (product / store_scale + pair_grad * feature of the pair's other half), rounded once.
+    """Feature gradient = grad * (scale * product / store_scale + pair_grad * feature of the pair's other half), rounded once.
 
     For `rows` images from first_row and for `cols` texts, all or none of them. Each of up to three programs beyond those makes one
-    sum, out () = grad * sum of part (count,), in float64: no second stage, the same bits on every run.
+    sum, out () = grad * sum of part (count,), the first with base () added, in float64: no second stage, the same bits on every run.
     """
     i_block = tl.program_id(0)
     row_blocks = tl.cdiv(rows, BLOCK)
     i_total = i_block - row_blocks - tl.cdiv(cols, BLOCK)
     factor = 1.0 if grad is None else tl.load(grad).to(tl.float32)
-    scaled = factor * tl.load(logit_scale).to(tl.float32)
+    scale = tl.load(logit_scale).to(tl.float32)
     if i_block < row_blocks:
         offset = tl.full((), first_row, tl.int64) * width
         _finish(
-            image_product, text, pair_grad + first_row, scaled, store_scale, grad_image + offset,
+            image_product, text, pair_grad + first_row, factor, scale, store_scale, grad_image + offset,
             rows, texts, width, first_row + label_offset, i_block, True, BLOCK, BLOCK_D,
         )  # fmt: skip
     elif i_total < 0:
         _finish(
-            text_product, image, pair_grad, scaled, store_scale, grad_text,
+            text_product, image, pair_grad, factor, scale, store_scale, grad_text,
             cols, images, width, -label_offset, i_block - row_blocks, False, BLOCK, BLOCK_D,
         )  # fmt: skip
     elif tl.program_id(1) == 0:
         if i_total == 0:
-            _total(part, out, count, factor, 4096)
+            _total(part, base, out, count, factor, 4096)
         elif i_total == 1:
-            _total(part_1, out_1, count, factor, 4096)
+            _total(part_1, None, out_1, count, factor, 4096)
         else:
-            _total(part_2, out_2, count, factor, 4096)
+            _total(part_2, None, out_2, count, factor, 4096)

@@ -8,18 +8,21 @@
 
 namespace cfmvit::contrastive {
 
-using Lse = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Lse = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 Lse contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, std::optional<int64_t> label_offset,
                     std::optional<Tensor> image_groups, std::optional<Tensor> text_groups);
 
 std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward(Tensor image, Tensor text, Tensor logit_scale,
                                                             std::optional<int64_t> label_offset,
-                                                            Tensor image_lse, Tensor text_lse,
-                                                            Tensor grad_positive, Tensor grad_image_lse,
-                                                            Tensor grad_text_lse, bool needs_image,
+                                                            Tensor image_shift, Tensor text_shift,
+                                                            Tensor grad_positive, Tensor grad_image_sum,
+                                                            Tensor grad_text_sum, bool needs_image,
                                                             bool needs_text, bool full_precision);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> pair_loss(Tensor positive, Tensor image_lse, Tensor text_lse,
-                                                     double image_weight, double text_weight, bool mean);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_loss(Tensor positive, Tensor image_shift,
+                                                             Tensor image_sum, Tensor text_shift,
+                                                             Tensor text_sum, Tensor logit_scale,
+                                                             double image_weight, double text_weight,
+                                                             bool mean);
 
 }  // namespace cfmvit::contrastive

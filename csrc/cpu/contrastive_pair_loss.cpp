@@ -5,7 +5,7 @@
 
 #include "cpu/contrastive_ops.h"
 #include "cpu/contrastive_row_blocks.h"
-#include "torch/checks.h"
+#include "torch/contrastive_checks.h"
 #include "torch/registration.h"
 
 namespace cfmvit::contrastive {
@@ -21,73 +21,92 @@ struct Softplus {
   }
 };
 
+// The five vectors of the pairs, in one dtype.
 struct Vectors {
-  std::array<Tensor, 3> held;  // positive, image_lse, text_lse (B,)
+  std::array<Tensor, 5> held;  // positive, image_shift, image_sum, text_shift, text_sum (B,)
 
-  Vectors(const char* op, const Tensor& positive, const Tensor& image_lse, const Tensor& text_lse)
-      : held{dense(positive), dense(image_lse), dense(text_lse)} {
-    const ScalarType type = positive.scalar_type();
-    CFMVIT_CHECK(positive.numel() > 0, op, ": positive must not be empty, got shape ", shape_text(positive));
-    CFMVIT_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
-                 ": positive must be float32 or float64, got ", torch::headeronly::toString(type));
-    for (const Tensor& x : held) {
-      CFMVIT_CHECK(x.dim() == 1 && x.size(0) == positive.size(0) && x.scalar_type() == type, op,
-                   ": image_lse and text_lse must have positive's shape and dtype, (", positive.numel(),
-                   ",) ", torch::headeronly::toString(type), ", got ", shape_text(x), " ",
-                   torch::headeronly::toString(x.scalar_type()));
+  explicit Vectors(const std::array<Tensor, 5>& given) : held(given) {
+    static constexpr const char* kNames[] = {"positive", "image_shift", "image_sum", "text_shift", "text_sum"};
+    const ScalarType type = held[0].scalar_type();
+    CFMVIT_CHECK(held[0].numel() > 0, "pair_loss: positive must not be empty, got shape ",
+                 shape_text(held[0]));
+    CFMVIT_CHECK(held[0].dim() == 1, "pair_loss: positive must have shape (B,), got ", shape_text(held[0]));
+    CFMVIT_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                 "pair_loss: positive must be float32 or float64, got ", torch::headeronly::toString(type));
+    for (size_t k = 0; k < held.size(); ++k) {
+      check_shape("pair_loss", kNames[k], held[k], {held[0].size(0)});
+      check_type("pair_loss", kNames[k], held[k], held[0]);
+      held[k] = dense(held[k]);
     }
-  }
-
-  // Calls visit(T*, T*, T*, Range) for blocks of pairs, over threads; returns the sum of what it returns, in
-  // an order that the number of pairs alone decides.
-  template <typename Visit>
-  double sum(const Visit& visit) const {
-    constexpr int64_t kPairs = 1024;
-    const int64_t pairs = held[0].size(0);
-    std::vector<double> parts(ceil_div(pairs, kPairs));
-    const auto run = [&]<typename T>(const T* positive, const T* image_lse, const T* text_lse) {
-      torch::stable::parallel_for(0, parts.size(), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          parts[i] = visit(positive, image_lse, text_lse, block(i, kPairs, pairs));
-        }
-      });
-    };
-    const auto run_as = [&]<typename T>(T) { run(data<T>(held[0]), data<T>(held[1]), data<T>(held[2])); };
-    held[0].scalar_type() == ScalarType::Double ? run_as(0.0) : run_as(0.0f);
-    double total = 0;
-    for (const double part : parts) total += part;
-    return total;
   }
 };
 
+// What pairs add to the loss and to its gradient by logit_scale.
+struct Sums {
+  double loss = 0, grad_scale = 0;
+};
+
+template <typename T>
+Sums pair_losses(const Vectors& vectors, const std::array<Tensor, 3>& grads, double scale,
+                 std::array<double, 2> weights) {
+  constexpr int64_t kPairs = 1024;  // of a block: their sums are added in an order that B alone decides
+  const T* const positive = data<T>(vectors.held[0]);
+  const int64_t pairs = vectors.held[0].size(0);
+  std::vector<Sums> partial(ceil_div(pairs, kPairs));
+  // What pair i adds in one direction; returns the slope of its loss. Without weight not even a NaN counts.
+  const auto add = [&](Sums& sums, double weight, T own, T shift, T sum, T& grad) {
+    grad = 0;
+    if (weight == 0 || sum == 0) return 0.0;  // without negatives a pair has a probability of one
+    const double lead = double(shift) - own;
+    const Softplus loss(scale * lead + std::log(double(sum)));
+    const double slope = weight * loss.slope;
+    sums.loss += weight * loss.value;
+    sums.grad_scale -= slope * own;
+    grad = T(slope / sum);
+    return slope;
+  };
+  const T *const image_shift = data<T>(vectors.held[1]), *const image_sum = data<T>(vectors.held[2]);
+  const T *const text_shift = data<T>(vectors.held[3]), *const text_sum = data<T>(vectors.held[4]);
+  T *const grad_positive = data<T>(grads[0]), *const grad_image_sum = data<T>(grads[1]),
+           *const grad_text_sum = data<T>(grads[2]);
+  torch::stable::parallel_for(0, partial.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const Range range = block(b, kPairs, pairs);
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        const double image = add(partial[b], weights[0], positive[i], image_shift[i], image_sum[i],
+                                 grad_image_sum[i]);
+        const double text = add(partial[b], weights[1], positive[i], text_shift[i], text_sum[i],
+                                grad_text_sum[i]);
+        grad_positive[i] = T(-(image + text) * scale);
+      }
+    }
+  });
+  Sums total;
+  for (const Sums& sums : partial) {
+    total.loss += sums.loss;
+    total.grad_scale += sums.grad_scale;
+  }
+  return total;
+}
+
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> pair_loss(Tensor positive, Tensor image_lse, Tensor text_lse,
-                                                     double image_weight, double text_weight, bool mean) {
-  const Vectors vectors("pair_loss", positive, image_lse, text_lse);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_loss(Tensor positive, Tensor image_shift,
+                                                             Tensor image_sum, Tensor text_shift,
+                                                             Tensor text_sum, Tensor logit_scale,
+                                                             double image_weight, double text_weight,
+                                                             bool mean) {
+  const Vectors vectors({positive, image_shift, image_sum, text_shift, text_sum});
+  check_shape("pair_loss", "logit_scale", logit_scale, {});
   const int64_t count = positive.size(0);
   const std::array<double, 2> weights{image_weight / (mean ? count : 1), text_weight / (mean ? count : 1)};
   const std::array<Tensor, 3> grads{like(positive, {count}), like(positive, {count}),
                                     like(positive, {count})};
-  const double total =
-      vectors.sum([&]<typename T>(const T* own, const T* of_image, const T* of_text, Range pairs) {
-        const std::array<T*, 3> out{data<T>(grads[0]), data<T>(grads[1]), data<T>(grads[2])};
-        double sum = 0;
-        for (int64_t i = pairs.begin; i < pairs.end; ++i) {
-          const auto term = [&](double weight, T lse) {  // without weight not even a NaN counts
-            if (weight == 0) return 0.0;
-            const Softplus loss(double(lse) - own[i]);
-            sum += weight * loss.value;
-            return weight * loss.slope;
-          };
-          const double image = term(weights[0], of_image[i]), text = term(weights[1], of_text[i]);
-          out[0][i] = T(-(image + text));
-          out[1][i] = T(image);
-          out[2][i] = T(text);
-        }
-        return sum;
-      });
-  return {scalar_like(positive, total, positive.scalar_type()), grads[0], grads[1], grads[2]};
+  const bool wide = positive.scalar_type() == ScalarType::Double;
+  const Sums sums = (wide ? pair_losses<double> : pair_losses<float>)(vectors, grads, value_of(logit_scale),
+                                                                      weights);
+  return {scalar_like(positive, sums.loss, positive.scalar_type()), grads[0], grads[1], grads[2],
+          cast(scalar_like(positive, sums.grad_scale, ScalarType::Double), logit_scale.scalar_type())};
 }
 
 }  // namespace cfmvit::contrastive

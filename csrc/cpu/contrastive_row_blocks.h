@@ -1,20 +1,17 @@
-// What the contrastive losses share on the CPU: a sweep over the logits in strips of rows, which turns tiles
-// of similarities into gradients and those into the gradients of the features by two more matrix products.
+// What the contrastive losses share on the CPU: a loop over row blocks of the logits, which turns tiles of
+// similarities into gradients and those into the gradients of the features by two more matrix products.
 #pragma once
 
 #include <algorithm>
 #include <array>
 
+#include "cpu/contrastive_block_sizes.h"
 #include "cpu/contrastive_tile.h"
 #include "cpu/matmul_blocks.h"
 
 namespace cfmvit::contrastive {
 
 using namespace blocks;
-
-constexpr int64_t kCols =
-    512;  // texts of a block, which also owns their gradient; 128 x 512 float32 stay in a core's L2
-constexpr int64_t kStripBytes = int64_t{1} << 26;  // bound of the workspace
 
 // Row-major, in `type`.
 inline Tensor prepared(const Tensor& x, ScalarType type) {
@@ -66,76 +63,100 @@ struct Towers {
         grad_text(matrix_of<T>(grad_text)) {}
 };
 
-// Rows of a strip: about 3 % of the logits, within kStripBytes.
-inline int64_t strip_rows(int64_t images, int64_t texts, int64_t item_size) {
-  const int64_t most = std::max<int64_t>(kStripBytes / (texts * item_size), 32);
-  return std::min(std::clamp<int64_t>(images / 32, 128, 1024), most) / 32 * 32;
-}
-
-// The entries of one block of a strip that count beyond bfloat16; none where factors are wider.
-using Remainders = std::vector<Remainder>;
-
+// Similarities of a tile, in products of the shapes that the forward uses: BLAS may sum another shape in
+// another order, and what the forward found to be the largest must be that again.
 template <typename T, typename S>
-void multiply_strip_by_text(const Towers<T, S>& towers, Range rows, Matrix<T> logits,
-                            const std::vector<Remainders>& remainders) {
-  constexpr int64_t kRows = 128, kWidth = 128;
-  const int64_t across = ceil_div(towers.text.cols, kWidth);
-  for_blocks<T>(ceil_div(rows.size(), kRows) * across, kRows * kWidth * towers.text.rows, [&](int64_t i) {
-    const Range part = block(i / across, kRows, rows.size()),
-                width = block(i % across, kWidth, towers.text.cols);
-    const Matrix<const S> text = towers.text.window({0, towers.text.rows}, width);
-    const Matrix<T> out = towers.grad_image.window(rows).window({0, rows.size()}, width);
-    multiply(out.window(part), logits.window(part), text);
-    if constexpr (std::is_same_v<S, BFloat16>) {
-      for (size_t j = 0; j < remainders.size(); ++j) {
-        const Matrix<const S> texts = text.window({int64_t(j) * kCols, text.rows});
-        const auto begin = std::ranges::lower_bound(remainders[j], part.begin, {}, &Remainder::row);
-        for (auto x = begin; x != remainders[j].end() && x->row < part.end; ++x) {
-          add_scaled(out.data + x->row * out.row, x->value, texts.data + x->col * texts.row, width.size());
-        }
-      }
-    }
-  });
+void multiply_tile(Matrix<T> tile, Matrix<const S> image, Matrix<const S> text, int64_t images) {
+  const bool any_shape = std::is_same_v<T, float> && kHasAvx512;  // sums of matmul.h run along k alone
+  const int64_t step = any_shape ? tile.rows : product_rows(images);
+  for (int64_t i = 0; i < ceil_div(tile.rows, step); ++i) {
+    const Range rows = block(i, step, tile.rows);
+    multiply(tile.window(rows), image.window(rows), text.t());
+  }
 }
 
-// Calls pull(tile, rows, cols) for every tile of similarities: it turns them into gradients in place and
-// returns Sums sums, whose totals over all tiles come back.
-template <size_t Sums, typename T, typename S, typename PullTile>
-std::array<double, Sums> sweep(const Towers<T, S>& towers, const PullTile& pull) {
+// grad_image = logits text for a block of rows, and what rounding took from the logits' gradients.
+template <typename T, typename S>
+void multiply_rows_by_text(const Towers<T, S>& towers, Range rows, int64_t first_pair, Matrix<T> logits,
+                           const std::vector<Residuals>& residuals) {
+  const int64_t across = ceil_div(towers.text.cols, kGradCols);
+  for_blocks<T>(
+      ceil_div(rows.size(), kGradRows) * across, kGradRows * kGradCols * towers.text.rows, [&](int64_t i) {
+        const Range part = block(i / across, kGradRows, rows.size()),
+                    width = block(i % across, kGradCols, towers.text.cols);
+        const Matrix<const S> text = towers.text.window({0, towers.text.rows}, width);
+        const Matrix<T> out = towers.grad_image.window(rows).window({0, rows.size()}, width);
+        multiply(out.window(part), logits.window(part), text);
+        if constexpr (std::is_same_v<S, BFloat16>) {
+          const auto add = [&](int64_t row, int64_t col, float value) {
+            add_scaled(out.data + row * out.row, value, text.data + col * text.row, width.size());
+          };
+          for (size_t j = 0; j < residuals.size(); ++j) {
+            const std::vector<Residual>& large = residuals[j].large;
+            auto x = std::ranges::lower_bound(large, part.begin, {}, &Residual::row);
+            for (; x != large.end() && x->row < part.end; ++x) add(x->row, j * kCols + x->col, x->value);
+          }
+          for (int64_t r = part.begin; r < part.end && rows.begin + r + first_pair < text.rows; ++r) {
+            float sum = 0;
+            for (const Residuals& of_block : residuals) sum += of_block.rows[r];
+            add(r, rows.begin + r + first_pair, sum);
+          }
+        }
+      });
+}
+
+// grad_text += logits^T image for a block of rows and of columns, likewise.
+template <typename T, typename S>
+void multiply_cols_by_image(const Towers<T, S>& towers, Range rows, Range cols, int64_t first_pair,
+                            Matrix<T> tile, const Residuals& residuals) {
+  const Matrix<T> out = towers.grad_text.window(cols);
+  multiply(out, tile.t(), towers.image.window(rows), rows.begin > 0);
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    const auto add = [&](int64_t row, int64_t col, float value) {
+      add_scaled(out.data + col * out.row, value, towers.image.data + row * towers.image.row, out.cols);
+    };
+    for (const auto& [row, col, value] : residuals.large) add(rows.begin + row, col, value);
+    for (int64_t c = 0; c < cols.size(); ++c) {
+      const int64_t pair = cols.begin + c - first_pair;
+      if (pair >= 0 && pair < towers.image.rows) add(pair, c, residuals.cols[c]);
+    }
+  }
+}
+
+// Calls grad_tile(tile, rows, cols) for every tile of similarities: it turns them into gradients in place and
+// returns Sums sums, whose totals over all tiles come back. first_pair: column of the pair that the first row cancels
+// against, of all texts' number if none.
+template <size_t Sums, typename T, typename S, typename GradTile>
+std::array<double, Sums> for_row_blocks(const Towers<T, S>& towers, int64_t first_pair,
+                                        const GradTile& grad_tile) {
   const int64_t images = towers.image.rows, texts = towers.text.rows,
-                step = strip_rows(images, texts, sizeof(T));
-  const int64_t stride = texts + 16;  // a power of two would put a column of the strip into few cache sets
+                step = backward_rows(images, texts, sizeof(T));
+  const int64_t stride = texts + 16;  // a power of two would put a column of the block into few cache sets
   const int64_t blocks = ceil_div(texts, kCols);
-  std::vector<T> strip(std::min(step, images) * stride);
-  std::vector<std::array<double, Sums>> parts(blocks);
+  std::vector<T> workspace(std::min(step, images) * stride);
+  std::vector<std::array<double, Sums>> partial(blocks);
   const bool by_image = towers.grad_image.rows > 0, by_text = towers.grad_text.rows > 0;
   const bool rounds = std::is_same_v<S, BFloat16> && (by_image || by_text);
-  std::vector<Remainders> remainders(rounds ? blocks : 0);
+  std::vector<Residuals> residuals(blocks);
   for (int64_t top = 0; top < images; top += step) {
     const Range rows{top, std::min(top + step, images)};
-    const Matrix<T> logits{strip.data(), rows.size(), texts, stride};
+    const Matrix<T> logits{workspace.data(), rows.size(), texts, stride};
     for_blocks<T>(blocks, rows.size() * std::min(kCols, texts) * towers.text.cols, [&](int64_t j) {
       const Range cols = block(j, kCols, texts);
       const Matrix<T> tile = logits.window({0, rows.size()}, cols);
-      multiply(tile, towers.image.window(rows), towers.text.window(cols).t());
-      const std::array<double, Sums> sums = pull(tile, rows, cols);
-      for (size_t k = 0; k < Sums; ++k) parts[j][k] += sums[k];
-      const Matrix<T> out = towers.grad_text.window(by_text ? cols : Range{0, 0});
-      const Matrix<const S> image = towers.image.window(rows);
-      if (by_text) multiply(out, tile.t(), image, top > 0);
+      multiply_tile(tile, towers.image.window(rows), towers.text.window(cols), images);
+      const std::array<double, Sums> sums = grad_tile(tile, rows, cols);
+      for (size_t k = 0; k < Sums; ++k) partial[j][k] += sums[k];
       if constexpr (std::is_same_v<S, BFloat16>) {
-        if (rounds) find_remainders(tile.data, tile.rows, tile.cols, tile.row, remainders[j]);
-        if (!rounds || !by_text) return;
-        for (const auto& [row, col, value] : remainders[j]) {
-          add_scaled(out.data + col * out.row, value, image.data + row * image.row, image.cols);
-        }
+        if (rounds) find_residuals(tile.data, tile.rows, tile.cols, tile.row, residuals[j]);
       }
+      if (by_text) multiply_cols_by_image(towers, rows, cols, first_pair, tile, residuals[j]);
     });
-    if (by_image) multiply_strip_by_text(towers, rows, logits, remainders);
+    if (by_image) multiply_rows_by_text(towers, rows, first_pair, logits, residuals);
   }
   std::array<double, Sums> totals{};
-  for (const auto& part : parts) {
-    for (size_t k = 0; k < Sums; ++k) totals[k] += part[k];
+  for (const auto& sums : partial) {
+    for (size_t k = 0; k < Sums; ++k) totals[k] += sums[k];
   }
   return totals;
 }

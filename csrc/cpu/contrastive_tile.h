@@ -18,8 +18,23 @@
 
 namespace cfmvit::contrastive {
 
+// How similarities become logits. Exponents are |scale| * (similarity - largest): the difference is taken
+// before anything is rounded at the size of a logit.
 template <typename T>
-struct Negatives {  // running log-sum-exps of a strip of rows; a sum is relative to exp(max)
+struct Scale {
+  T sign;  // largest logits belong to the largest sign * similarity
+  T gain;  // |scale|, kept off zero so that -infinity stays that
+
+  explicit Scale(double scale)
+      : sign(scale < 0 ? -1 : 1),
+        gain(std::abs(scale) < std::numeric_limits<T>::min() ? std::numeric_limits<T>::min()
+                                                             : T(std::abs(scale))) {}
+
+  double exp_of(T x, T largest) const { return std::exp(gain * (double(x) - double(largest))); }
+};
+
+template <typename T>
+struct Negatives {  // running sums of rows and columns, of exp(gain * (x - max))
   T* row_max;       // (rows,)
   double* row_sum;  // (rows,)
   T* col_max;       // (cols,)
@@ -27,12 +42,12 @@ struct Negatives {  // running log-sum-exps of a strip of rows; a sum is relativ
 };
 
 template <typename T>
-struct Pull {        // what the gradient of a tile depends on
-  const T* row_lse;  // (rows,)
-  const T* col_lse;  // (cols,)
-  const T* row;      // (rows,) gradient of row_lse
-  const T* col;      // (cols,) gradient of col_lse
-  const T* own;      // (rows,) gradient of the pair's logit
+struct GradOfSums {    // what the gradient of a tile depends on
+  const T* row_shift;  // (rows,)
+  const T* col_shift;  // (cols,)
+  const T* row;        // (rows,) gradient of the row's sum
+  const T* col;        // (cols,) gradient of the column's sum
+  const T* own;        // (rows,) gradient of the pair's similarity
 };
 
 namespace baseline {
@@ -60,8 +75,8 @@ namespace avx2 = baseline;
 #endif
 
 template <typename T>
-void add_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale,
-              const Negatives<T>& sums, T* old_max) {
+void add_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own,
+              Scale<T> scale, const Negatives<T>& sums, T* old_max) {
   const auto run = kHasAvx2 ? avx2::add_tile<T> : baseline::add_tile<T>;
   run(tile, rows, cols, stride, own, scale, sums, old_max);
 }
@@ -74,15 +89,14 @@ void max_of_others(const T* tile, int64_t rows, int64_t cols, int64_t stride, co
 }
 
 template <typename T>
-double pull_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale,
-                 const Pull<T>& pull) {
-  const auto run = kHasAvx2 ? avx2::pull_tile<T> : baseline::pull_tile<T>;
-  return run(tile, rows, cols, stride, own, scale, pull);
+double grad_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, T scale,
+                 const GradOfSums<T>& grads) {
+  const auto run = kHasAvx2 ? avx2::grad_tile<T> : baseline::grad_tile<T>;
+  return run(tile, rows, cols, stride, own, scale, grads);
 }
 
-inline void find_remainders(const float* tile, int64_t rows, int64_t cols, int64_t stride,
-                            std::vector<Remainder>& found) {
-  const auto run = kHasAvx2 ? avx2::find_remainders : baseline::find_remainders;
+inline void find_residuals(const float* tile, int64_t rows, int64_t cols, int64_t stride, Residuals& found) {
+  const auto run = kHasAvx2 ? avx2::find_residuals : baseline::find_residuals;
   run(tile, rows, cols, stride, found);
 }
 

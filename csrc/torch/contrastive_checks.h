@@ -1,4 +1,4 @@
-// The rules of the contrastive ops, for every backend; cfmvit/ops/_contrastive_ops.py says the same of
+// The rules of the contrastive ops, for every backend; cfmvit/ops/contrastive/op_checks.py says the same of
 // tensors without data.
 #pragma once
 
@@ -37,17 +37,17 @@ inline void check_groups(const char* op, const Tensor& image, const Tensor& text
   }
 }
 
-// What a backward is given: log-sum-exps and gradients of every row, of every column and of every pair.
+// What a backward is given: shifts of every row and column, gradients of their sums and of every pair.
 inline void check_vectors(const char* op, const Tensor& image, const Tensor& text,
-                          std::optional<int64_t> label_offset, const Tensor& image_lse,
-                          const Tensor& text_lse, const Tensor& grad_positive, const Tensor& grad_image_lse,
-                          const Tensor& grad_text_lse) {
+                          std::optional<int64_t> label_offset, const Tensor& image_shift,
+                          const Tensor& text_shift, const Tensor& grad_positive,
+                          const Tensor& grad_image_sum, const Tensor& grad_text_sum) {
   const int64_t images = image.size(0), texts = text.size(0);
-  check_shape(op, "image_lse", image_lse, {images});
-  check_shape(op, "text_lse", text_lse, {texts});
+  check_shape(op, "image_shift", image_shift, {images});
+  check_shape(op, "text_shift", text_shift, {texts});
   check_shape(op, "grad_positive", grad_positive, {label_offset ? images : 0});
-  check_shape(op, "grad_image_lse", grad_image_lse, {images});
-  check_shape(op, "grad_text_lse", grad_text_lse, {texts});
+  check_shape(op, "grad_image_sum", grad_image_sum, {images});
+  check_shape(op, "grad_text_sum", grad_text_sum, {texts});
 }
 
 // Where the pair of image 0 stands among the texts; beyond all of them if there are no pairs.

@@ -169,7 +169,17 @@ def test_equals_open_clip() -> None:
 def test_gradcheck() -> None:
     image, text = features(5, 4).requires_grad_(), features(8, 4, seed=1).requires_grad_()
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *x: OP(*x, 2, None, None)[:3], (image, text, scale))
+
+    def lses(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        positive, image_shift, image_sum, text_shift, text_sum, *_ = OP(image, text, scale, 2, None, None)
+        # The gradient of a sum stands for that of its whole log-sum-exp.
+        lses = (
+            scale.detach() * shift + x.log()
+            for shift, x in ((image_shift, image_sum), (text_shift, text_sum))
+        )
+        return positive, *lses
+
+    assert torch.autograd.gradcheck(lses, (image, text, scale))
     fused = torch.ops.cfmvit.info_nce.default
     assert torch.autograd.gradcheck(lambda *x: fused(*x, 2, 0.7, 0.0, False)[0], (image, text, scale))
     assert torch.autograd.gradcheck(
@@ -190,12 +200,14 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(OP, (image, text, scale, None, None, None))
     torch.library.opcheck(OP, (image.detach(), text, scale, 2, torch.arange(5) % 2, torch.arange(8) % 3))
     lse = OP(image, text, scale, 2, None, None)
-    grads = [torch.ones_like(x) for x in lse[:3]]
+    grads = [torch.ones_like(lse[at]) for at in (0, 2, 4)]
     backward = torch.ops.cfmvit.contrastive_lse_backward.default
-    args = (image, text, scale, 2, lse[1], lse[2], *grads, True, False, False)
+    args = (image, text, scale, 2, lse[1], lse[3], *grads, True, False, False)
     args = [x.detach() if isinstance(x, Tensor) else x for x in args]
     torch.library.opcheck(backward, tuple(args))
-    pairs = [torch.randn(5, dtype=scale.dtype).requires_grad_() for _ in range(3)]
+    positive, image_sum, text_sum = (torch.rand(5, dtype=scale.dtype).requires_grad_() for _ in range(3))
+    shift = torch.randn(5, dtype=scale.dtype)
+    pairs = (positive, shift, image_sum, shift, text_sum, scale)
     torch.library.opcheck(torch.ops.cfmvit.pair_loss.default, (*pairs, 0.5, 0.5, True))
     op, texts = torch.ops.cfmvit.info_nce.default, features(5, 4, dtype, seed=2).requires_grad_()
     torch.library.opcheck(op, (image, texts, scale, 0, 0.5, 0.5, True))
@@ -377,21 +389,137 @@ def test_bad_features_give_a_nan_loss(bad: float) -> None:
 def test_pair_loss(weights: tuple[float, float], dtype: torch.dtype) -> None:
     """From losses that float32's log(1 + x) would round to zero, over blocks of pairs, and without a NaN of no weight."""
     generator = torch.Generator().manual_seed(0)
-    tensors = list((25 * torch.randn(3, 2500, dtype=torch.float64, generator=generator)).to(dtype))
-    tensors[1][0] = float("-inf")  # no negatives
+    positive, image_shift, text_shift = torch.randn(3, 2500, dtype=torch.float64, generator=generator)
+    image_sum, text_sum = 1 + 30 * torch.rand(2, 2500, dtype=torch.float64, generator=generator)
+    image_shift[0], image_sum[0] = float("-inf"), 0  # no negatives
     if 0.0 in weights:
-        tensors[1 + weights.index(0.0)][-1] = float("nan")
+        (image_shift, text_shift)[weights.index(0.0)][-1] = float("nan")
+    tensors = [
+        positive,
+        image_shift,
+        image_sum,
+        text_shift,
+        text_sum,
+        torch.tensor(25.0, dtype=torch.float64),
+    ]
+    tensors = [x.to(dtype) for x in tensors]
     exact, leaves = [x.double() for x in tensors], [x.clone().requires_grad_() for x in tensors]
     expected = reference.pair_loss(*exact, *weights, True)
     actual, *_ = torch.ops.cfmvit.pair_loss.default(*leaves, *weights, True)
     tolerance = {torch.float32: 1e-7, torch.float64: 1e-14}[dtype]
     assert abs(actual.double() - expected) <= tolerance * expected
-    for x in exact:
-        x.requires_grad_()
+    differentiated = [0, 2, 4, 5]
+    for at in differentiated:
+        exact[at].requires_grad_()
     expected = torch.autograd.grad(
-        3 * reference.pair_loss(*exact, *weights, True), exact, materialize_grads=True
+        3 * reference.pair_loss(*exact, *weights, True),
+        [exact[at] for at in differentiated],
+        materialize_grads=True,
     )
-    for a, e in zip(torch.autograd.grad(3 * actual, leaves), expected, strict=True):
+    found = torch.autograd.grad(3 * actual, [leaves[at] for at in differentiated])
+    for a, e in zip(found, expected, strict=True):
         torch.testing.assert_close(a.double(), e, rtol=2 * tolerance, atol=1e-30)
-    with pytest.raises(RuntimeError, match=r"image_lse and text_lse must have positive's shape and dtype"):
+    with pytest.raises(
+        RuntimeError, match=r"pair_loss: image_shift must have shape \(2499,\), got \(2500,\)"
+    ):
         torch.ops.cfmvit.pair_loss.default(tensors[0][1:], *tensors[1:], *weights, True)
+
+
+def worst_over_plain(image: Tensor, text: Tensor, scale: Tensor, **options) -> None:
+    """Assert that gradients are no worse than plain float32's, by a factor of two where those are exact to 1e-5."""
+    exact = loss_and_grads(eager_clip, image.double(), text.double(), scale.double())
+    plain = loss_and_grads(eager_clip, image, text, scale)
+    ours = loss_and_grads(info_nce, image, text, scale, **options)
+    for a, b, e in zip(ours[1:], plain[1:], exact[1:], strict=True):
+        assert a.isfinite().all()
+        assert relative(a, e) <= max(relative(b, e), min(2 * relative(b, e), 1e-5), 2e-7)
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 1e2, 1e4, 1e6, 1e10, 1e15, -1e3, -1e8])
+def test_gradients_are_exact_for_logits_of_any_size(scale: float, impl: str) -> None:
+    image, text = features(150, 48, torch.float32), features(150, 48, torch.float32, seed=1)
+    worst_over_plain(image, text, torch.tensor(scale), impl=impl)
+    if scale > 0:  # the same logits, from features that are not normalised
+        worst_over_plain(image * scale**0.5, text * scale**0.5, torch.tensor(1.0), impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("texts", [1, 2])
+def test_gradients_of_features_that_collapsed_cancel(texts: int, dtype: torch.dtype, impl: str) -> None:
+    """Texts that are all equal, or each one of two far apart: what images are drawn to is what they are pushed from."""
+    image = features(90, 32, dtype)
+    text = features(texts, 32, dtype, seed=1).repeat_interleave(90 // texts, 0)
+    image = image if texts == 1 else text
+    options = dict(direction="image_to_text", reduction="sum", impl=impl)
+    _, grad, *_ = loss_and_grads(info_nce, image, text, torch.tensor(100.0), **options)
+    assert grad.abs().max() < 2e-5  # a hundred roundings of float32
+
+
+@pytest.mark.parametrize("scale", [10.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_a_pair_that_another_equals_is_not_right(impl: str, dtype: torch.dtype, scale: float) -> None:
+    """Every pair twice, over blocks of several sizes: the pair's sum and its double's are of the same bits."""
+    image, text = (features(521, 70, dtype, seed=seed).repeat(2, 1) for seed in (0, 1))
+    loss, stats = info_nce(image, text, torch.tensor(scale), return_stats=True, impl=impl)
+    assert stats.accuracy_image == stats.accuracy_text == 0
+    assert loss.isfinite()
+    once, *_ = features(1, 70, dtype)
+    collapsed = once.expand(300, 70)
+    _, stats = info_nce(collapsed, collapsed, torch.tensor(scale), return_stats=True, impl=impl)
+    assert stats.accuracy_image == stats.accuracy_text == 0
+
+
+def test_sizes_known_only_at_run_time() -> None:
+    scale = torch.tensor(5.0)
+    image, text = features(9, 8, torch.float32), features(9, 8, torch.float32, seed=1)
+    keep = torch.arange(9) % 3 > 0
+    loss = lambda image, text, keep: info_nce(image[keep], text[keep], scale)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        torch.testing.assert_close(compiled(image, text, keep), loss(image, text, keep))
+
+
+def test_export_keeps_the_batch_dynamic() -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
+            return info_nce(image, text, torch.tensor(5.0), group_ids=ids, label_smoothing=0.1)
+
+    def batch(rows: int) -> tuple[Tensor, ...]:
+        return (
+            features(rows, 8, torch.float32),
+            features(rows, 8, torch.float32, seed=1),
+            torch.arange(rows) // 2,
+        )
+
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(Loss(), batch(6), dynamic_shapes=({0: rows},) * 3)
+    torch.testing.assert_close(program.module()(*batch(11)), Loss()(*batch(11)))
+
+
+@pytest.mark.parametrize("loss", [info_nce, siglip_loss])
+def test_meta_tensors_give_meta_results(loss: Callable[..., Tensor]) -> None:
+    image, text, scale = (
+        x.to("meta").requires_grad_() for x in (torch.ones(4, 3), torch.ones(4, 3), torch.tensor(1.0))
+    )
+    found = loss(image, text, scale)
+    assert found.is_meta
+    assert found.shape == ()
+    found.backward()
+    assert image.grad.is_meta
+
+
+def test_groups_under_function_transforms() -> None:
+    image, text, scale = features(6, 4), features(6, 4, seed=1), torch.tensor(3.0, dtype=torch.float64)
+    ids = torch.arange(6) // 2
+    loss = lambda image, ids=ids: info_nce(image, text, scale, group_ids=ids, impl="reference")
+    leaf = image.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(image), expected)
+    images, groups = torch.stack((image, 2 * image)), torch.stack((ids, ids.flip(0)))
+    torch.testing.assert_close(
+        torch.func.vmap(loss)(images, groups),
+        torch.stack([loss(*x) for x in zip(images, groups, strict=True)]),
+    )

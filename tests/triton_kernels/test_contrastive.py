@@ -88,7 +88,7 @@ def test_matrix_kernels_compile_for(
     kernel, pass_, form, spilled = KERNELS[name]
     config = contrastive_config.config_for(DTYPES[dtype], width, capability, pass_)
     integers = (
-        "first_row", "end_row", "first_col", "end_col", "strip", "texts", "width", "label_offset", "grad_stride"
+        "first_row", "end_row", "first_col", "end_col", "rows", "texts", "width", "label_offset", "grad_stride"
     )  # fmt: skip
     types = dict.fromkeys(("image", "text", "grad_logit"), f"*{dtype}") | dict.fromkeys(integers, "i32")
     types |= dict.fromkeys(("image_groups", "text_groups"), "*i64")
@@ -101,8 +101,9 @@ def test_matrix_kernels_compile_for(
     constants = form | dict(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d, GROUP_M=8,
         DESCRIPTORS=config.descriptors, EVEN_D=width % config.block_d == 0, PRECISION=precision,
-        PAIRS=contrastive_config.PAIRS,
     )  # fmt: skip
+    if pass_ == "sigmoid":
+        constants["PAIRS"] = contrastive_config.PAIRS
     if pass_ != "forward" and dtype != "fp16":
         constants["store_scale"] = None
     kernel = getattr(contrastive_sigmoid if pass_ == "sigmoid" else contrastive_lse, kernel)
@@ -132,11 +133,11 @@ def test_vector_kernels_compile_for(capability: int, compile_for, tmp_path: Path
     types = dict.fromkeys(("grad_image", "grad_text"), "*bf16") | dict.fromkeys(integers, "i32")
     types |= dict.fromkeys(("image_weight", "text_weight"), "fp32")
     for kernel, constants in (
-        (vectors.merge_kernel, dict(IS_MAX=False, COLS_TO_NATURAL=True, BLOCK_P=32, BLOCK=64)),
-        (vectors.merge_kernel, dict(IS_MAX=True, COLS_TO_NATURAL=False, BLOCK_P=32, BLOCK=64)),
+        (vectors.merge_kernel, dict(COLS_LAST=True, BLOCK_P=32, BLOCK=64)),
+        (vectors.merge_max_kernel, dict(COLS_LAST=False, BLOCK_P=32, BLOCK=64)),
         (vectors.merge_pair_loss_kernel, dict(BLOCK_P=32, BLOCK=512)),
         (vectors.finish_kernel, dict(BLOCK=16, BLOCK_D=128)),
-        (vectors.finish_kernel, dict(store_scale=None, grad=None, BLOCK=16, BLOCK_D=128)),
+        (vectors.finish_kernel, dict(store_scale=None, grad=None, base=None, BLOCK=16, BLOCK_D=128)),
         (vectors.store_scale_kernel, dict(BLOCK=1024)),
         (vectors.pair_loss_kernel, dict(BLOCK=2048)),
         (vectors.round_kernel, dict(BLOCK=4096)),
@@ -146,20 +147,3 @@ def test_vector_kernels_compile_for(capability: int, compile_for, tmp_path: Path
         compiled = compile_for(kernel, capability, types, constants, warps, 2)
         assert not re.search(r"arith.muli .* : tensor<\S+xi32>", compiled.asm["ttir"])
         registers_without_spills(compiled, tmp_path)
-
-
-def test_register_form_of_the_benchmark_fits(compile_for, tmp_path: Path) -> None:
-    from cfmvit.bench.register_backward import BLOCKS, rows_bwd_kernel
-
-    for width, (block_m, block_n) in BLOCKS.items():
-        types = dict.fromkeys(("rows", "cols", "pair_offset"), "i32") | {
-            "image": "*bf16",
-            "text": "*bf16",
-            "rows_tiles": f"tensordesc<bf16[{block_m},{width}]>",
-            "cols_tiles": f"tensordesc<bf16[{block_n},{width}]>",
-            "product": f"tensordesc<fp32[{block_m},{width}]>",
-        }
-        constants = dict(BLOCK_M=block_m, BLOCK_N=block_n, WIDTH=width, PAIRS=16)
-        compiled = compile_for(rows_bwd_kernel, 90, types, constants, 8, 2)
-        assert compiled.metadata.shared <= SHARED_BYTES[90]
-        registers_without_spills(compiled, tmp_path, 16)

@@ -81,14 +81,14 @@ def test_odd_sizes_and_views(loss, rows: int, width: int, dtype: torch.dtype) ->
 @pytest.mark.parametrize("loss", [info_nce, siglip_loss])
 def test_many_blocks_are_as_exact_as_one(loss, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums over blocks are in float32: eighteen of them and one of all differ by their order alone, far below the dtype's ulp."""
-    from cfmvit.triton_kernels import contrastive, contrastive_feature_gradients, contrastive_lse_row_blocks
+    from cfmvit.triton_kernels import contrastive_config
 
     image, text = pairs(1400, 64, 0.3, dtype)
     whole = step(loss, image, text, 20.0)
-    monkeypatch.setattr(contrastive, "SMALL_BATCH", 0)
-    monkeypatch.setattr(contrastive_lse_row_blocks, "FORWARD_STRIP", 128)
-    monkeypatch.setattr(contrastive_feature_gradients, "WORKSPACE_BYTES", 256 * 512 * dtype.itemsize)
-    monkeypatch.setattr(contrastive_feature_gradients, "LEAST_ROWS", 256)
+    monkeypatch.setattr(contrastive_config, "SMALL_BATCH", 0)
+    monkeypatch.setattr(contrastive_config, "FORWARD_ROWS", 128)
+    monkeypatch.setattr(contrastive_config, "WORKSPACE_BYTES", 256 * 512 * dtype.itemsize)
+    monkeypatch.setattr(contrastive_config, "LEAST_BLOCK_ROWS", 256)
     for found, x in zip(step(loss, image, text, 20.0), whole, strict=True):
         assert (
             relative(found, x.double())

@@ -153,10 +153,10 @@ def test_memory_over_the_inputs(rows: int, width: int, recorder: Recorder) -> No
 
     image, text, scale = features(rows, width, torch.bfloat16)
     recorder.start()
-    _, image_lse, text_lse, *_ = contrastive.contrastive_lse(image, text, scale, 0)
-    assert recorder.peak_bytes < WORKSPACE  # partial sums of a strip
+    _, of_rows, _, of_cols, *_ = contrastive.contrastive_lse(image, text, scale, 0)
+    assert recorder.peak_bytes < WORKSPACE  # partial sums of a row block
     recorder.start()
-    args = (image, text, scale, 0, image_lse, text_lse, image_lse, image_lse, text_lse)
+    args = (image, text, scale, 0, of_rows, of_cols, of_rows, of_rows, of_cols)
     contrastive.contrastive_lse_backward(*args, True, True)
     gradients, texts = 2 * image.nbytes, 2 * image.nbytes
     assert recorder.peak_bytes < WORKSPACE + gradients + texts + GIB // 16
@@ -234,10 +234,10 @@ def test_siglip_and_blocks_of_other_ranks_read_nothing_back(recorder: Recorder) 
     contrastive.sigmoid_loss(image, text, scale, scale, 0, True, True)
     contrastive.sigmoid_loss(image, text, scale, scale, None, True, False)
     groups = torch.empty(300, dtype=torch.int64, device="cuda")
-    _, image_lse, text_lse, *_ = contrastive.contrastive_lse(image, text, scale, None, groups, groups)
-    none = image_lse.new_empty(0)
+    _, rows, _, cols, *_ = contrastive.contrastive_lse(image, text, scale, None, groups, groups)
+    none = rows.new_empty(0)
     contrastive.contrastive_lse_backward(
-        image, text, scale, None, image_lse, text_lse, none, image_lse, text_lse, False, True, True
+        image, text, scale, None, rows, cols, none, rows, cols, False, True, True
     )
 
 

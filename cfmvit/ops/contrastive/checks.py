@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cfmvit.ops.contrastive.collectives import check_group
 from cfmvit.ops.contrastive.text_exchange import EXCHANGES
-from cfmvit.ops.shared.checks import float_dtype
+from cfmvit.ops.shared.checks import certain, float_dtype
 
 DIRECTIONS = ("both", "image_to_text", "text_to_image")
 REDUCTIONS = ("mean", "sum", "none")
@@ -26,11 +26,11 @@ def check_tensors(
         if not isinstance(features, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(features).__name__}")
         float_dtype(op, name, features)
-        if features.dim() != 2 or 0 in features.shape:
+        if features.dim() != 2 or any(certain(n == 0) for n in features.shape):
             raise ValueError(f"{op}: {name} must be a non-empty matrix, got shape {tuple(features.shape)}")
-    if image.shape[1] != text.shape[1]:
+    if certain(image.shape[1] != text.shape[1]):
         raise ValueError(f"{op}: text must have image's width {image.shape[1]}, got {text.shape[1]}")
-    if image.dtype != text.dtype and not torch.is_autocast_enabled(image.device.type):
+    if image.dtype != text.dtype and not _autocast_converts(image):
         raise TypeError(f"{op}: text must have image's dtype {image.dtype}, got {text.dtype}")
     for name, scalar in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
         if name == "logit_bias" and scalar is None:
@@ -44,7 +44,7 @@ def check_tensors(
         if not isinstance(group_ids, Tensor) or group_ids.is_floating_point() or group_ids.is_complex():
             kind = group_ids.dtype if isinstance(group_ids, Tensor) else type(group_ids).__name__
             raise TypeError(f"{op}: group_ids must be an integer tensor, got {kind}")
-        if group_ids.shape != text.shape[:1]:
+        if group_ids.dim() != 1 or certain(group_ids.shape[0] != text.shape[0]):
             raise ValueError(
                 f"{op}: group_ids must have shape ({text.shape[0]},), got shape {tuple(group_ids.shape)}"
             )
@@ -70,17 +70,17 @@ def check_pairs(
     images, texts = image.shape[0], text.shape[0]
     if process_group is not None:
         check_group("info_nce", process_group)
-        if texts != images or label_offset:
+        if label_offset or certain(texts != images):
             raise ValueError(
                 f"info_nce: text must have image's {images} rows and label_offset be 0 with a process_group, got "
                 f"{texts} rows and label_offset {label_offset}"
             )
-    if direction != "image_to_text" and (texts != images or label_offset):
+    if direction != "image_to_text" and (label_offset or certain(texts != images)):
         raise ValueError(
             f"info_nce: text must have image's {images} rows and label_offset be 0 unless direction is "
             f"'image_to_text', got {texts} rows and label_offset {label_offset}"
         )
-    if texts < images + label_offset:
+    if certain(texts < images + label_offset):
         raise ValueError(
             f"info_nce: text must have at least {images + label_offset} rows (image rows + label_offset), got {texts}"
         )
@@ -99,3 +99,8 @@ def check_exchange(op: str, exchange: str | None, process_group: object) -> None
     if exchange is not None and (exchange not in EXCHANGES or process_group is None):
         rule = f"one of {tuple(EXCHANGES)}, and come with a process_group"
         raise ValueError(f"{op}: exchange must be {rule}, got {exchange!r} and {process_group!r}")
+
+
+def _autocast_converts(image: Tensor) -> bool:
+    device = image.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -34,7 +34,7 @@ def check_alike(op: str, group: dist.ProcessGroup, **facts: int | tuple[int, ...
     if torch.compiler.is_compiling():
         return
     flat = [n for fact in facts.values() for n in (fact if isinstance(fact, tuple) else (fact,))]
-    ranks = _gather(torch.tensor(flat), _host_group(group)).view(-1, len(flat)).tolist()
+    ranks = _gather(torch.tensor(flat, device="cpu"), _host_group(group)).view(-1, len(flat)).tolist()
     at = 0
     for name, fact in facts.items():
         end = at + len(fact) if isinstance(fact, tuple) else at + 1

@@ -1,8 +1,8 @@
 """The contrastive losses over a batch that is spread over ranks: own images against the texts of all ranks.
 
 Rows of logits are complete on their rank. Of the columns every rank knows a part, which it sends to the rank that owns the text:
-one all-to-all of W b numbers. Log-sum-exps merge exactly there, whatever the features' length; a SUM all-reduce of the sums
-themselves would move twice as much and would need a shift that holds for all ranks first.
+one all-to-all of W b shifts and sums. They merge exactly there, whatever the features' length; a SUM all-reduce of the sums
+themselves would need a shift that holds for all ranks first.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Place(NamedTuple):
 
 def contrastive_lse(
     image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, place: Place
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Do what the op of that name does, for the own rows of the logits of all ranks and the columns of the own texts.
 
-    image (b, D), text (b, D), groups (b,) -> positive (b,), image_lse (b,), text_lse (b,), image_max (b,), text_max (b,).
-    The gradients given back are those of the sum of the ranks' losses. `groups` is compared across ranks.
+    image (b, D), text (b, D), groups (b,) -> positive, image_shift, image_sum, text_shift, text_sum, image_max, text_max: (b,)
+    each, the last two of no elements without groups. The gradients given back are those of the sum of the ranks' losses. `groups` is compared across ranks.
     """
     return _Lse.apply(image, text, logit_scale, groups, place)
 
@@ -54,12 +54,12 @@ def sigmoid_loss(
 class _Lse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, place: Place):
-        world, rows = dist.get_world_size(place.group), len(text)
+        world, rows = dist.get_world_size(place.group), text.shape[0]
         exchange = EXCHANGES[place.exchange].start(text.contiguous(), place.group)
         all_groups = None if groups is None else collectives.gather_rows(groups, place.group)
-        # Log-sum-exps of columns and, with groups, largest logits: what each rank knows of every text.
-        columns = image.new_empty(2 if groups is not None else 1, world * rows, dtype=compute_dtype(image))
-        row_lses, row_maxima = [], []
+        # What each rank knows of every text: shift, sum and, with groups, the largest among others.
+        columns = image.new_empty(2 if groups is None else 3, world * rows, dtype=compute_dtype(image))
+        of_rows = []
         for block in exchange.blocks():
             theirs = None if groups is None else all_groups[block.columns]
             found = place.op("contrastive_lse")(
@@ -67,34 +67,40 @@ class _Lse(torch.autograd.Function):
             )
             if block.label_offset == 0:
                 positive = found[0]
-            row_lses.append(found[1])
-            row_maxima.append(found[3])
-            for part, known in zip(columns, found[2::2], strict=False):
-                part[block.columns] = known
-        known = collectives.exchange(columns.view(-1, world, rows).transpose(0, 1), place.group)
-        image_lse, text_lse = torch.stack(row_lses).logsumexp(0), known[:, 0].logsumexp(0)
-        image_max, text_max = torch.stack(row_maxima).amax(0), known[:, -1].amax(0)
-        if groups is None:
-            image_max, text_max = positive.new_empty(0), positive.new_empty(0)
+            of_rows.append([found[1], found[2], found[5]])
+            for of_rank, of_block in zip(columns, (found[3], found[4], found[6]), strict=False):
+                of_rank[block.columns] = of_block
+        of_columns = collectives.exchange(columns.view(-1, world, rows).transpose(0, 1), place.group)
+        image_shift, image_sum = _merged(*map(torch.stack, list(zip(*of_rows, strict=True))[:2]), logit_scale)
+        text_shift, text_sum = _merged(of_columns[:, 0], of_columns[:, 1], logit_scale)
+        image_max = text_max = positive.new_empty(0)
+        if groups is not None:
+            image_max = _largest(torch.stack([largest for *_, largest in of_rows]), logit_scale)
+            text_max = _largest(of_columns[:, 2], logit_scale)
 
-        ctx.mark_non_differentiable(image_max, text_max)
-        ctx.save_for_backward(image, text, logit_scale, exchange.kept, image_lse, text_lse)
+        ctx.mark_non_differentiable(image_shift, text_shift, image_max, text_max)
+        ctx.save_for_backward(image, text, logit_scale, exchange.kept, image_shift, text_shift)
         ctx.place = place
-        return positive, image_lse, text_lse, image_max, text_max
+        return positive, image_shift, image_sum, text_shift, text_sum, image_max, text_max
 
     @staticmethod
-    def backward(ctx, grad_positive: Tensor, grad_image_lse: Tensor, grad_text_lse: Tensor, *_: None):
-        image, _, logit_scale, kept, image_lse, text_lse = (x.detach() for x in ctx.saved_tensors)
+    def backward(
+        ctx, grad_positive: Tensor, _: None, grad_image_sum: Tensor, __: None, grad_text_sum: Tensor, *___: None
+    ):  # fmt: skip
+        image, _, logit_scale, kept, image_shift, text_shift = (x.detach() for x in ctx.saved_tensors)
         group, (needs_image, needs_text, needs_scale, *_) = ctx.place.group, ctx.needs_input_grad
-        lse, grad_lse = collectives.gather_rows(torch.stack((text_lse, grad_text_lse), 1), group).unbind(1)
+        shifts, grad_sums = (
+            x.contiguous()
+            for x in collectives.gather_rows(torch.stack((text_shift, grad_text_sum), 1), group).unbind(1)
+        )
         sums = _Sums()
 
         def gradient_of(block: Block) -> Tensor:
             own = block.label_offset is not None
             grad_image, grad_text, grad_scale = ctx.place.op("contrastive_lse_backward")(
-                image, block.text, logit_scale, block.label_offset, image_lse, lse[block.columns].contiguous(),
-                grad_positive if own else grad_positive[:0], grad_image_lse,
-                grad_lse[block.columns].contiguous(), needs_image, needs_text, True,
+                image, block.text, logit_scale, block.label_offset, image_shift, shifts[block.columns],
+                grad_positive if own else grad_positive[:0], grad_image_sum, grad_sums[block.columns],
+                needs_image, needs_text, True,
             )  # fmt: skip
             sums.add(grad_image, grad_scale)
             return grad_text
@@ -148,6 +154,18 @@ class _Sigmoid(torch.autograd.Function):
         grad_image = (sums.image if recompute else grad_image) * grad if needs_image else None
         grad_scalars = (g * grad if needed else None for g, needed in zip(grads, needs_scalars, strict=False))
         return *_once((grad_image, grad_text, *grad_scalars), ctx.saved_tensors), None
+
+
+def _largest(similarities: Tensor, logit_scale: Tensor) -> Tensor:
+    """Those of the largest logits along the first axis."""
+    return torch.where(logit_scale < 0, similarities.amin(0), similarities.amax(0))
+
+
+def _merged(shifts: Tensor, sums: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and sum (b,) of all ranks, from those of each (W, b)."""
+    shift = _largest(shifts, logit_scale)
+    factor = torch.where(sums == 0, 0, (logit_scale * (shifts - shift)).exp())
+    return shift, (sums * factor).sum(0)
 
 
 class _Sums:

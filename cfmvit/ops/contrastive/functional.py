@@ -1,9 +1,9 @@
 """Contrastive losses without their logits matrix.
 
-Letters: B images, T texts, D width. A cross-entropy is a log-sum-exp minus the mean logit under the target. The second is
-linear in the features and costs O(B D), so all that needs a kernel is `contrastive_lse`: log-sum-exps of the negatives of
-every row and every column, from one tile per block of logits; `info_nce` is that and what makes the loss of it. Leaving the pair itself out of the sums and taking
-softplus(lse_of_negatives - positive) keeps loss and gradient exact when the probability of the pair comes close to one.
+Letters: B images, T texts, D width. What needs a kernel is `contrastive_lse`: log-sum-exps of the negatives of every row and
+every column, from one tile per block of logits; `info_nce` is that and what makes the loss of it. Leaving the pair itself out of
+the sums and taking softplus(lse_of_negatives - positive) keeps loss and gradient exact when the probability of the pair comes
+close to one. Log-sum-exps come as shift and sum (native.py), so that logits of any size keep them exact as well.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.nn import functional as F
 
 from cfmvit.ops.contrastive import collectives, distributed, native, reference, text_exchange
 from cfmvit.ops.contrastive.checks import check_exchange, check_options, check_pairs, check_tensors
 from cfmvit.ops.contrastive.native import compute_dtype
+from cfmvit.ops.contrastive.targets import lead_over_target
+from cfmvit.ops.shared.checks import certain
 from cfmvit.ops.shared.implementation import implementation
-from cfmvit.ops.shared.transforms import stable_argsort
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -112,18 +112,20 @@ def info_nce(
             image, text, logit_scale, label_offset, *weights, reduction == "mean"
         )
     else:
-        max_groups = _stats_groups(text, group_ids, place) if return_stats else None
-        found = _lse(image, text, logit_scale, own, max_groups, place, chosen)
-        loss = _reduced(*found[:3], weights, reduction, chosen)
+        groups = _stats_groups(text, group_ids, place) if return_stats else None
+        *found, image_max, text_max = _lse(image, text, logit_scale, own, groups, place, chosen)
+        loss = _reduced(found, logit_scale, weights, reduction, chosen)
     if group_ids is not None or label_smoothing > 0:
-        excess = _excess(image, text, own, group_ids, label_smoothing, process_group)
-        linear = logit_scale * sum(weight * x for weight, x in zip(weights, excess, strict=True))
+        leads = lead_over_target(image, text, own, group_ids, label_smoothing, process_group)
+        linear = logit_scale * sum(weight * x for weight, x in zip(weights, leads, strict=True))
         loss = loss + (
             linear if reduction == "none" else linear.mean() if reduction == "mean" else linear.sum()
         )
     if logit_bias is not None:
         loss = loss + 0 * logit_bias.to(loss.dtype)
-    return (loss, _stats(*found, logit_bias)) if return_stats else loss
+    if not return_stats:
+        return loss
+    return loss, _stats(found, (image_max, text_max), logit_scale, logit_bias)
 
 
 def _lse(
@@ -131,58 +133,54 @@ def _lse(
     text: Tensor,
     logit_scale: Tensor,
     own: slice,
-    max_groups: Tensor | None,
+    groups: Tensor | None,
     place: distributed.Place | None,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Positive, image_lse, text_lse and, with max_groups, image_max, text_max of the own pairs: (B,) each."""
+) -> tuple[Tensor, ...]:
+    """What contrastive_lse gives for the own pairs: (B,) each, the maxima only with groups (T,)."""
     if place is not None:
-        return distributed.contrastive_lse(image, text, logit_scale, max_groups, place)
-    groups = (None, None) if max_groups is None else (max_groups[own], max_groups)
+        return distributed.contrastive_lse(image, text, logit_scale, groups, place)
     op = reference.contrastive_lse if impl == "reference" else native.OPS["contrastive_lse"]
-    positive, image_lse, text_lse, image_max, text_max = op(image, text, logit_scale, own.start, *groups)
-    if text.shape[0] != image.shape[0]:
-        text_lse, text_max = text_lse[own], text_max[own]
-    return positive, image_lse, text_lse, image_max, text_max
+    of_images = None if groups is None else groups[own]
+    found = op(image, text, logit_scale, own.start, of_images, groups)
+    if certain(text.shape[0] == image.shape[0]):
+        return tuple(found)
+    positive, image_shift, image_sum, text_shift, text_sum, image_max, text_max = found
+    return positive, image_shift, image_sum, text_shift[own], text_sum[own], image_max, text_max[own]
 
 
 def _reduced(
-    positive: Tensor,
-    image_lse: Tensor,
-    text_lse: Tensor,
-    weights: tuple[float, float],
-    reduction: str,
-    impl: str,
+    found: list[Tensor], logit_scale: Tensor, weights: tuple[float, float], reduction: str, impl: str
 ) -> Tensor:
     """Cross-entropies of the pairs, (B,), or their sum or mean."""
     if reduction == "none":
-        return reference.pair_losses(positive, image_lse, text_lse, *weights)
+        return reference.pair_losses(*found, logit_scale, *weights)
     if impl == "reference":
-        return reference.pair_loss(positive, image_lse, text_lse, *weights, reduction == "mean")
-    loss, *_ = native.OPS["pair_loss"](positive, image_lse, text_lse, *weights, reduction == "mean")
+        return reference.pair_loss(*found, logit_scale, *weights, reduction == "mean")
+    loss, *_ = native.OPS["pair_loss"](*found, logit_scale, *weights, reduction == "mean")
     return loss
 
 
 def _stats(
-    positive: Tensor,
-    image_lse: Tensor,
-    text_lse: Tensor,
-    image_max: Tensor,
-    text_max: Tensor,
+    found: list[Tensor],
+    maxima: tuple[Tensor, Tensor],
+    logit_scale: Tensor,
     logit_bias: Tensor | None,
 ) -> InfoNCEStats:
+    """maxima: similarity of each row's and column's largest logit among other groups; without groups, that of the negatives."""
     # Detached rather than without gradients: forward-mode derivatives end here, too.
-    positive, image_lse, text_lse, image_max, text_max = (
-        x.detach() for x in (positive, image_lse, text_lse, image_max, text_max)
-    )
-    bias = 0 if logit_bias is None else logit_bias.detach()
-    return InfoNCEStats(
-        torch.logaddexp(image_lse, positive) + bias,
-        torch.logaddexp(text_lse, positive) + bias,
-        positive + bias,
-        (positive > image_max).to(positive.dtype).mean(),
-        (positive > text_max).to(positive.dtype).mean(),
-    )
+    positive, image_shift, image_sum, text_shift, text_sum = (x.detach() for x in found)
+    maxima, logit_scale = [x.detach() for x in maxima], logit_scale.detach()
+    logit = logit_scale * positive + (0 if logit_bias is None else logit_bias.detach())
+    lses, accuracies = [], []
+    shifts = (image_shift, text_shift)
+    for shift, total, largest in zip(shifts, (image_sum, text_sum), maxima, strict=True):
+        lead = torch.where(total == 0, float("-inf"), logit_scale * (shift - positive) + total.log())
+        lses.append(logit + torch.nn.functional.softplus(lead))
+        # Of the difference, so that equal similarities are equal, and no rounding makes a tie.
+        ahead = logit_scale * (positive - largest) > 0
+        accuracies.append(ahead.to(positive.dtype).mean())
+    return InfoNCEStats(*lses, logit, *accuracies)
 
 
 def siglip_loss(
@@ -228,7 +226,7 @@ def siglip_loss(
     """
     op = "siglip_loss"
     check_tensors(image, text, logit_scale, logit_bias, None, op)
-    if image.shape[0] != text.shape[0]:
+    if certain(image.shape[0] != text.shape[0]):
         raise ValueError(f"siglip_loss: text must have image's {image.shape[0]} rows, got {text.shape[0]}")
     if process_group is not None:
         collectives.check_group(op, process_group)
@@ -293,47 +291,3 @@ def _stats_groups(text: Tensor, group_ids: Tensor | None, place: distributed.Pla
         return group_ids.to(torch.int64)
     first = 0 if place is None else dist.get_rank(place.group) * text.shape[0]
     return torch.arange(first, first + text.shape[0], device=text.device)
-
-
-def _excess(
-    image: Tensor,
-    text: Tensor,
-    own: slice,
-    group_ids: Tensor | None,
-    smoothing: float,
-    process_group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor]:
-    """Similarity of each own pair over its mean under the target: (B,) for the images, (B,) for the texts.
-
-    Exactly zero, with exactly zero gradients, for a pair without other positives and without smoothing.
-    """
-    dtype = compute_dtype(image)
-    images, texts = image.to(dtype), text.to(dtype)
-    pairs = slice(0, len(images))
-    mean_image, mean_text = (collectives.mean(x.mean(0), process_group) for x in (images, texts))
-    if process_group is not None and group_ids is not None:
-        images, texts, group_ids = (
-            collectives.gather_rows(x, process_group) for x in (images, texts, group_ids)
-        )
-        first = dist.get_rank(process_group) * len(image)
-        pairs = own = slice(first, first + len(image))
-    image, text = images[pairs], texts[own]
-    target_text, target_image = text, image
-    if group_ids is not None:
-        target_text = _group_means(texts, group_ids)[own]
-        image_ids = group_ids if len(images) == len(texts) else group_ids[own]
-        target_image = _group_means(images, image_ids)[pairs]
-    if smoothing:
-        target_text = torch.lerp(target_text, mean_text, smoothing)
-        target_image = torch.lerp(target_image, mean_image, smoothing)
-    return (image * (text - target_text)).sum(1), (text * (image - target_image)).sum(1)
-
-
-def _group_means(rows: Tensor, ids: Tensor) -> Tensor:
-    """Mean of the rows (N, D) of each group of ids (N,), given to every row of it, (N, D)."""
-    order = stable_argsort(ids)
-    first = F.pad((ids[order].diff() != 0).long(), (1, 0))
-    group = torch.zeros_like(order).scatter(0, order, first.cumsum(0))
-    sums = torch.zeros_like(rows).index_add(0, group, rows)
-    counts = torch.zeros_like(rows[:, :1]).index_add(0, group, torch.ones_like(rows[:, :1]))
-    return sums.index_select(0, group) / counts.index_select(0, group)

@@ -1,19 +1,22 @@
 """The ops of the contrastive family: their shapes, gradients and Triton kernels.
 
 `contrastive_lse(image (B, D), text (T, D), logit_scale (), label_offset, image_groups (B,), text_groups (T,) or None)` gives
-positive (B,), image_lse (B,), text_lse (T,) and, with groups, image_max (B,), text_max (T,). With label_offset None no text
-belongs to an image: positive has no elements.
+positive (B,), image_shift (B,), image_sum (B,), text_shift (T,), text_sum (T,) and, with groups, image_max (B,), text_max (T,).
+With label_offset None no text belongs to an image: positive has no elements. A log-sum-exp is
+logit_scale * shift + log(sum): two numbers, because one would be rounded at the size of a logit, and the probabilities
+exp(logit - log-sum-exp) with it.
 
 `sigmoid_loss(image, text, logit_scale, logit_bias, label_offset, needs_image, needs_text)` gives the loss and, since a sigmoid
 allows it, the gradients of image, text, logit_scale and logit_bias in one go.
 
-`pair_loss(positive (B,), image_lse (B,), text_lse (B,), image_weight, text_weight, mean)` makes the loss () of the first, and its
-gradients by those three. An op of its own, because its dozen of small steps would outlast a small batch.
+`pair_loss(positive, image_shift, image_sum, text_shift, text_sum (B,), logit_scale, image_weight, text_weight, mean)` makes the
+loss () of the first, and its gradients by positive, both sums and logit_scale. An op of its own, because its dozen of small steps
+would outlast a small batch.
 
 `info_nce(image, text, logit_scale, label_offset, image_weight, text_weight, mean)` is both in one, which saves a batch of a few
-thousand pairs or less four launches of ten. It gives the loss, image_lse, text_lse, and the gradients of `pair_loss`.
+thousand pairs or less four launches of ten. It gives the loss, both shifts, and the gradients of `pair_loss`.
 
-See reference/contrastive.py. Autocast does not touch them: the kernels accumulate in float32 whatever the features' dtype, and a
+See reference.py. Autocast does not touch them: the kernels accumulate in float32 whatever the features' dtype, and a
 rounded logit_scale would cost accuracy.
 """
 
@@ -28,11 +31,13 @@ from cfmvit.ops.contrastive import reference
 from cfmvit.ops.contrastive.op_checks import (
     check_groups,
     check_pairs,
+    check_scalars,
     check_towers,
     check_vectors,
     check_weights,
 )
 from cfmvit.ops.shared import library
+from cfmvit.ops.shared.checks import same_device
 from cfmvit.ops.shared.fake_kernel import register_fake
 from cfmvit.ops.shared.native_op import NativeOp
 
@@ -63,15 +68,13 @@ def _check_info_nce(image, text, logit_scale, label_offset, image_weight, text_w
 def _check_info_nce_backward(grad, image, text, logit_scale, label_offset, *vectors_and_options) -> None:
     op = "info_nce_backward"
     check_towers(op, image, text, logit_scale, label_offset)
-    torch._check(grad.dim() == 0, lambda: f"{op}: grad must be 0-d, got {grad.dim()}-d")
+    check_scalars(op, grad=grad, grad_scale=vectors_and_options[5])
     check_vectors(op, image, text, label_offset, *vectors_and_options[:5])
 
 
 def _check_sigmoid(image, text, logit_scale, logit_bias, label_offset, *_) -> None:
     check_towers("sigmoid_loss", image, text, logit_scale, label_offset)
-    torch._check(
-        logit_bias.dim() == 0, lambda: f"sigmoid_loss: logit_bias must be 0-d, got {logit_bias.dim()}-d"
-    )
+    check_scalars("sigmoid_loss", logit_bias=logit_bias)
 
 
 # What is checked before Triton's kernels are given it; the native library checks by itself.
@@ -80,7 +83,7 @@ _CHECKS = {
     "contrastive_lse_backward": _check_lse_backward,
     "info_nce": _check_info_nce,
     "info_nce_backward": _check_info_nce_backward,
-    "pair_loss": lambda positive, image_lse, text_lse, *_: check_pairs(positive, image_lse, text_lse),
+    "pair_loss": lambda *args: check_pairs(*args[:6]),
     "sigmoid_loss": _check_sigmoid,
 }
 
@@ -96,7 +99,7 @@ def _lse_fake(
     _check_lse(image, text, logit_scale, label_offset, image_groups, text_groups)
     images, texts, has_max = image.shape[0], text.shape[0], text_groups is not None
     pairs = 0 if label_offset is None else images
-    sizes = (pairs, images, texts, images if has_max else 0, texts if has_max else 0)
+    sizes = (pairs, images, images, texts, texts, images if has_max else 0, texts if has_max else 0)
     return tuple(image.new_empty(size, dtype=compute_dtype(image)) for size in sizes)
 
 
@@ -105,12 +108,12 @@ def _grad_like(x: Tensor, needed: bool, dtype: torch.dtype) -> Tensor:
 
 
 def _lse_backward_fake(
-    image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image, grad_text, needs_image,
-    needs_text, full_precision,
+    image, text, logit_scale, label_offset, image_shift, text_shift, grad_positive, grad_image_sum, grad_text_sum,
+    needs_image, needs_text, full_precision,
 ):  # fmt: skip
     _check_lse_backward(
-        image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image, grad_text
-    )
+        image, text, logit_scale, label_offset, image_shift, text_shift, grad_positive, grad_image_sum, grad_text_sum
+    )  # fmt: skip
     dtype = compute_dtype(image) if full_precision else image.dtype
     return (
         _grad_like(image, needs_image, dtype),
@@ -121,17 +124,17 @@ def _lse_backward_fake(
 
 def _lse_context(ctx, inputs, output) -> None:
     image, text, logit_scale, ctx.label_offset, *_ = inputs
-    _, image_lse, text_lse, image_max, text_max = output
-    ctx.mark_non_differentiable(image_max, text_max)
-    ctx.save_for_backward(image, text, logit_scale, image_lse, text_lse)
+    _, image_shift, _, text_shift, _, image_max, text_max = output
+    ctx.mark_non_differentiable(image_shift, text_shift, image_max, text_max)
+    ctx.save_for_backward(image, text, logit_scale, image_shift, text_shift)
 
 
-def _lse_backward(ctx, grad_positive, grad_image_lse, grad_text_lse, *_):
-    image, text, logit_scale, image_lse, text_lse = ctx.saved_tensors
+def _lse_backward(ctx, grad_positive, _image_shift, grad_image_sum, _text_shift, grad_text_sum, *_):
+    image, text, logit_scale, image_shift, text_shift = ctx.saved_tensors
     needed = ctx.needs_input_grad[:3]
     grads = torch.ops.cfmvit.contrastive_lse_backward.default(
-        image, text, logit_scale, ctx.label_offset, image_lse, text_lse,
-        grad_positive, grad_image_lse, grad_text_lse, needed[0], needed[1], False,
+        image, text, logit_scale, ctx.label_offset, image_shift, text_shift,
+        grad_positive, grad_image_sum, grad_text_sum, needed[0], needed[1], False,
     )  # fmt: skip
     return *(grad if needs else None for grad, needs in zip(grads, needed, strict=True)), None, None, None
 
@@ -171,29 +174,36 @@ def _scale_grads(grad: Tensor, *inputs_and_grads: Tensor) -> tuple[Tensor, ...]:
     return tuple((grad * g).to(x.dtype) for x, g in zip(inputs, grads, strict=True))
 
 
-def _pair_loss_fake(positive, image_lse, text_lse, image_weight, text_weight, mean):
-    check_pairs(positive, image_lse, text_lse)
-    return positive.new_empty(()), *(torch.empty_like(x) for x in (positive, image_lse, text_lse))
+def _pair_loss_fake(
+    positive, image_shift, image_sum, text_shift, text_sum, logit_scale, image_weight, text_weight, mean
+):
+    check_pairs(positive, image_shift, image_sum, text_shift, text_sum, logit_scale)
+    empty_like = torch.empty_like
+    return positive.new_empty(()), *(empty_like(positive) for _ in range(3)), empty_like(logit_scale)
 
 
 def _pair_loss_context(ctx, inputs, output) -> None:
     _, *grads = output
     ctx.mark_non_differentiable(*grads)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:3], *grads)
+    positive, _, image_sum, _, text_sum, logit_scale, *_ = inputs
+    ctx.save_for_backward(positive, image_sum, text_sum, logit_scale, *grads)
 
 
 def _pair_loss_backward(ctx, grad, *_):
     if grad is None:
-        return (None,) * 6
-    return *torch.ops.cfmvit.pair_loss_backward.default(grad, *ctx.saved_tensors), None, None, None
+        return (None,) * 9
+    positive, image_sum, text_sum, scale = torch.ops.cfmvit.pair_loss_backward.default(
+        grad, *ctx.saved_tensors
+    )
+    return positive, None, image_sum, None, text_sum, scale, None, None, None
 
 
 def _info_nce_fake(image, text, logit_scale, label_offset, image_weight, text_weight, mean):
     _check_info_nce(image, text, logit_scale, label_offset, image_weight, text_weight)
     vectors = (image, text, image, image, text)
     empty = lambda *shape: image.new_empty(shape, dtype=compute_dtype(image))
-    return empty(), *(empty(x.shape[0]) for x in vectors)
+    return empty(), *(empty(x.shape[0]) for x in vectors), torch.empty_like(logit_scale)
 
 
 def _info_nce_context(ctx, inputs, output) -> None:
@@ -216,11 +226,12 @@ def _info_nce_backward(ctx, grad, *_):
 
 
 def _info_nce_backward_fake(
-    grad, image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image_lse, grad_text_lse,
-    needs_image, needs_text,
+    grad, image, text, logit_scale, label_offset, image_shift, text_shift, grad_positive, grad_image_sum,
+    grad_text_sum, grad_scale, needs_image, needs_text,
 ):  # fmt: skip
     _check_info_nce_backward(
-        grad, image, text, logit_scale, label_offset, image_lse, text_lse, grad_positive, grad_image_lse, grad_text_lse
+        grad, image, text, logit_scale, label_offset, image_shift, text_shift, grad_positive, grad_image_sum,
+        grad_text_sum, grad_scale,
     )  # fmt: skip
     grads = (_grad_like(x, n, x.dtype) for x, n in ((image, needs_image), (text, needs_text)))
     return *grads, torch.empty_like(logit_scale)
@@ -240,9 +251,13 @@ def why_not_triton(features: Tensor) -> str:
 
 
 def _in_triton(name: str):
+    schema = getattr(torch.ops.cfmvit, name).default._schema
+
     def run(*args):
         from cfmvit.triton_kernels import contrastive  # only here: importing cfmvit.ops must not need Triton
 
+        named = zip((x.name for x in schema.arguments), args, strict=True)
+        same_device(name, **{argument: x for argument, x in named if isinstance(x, Tensor)})
         _CHECKS[name](*args)
         with torch.cuda.device(args[0].device):  # Triton launches on the current device
             return getattr(contrastive, name)(*args)

@@ -19,7 +19,7 @@ def check_towers(op: str, image: Tensor, text: Tensor, logit_scale: Tensor, labe
         image.dtype == text.dtype and image.is_floating_point(),
         lambda: f"{op}: image and text must have one floating dtype, got {image.dtype} and {text.dtype}",
     )
-    torch._check(logit_scale.dim() == 0, lambda: f"{op}: logit_scale must be 0-d, got {logit_scale.dim()}-d")
+    check_scalars(op, logit_scale=logit_scale)
     if label_offset is None:
         return
     torch._check(
@@ -29,6 +29,12 @@ def check_towers(op: str, image: Tensor, text: Tensor, logit_scale: Tensor, labe
             f"{image.shape[0]} + {label_offset}"
         ),
     )
+
+
+def check_scalars(op: str, **scalars: Tensor) -> None:
+    """Check what has no dimensions."""
+    for name, x in scalars.items():
+        torch._check(x.dim() == 0, lambda: f"{op}: {name} must be 0-d, got {x.dim()}-d")  # noqa: B023
 
 
 def check_groups(op: str, image: Tensor, text: Tensor, *groups: Tensor | None) -> None:
@@ -62,30 +68,42 @@ def check_vectors(
     image: Tensor,
     text: Tensor,
     label_offset: int | None,
-    image_lse: Tensor,
-    text_lse: Tensor,
+    image_shift: Tensor,
+    text_shift: Tensor,
     grad_positive: Tensor,
-    grad_image_lse: Tensor,
-    grad_text_lse: Tensor,
+    grad_image_sum: Tensor,
+    grad_text_sum: Tensor,
 ) -> None:
     """Check what a backward op is given beside the features."""
     images, texts = image.shape[0], text.shape[0]
-    _check_length(op, "image_lse", image_lse, images)
-    _check_length(op, "text_lse", text_lse, texts)
+    _check_length(op, "image_shift", image_shift, images)
+    _check_length(op, "text_shift", text_shift, texts)
     _check_length(op, "grad_positive", grad_positive, 0 if label_offset is None else images)
-    _check_length(op, "grad_image_lse", grad_image_lse, images)
-    _check_length(op, "grad_text_lse", grad_text_lse, texts)
+    _check_length(op, "grad_image_sum", grad_image_sum, images)
+    _check_length(op, "grad_text_sum", grad_text_sum, texts)
 
 
-def check_pairs(positive: Tensor, image_lse: Tensor, text_lse: Tensor) -> None:
+def check_pairs(
+    positive: Tensor,
+    image_shift: Tensor,
+    image_sum: Tensor,
+    text_shift: Tensor,
+    text_sum: Tensor,
+    logit_scale: Tensor,
+) -> None:
     """Check what `pair_loss` is given."""
+    op = "pair_loss"
     torch._check(
-        all(x.shape == positive.shape and x.dtype == positive.dtype for x in (image_lse, text_lse)),
-        lambda: (
-            f"pair_loss: image_lse and text_lse must have positive's shape and dtype, {tuple(positive.shape)} "
-            f"{positive.dtype}, got {tuple(image_lse.shape)} {image_lse.dtype} and {tuple(text_lse.shape)} {text_lse.dtype}"
-        ),
+        positive.dim() == 1, lambda: f"{op}: positive must have shape (B,), got {tuple(positive.shape)}"
     )
+    vectors = dict(image_shift=image_shift, image_sum=image_sum, text_shift=text_shift, text_sum=text_sum)
+    for name, x in vectors.items():
+        _check_length(op, name, x, positive.shape[0])
+        torch._check(
+            x.dtype == positive.dtype,
+            lambda: f"{op}: {name} must have dtype {positive.dtype}, got {x.dtype}",  # noqa: B023
+        )
+    check_scalars(op, logit_scale=logit_scale)
 
 
 def _check_length(op: str, name: str, x: Tensor, length: int) -> None:

@@ -5,16 +5,19 @@ Letters: B images, T texts, D width. Features of any floating dtype are taken to
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def logits_of(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Scaled similarities (B, T) of image (B, D) and text (T, D) in at least float32."""
+def similarities_of(image: Tensor, text: Tensor) -> Tensor:
+    """Similarities (B, T) of image (B, D) and text (T, D) in at least float32."""
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
-    with torch.autocast(image.device.type, enabled=False):
-        return logit_scale.to(dtype) * (image.to(dtype) @ text.to(dtype).T)
+    device = image.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        return image.to(dtype) @ text.to(dtype).T
 
 
 def contrastive_lse(
@@ -24,23 +27,39 @@ def contrastive_lse(
     label_offset: int | None,
     image_groups: Tensor | None = None,
     text_groups: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log-sum-exp of the negatives of every image and of every text, and the logit of each pair.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log-sum-exps of the negatives of every image and of every text, as shifts and sums, and the similarity of each pair.
 
     image (B, D), text (T, D); the positive of image i is text i + label_offset (None: it has none here). Returns positive (B,)
-    or, without pairs, (0,), image_lse (B,), text_lse (T,), and with image_groups (B,), text_groups (T,) the largest logit of
-    each image_max (B,), text_max (T,) outside its own group, else two empty tensors.
+    or, without pairs, (0,), image_shift (B,), image_sum (B,), text_shift (T,), text_sum (T,), and with image_groups (B,),
+    text_groups (T,) the similarity of the largest logit of each, image_max (B,), text_max (T,), outside its own group, else two
+    empty tensors. A log-sum-exp is logit_scale * shift + log(sum), of which the first term is a constant to autograd.
     """
-    logits = logits_of(image, text, logit_scale)
+    similarities = similarities_of(image, text)
     own = _own(image, text, label_offset)
-    positive = logits.diagonal(label_offset) if label_offset is not None else logits.new_empty(0)
-    negatives = logits.masked_fill(own, float("-inf"))
-    image_max = text_max = positive.new_empty(0)
+    positive = similarities.new_empty(0) if label_offset is None else similarities.diagonal(label_offset)
+    sums = []
+    for axis in (1, 0):
+        shift = _largest(similarities.detach(), own, logit_scale, axis)
+        below = (logit_scale * (similarities - shift.unsqueeze(axis))).masked_fill(own, 0)
+        logits = _with_gradient_of(logit_scale * similarities, below)
+        sums += [shift, logits.masked_fill(own, float("-inf")).exp().sum(axis)]
+    maxima = [positive.new_empty(0)] * 2
     if text_groups is not None:
         same = image_groups[:, None] == text_groups
-        others = logits.detach().masked_fill(same, float("-inf"))
-        image_max, text_max = others.amax(1), others.amax(0)
-    return positive, negatives.logsumexp(1), negatives.logsumexp(0), image_max, text_max
+        maxima = [_largest(similarities.detach(), same, logit_scale, axis) for axis in (1, 0)]
+    return positive, *sums, *maxima
+
+
+def _with_gradient_of(x: Tensor, value: Tensor) -> Tensor:
+    """The value, which is x without a constant, and all derivatives of x."""
+    return value.detach() + (x - x.detach())
+
+
+def _largest(similarities: Tensor, left_out: Tensor, logit_scale: Tensor, axis: int) -> Tensor:
+    """Similarity of the largest logit along an axis among those not left out; its logit is -inf if there is none."""
+    sign = torch.where(logit_scale < 0, -1, 1).to(similarities.dtype)
+    return sign * (sign * similarities).masked_fill(left_out, float("-inf")).amax(axis)
 
 
 def contrastive_lse_backward(
@@ -48,49 +67,72 @@ def contrastive_lse_backward(
     text: Tensor,
     logit_scale: Tensor,
     label_offset: int | None,
-    image_lse: Tensor,
-    text_lse: Tensor,
+    image_shift: Tensor,
+    text_shift: Tensor,
     grad_positive: Tensor,
-    grad_image_lse: Tensor,
-    grad_text_lse: Tensor,
+    grad_image_sum: Tensor,
+    grad_text_sum: Tensor,
     needs_image: bool = True,
     needs_text: bool = True,
     full_precision: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of image, text and logit_scale. The log-sum-exps may be those of more texts or images than given here."""
-    logits = logits_of(image, text, logit_scale)
-    share = lambda lse: torch.where(lse == float("-inf"), 0, (logits - lse).exp())
-    grad = grad_image_lse[:, None] * share(image_lse[:, None]) + grad_text_lse * share(text_lse)
-    grad = grad.masked_fill(_own(image, text, label_offset), 0)
+    """Gradients of image, text and logit_scale. The shifts may be those of more texts or images than given here."""
+    similarities, own = similarities_of(image, text), _own(image, text, label_offset)
+    grad, grad_scale = torch.zeros_like(similarities), 0
+    for shift, grad_sum in ((image_shift[:, None], grad_image_sum[:, None]), (text_shift, grad_text_sum)):
+        lead = (similarities - shift).masked_fill(own, 0)
+        of_sums = (grad_sum * (logit_scale * lead).clamp(max=0).exp()).masked_fill(own, 0)
+        grad = grad + logit_scale * of_sums
+        grad_scale = grad_scale + (of_sums * similarities).sum()
     if label_offset is not None:
-        grad.diagonal(label_offset)[: len(image)] += grad_positive
-    rows, columns = image.to(grad.dtype), text.to(grad.dtype)
-    grads = [logit_scale * (grad @ columns), logit_scale * (grad.T @ rows)]
+        grad.diagonal(label_offset)[: image.shape[0]] += grad_positive
+    grads = [grad @ text.to(grad.dtype), grad.T @ image.to(grad.dtype)]
     for i, (x, needed) in enumerate(((image, needs_image), (text, needs_text))):
         grads[i] = grads[i].to(grad.dtype if full_precision else x.dtype) if needed else grads[i][:0, :0]
-    return *grads, (grad * (rows @ columns.T)).sum().to(logit_scale.dtype)
+    return *grads, grad_scale.to(logit_scale.dtype)
 
 
 def pair_loss(
-    positive: Tensor, image_lse: Tensor, text_lse: Tensor, image_weight: float, text_weight: float, mean: bool
+    positive: Tensor,
+    image_shift: Tensor,
+    image_sum: Tensor,
+    text_shift: Tensor,
+    text_sum: Tensor,
+    logit_scale: Tensor,
+    image_weight: float,
+    text_weight: float,
+    mean: bool,
 ) -> Tensor:
-    """Sum or mean over pairs of the weighted cross-entropies softplus(lse of negatives - positive); all (B,)."""
-    losses = pair_losses(positive, image_lse, text_lse, image_weight, text_weight)
+    """Sum or mean over pairs of the weighted cross-entropies softplus(log-sum-exp of negatives - logit); all (B,)."""
+    losses = pair_losses(
+        positive, image_shift, image_sum, text_shift, text_sum, logit_scale, image_weight, text_weight
+    )
     return losses.mean() if mean else losses.sum()
 
 
 def pair_loss_with_gradients(
-    positive: Tensor, image_lse: Tensor, text_lse: Tensor, image_weight: float, text_weight: float, mean: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`pair_loss` with its gradients by positive, image_lse and text_lse."""
-    loss = pair_loss(positive, image_lse, text_lse, image_weight, text_weight, mean)
-    grads = [
-        (weight / len(positive) if mean else weight) * (lse - positive).sigmoid()
-        if weight
-        else positive.new_zeros(len(lse))
-        for weight, lse in ((image_weight, image_lse), (text_weight, text_lse))
-    ]
-    return loss, -(grads[0] + grads[1]), *grads
+    positive: Tensor,
+    image_shift: Tensor,
+    image_sum: Tensor,
+    text_shift: Tensor,
+    text_sum: Tensor,
+    logit_scale: Tensor,
+    image_weight: float,
+    text_weight: float,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`pair_loss` with its gradients by positive, image_sum, text_sum and logit_scale."""
+    found = positive, image_shift, image_sum, text_shift, text_sum, logit_scale
+    loss = pair_loss(*found, image_weight, text_weight, mean)
+    slopes, by_sums = [], []
+    for weight, shift, total in ((image_weight, image_shift, image_sum), (text_weight, text_shift, text_sum)):
+        counts = (total != 0) & (weight != 0)
+        safe = torch.where(counts, total, 1)
+        slope = (safe.log() - logit_scale * (positive - shift)).sigmoid()
+        slopes.append(torch.where(counts, (weight / positive.shape[0] if mean else weight) * slope, 0))
+        by_sums.append(slopes[-1] / safe)
+    slope = slopes[0] + slopes[1]
+    return loss, -logit_scale * slope, *by_sums, -(slope * positive).sum()
 
 
 def info_nce_with_gradients(
@@ -101,31 +143,49 @@ def info_nce_with_gradients(
     image_weight: float,
     text_weight: float,
     mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`pair_loss` of `contrastive_lse`, image_lse (B,), text_lse (T,), and the gradients by positive and both; T = B where texts weigh."""
-    positive, image_lse, text_lse, *_ = contrastive_lse(image, text, logit_scale, label_offset)
-    own = text_lse[label_offset : label_offset + len(image)]
-    loss, by_positive, by_image, by_text = pair_loss_with_gradients(
-        positive, image_lse, own, image_weight, text_weight, mean
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`pair_loss` of `contrastive_lse`, both shifts, and the gradients of `pair_loss`; T = B where texts weigh."""
+    positive, image_shift, image_sum, text_shift, text_sum, *_ = contrastive_lse(
+        image, text, logit_scale, label_offset
     )
-    if len(text) != len(image):
-        by_text = torch.zeros_like(text_lse)
-    return loss, image_lse, text_lse, by_positive, by_image, by_text
+    own = slice(label_offset, label_offset + image.shape[0])
+    of_pairs = positive, image_shift, image_sum, text_shift[own], text_sum[own], logit_scale
+    loss, by_positive, by_image, by_text, by_scale = pair_loss_with_gradients(
+        *of_pairs, image_weight, text_weight, mean
+    )
+    if text.shape[0] != image.shape[0]:
+        by_text = torch.zeros_like(text_sum)
+    return loss, image_shift, text_shift, by_positive, by_image, by_text, by_scale
 
 
 def pair_losses(
-    positive: Tensor, image_lse: Tensor, text_lse: Tensor, image_weight: float, text_weight: float
+    positive: Tensor,
+    image_shift: Tensor,
+    image_sum: Tensor,
+    text_shift: Tensor,
+    text_sum: Tensor,
+    logit_scale: Tensor,
+    image_weight: float,
+    text_weight: float,
 ) -> Tensor:
     """The terms of `pair_loss`, (B,). A direction without weight adds nothing, not even a NaN."""
-    terms = ((image_weight, image_lse), (text_weight, text_lse))
-    return -sum(weight * F.logsigmoid(positive - lse) for weight, lse in terms if weight)
+    losses = torch.zeros_like(positive)
+    for weight, shift, total in ((image_weight, image_shift, image_sum), (text_weight, text_shift, text_sum)):
+        if weight:
+            alone = total == 0  # no negatives, no loss
+            ahead = torch.where(alone, 0, logit_scale * (positive - shift))
+            ahead = _with_gradient_of(logit_scale * positive, ahead)
+            loss = -F.logsigmoid(ahead - torch.where(alone, 1, total).log())
+            losses = losses + weight * torch.where(alone, 0, loss)
+    return losses
 
 
 def _own(image: Tensor, text: Tensor, label_offset: int | None) -> Tensor:
     """Which entries (B, T) belong to pairs."""
+    rows, columns = (torch.arange(x.shape[0], device=image.device) for x in (image, text))
     if label_offset is None:
-        return torch.zeros(len(image), len(text), dtype=torch.bool, device=image.device)
-    return F.one_hot(torch.arange(len(image), device=image.device) + label_offset, len(text)).bool()
+        return torch.zeros_like(rows[:, None] == columns)
+    return rows[:, None] + label_offset == columns
 
 
 def info_nce(
@@ -141,11 +201,11 @@ def info_nce(
     reduction: str = "mean",
 ) -> Tensor:
     """Compute `cfmvit.ops.info_nce` on one device by two dense cross-entropies."""
-    logits = logits_of(image, text, logit_scale)
+    logits = logit_scale * similarities_of(image, text)
     if logit_bias is not None:
         logits = logits + logit_bias
-    pair = torch.arange(len(image), device=image.device) + label_offset
-    ids = torch.arange(len(text), device=image.device) if group_ids is None else group_ids
+    pair = torch.arange(image.shape[0], device=image.device) + label_offset
+    ids = torch.arange(text.shape[0], device=image.device) if group_ids is None else group_ids
     positives = (ids[pair, None] == ids).to(logits.dtype)
 
     def cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
@@ -166,7 +226,7 @@ def sigmoid_loss(
     image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, label_offset: int | None
 ) -> Tensor:
     """Sum over all images i and texts j of softplus(-l[i, j]) where j = i + label_offset, softplus(l[i, j]) elsewhere."""
-    logits = logits_of(image, text, logit_scale) + logit_bias
+    logits = logit_scale * similarities_of(image, text) + logit_bias
     own = _own(image, text, label_offset)
     return -F.logsigmoid(torch.where(own, logits, -logits)).sum()
 

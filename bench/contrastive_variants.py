@@ -1,9 +1,9 @@
-"""Forms of the contrastive kernels side by side on a GPU: what `config_for` of triton_kernels chooses, and what else it could.
+"""Variants of the contrastive kernels side by side on a GPU: what `config_for` of triton_kernels chooses, and what else it could.
 
-    python -m cfmvit.bench.contrastive_forms [--size 32768x768,32768x512] [--seconds 0.3] [--output forms.json]
+    python -m cfmvit.bench.contrastive_variants [--size 32768x768,32768x512] [--seconds 0.3] [--output variants.json]
 
-The tiles there were chosen by what they compile to; this is to choose them by time. Each form's results are compared with those of
-the form in use. At widths that it takes, the backward without a workspace (register_backward.py) is one of the forms.
+The tiles there were chosen by what they compile to; this is to choose them by time. Each variant's results are compared with those of
+the variant in use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cfmvit.bench.draw import Draw
 from cfmvit.bench.timing import interleaved, quantiles
 from cfmvit.progress import progress
 
-FORMS = {
+VARIANTS = {
     "two programs to an SM": dict(block_n=128, descriptors=True, max_registers=128),
     "registers without limit": dict(block_n=128, descriptors=True, max_registers=None),
     "pointers": dict(block_n=128, descriptors=False, max_registers=None),
@@ -39,22 +39,25 @@ PASSES = ("forward", "loss", "backward", "sigmoid")
 WHOLE_ROWS = "whole rows"  # blocks as wide as the logits, however low
 MANY_PROGRAMS = "sums merged by many programs"  # as those of larger batches are
 IN_USE = "in use"
-MOST_ERROR = 1e-2  # of a form's results, relative to those in use
+MOST_ERROR = 1e-2  # of a variant's results, relative to those in use
 
 
-def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
-    """Functions that compute one pass, by the name of their form."""
-    from cfmvit.bench import register_backward
-    from cfmvit.triton_kernels import contrastive, contrastive_config, contrastive_feature_gradients
+def variants_of(
+    pass_: str, pairs: int, width: int, draw: Draw
+) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """Functions that compute one pass, by the name of their variant."""
+    from cfmvit.triton_kernels import contrastive, contrastive_config
 
     image, text, scale = draw_pairs(draw, pairs, width).values()
-    _, *lses = contrastive.contrastive_lse(image, text, scale, 0)[:3]
-    gradients = -torch.ones_like(lses[0]) / pairs, *(torch.full_like(x, 0.5 / pairs) for x in lses)
+    positive, image_shift, image_sum, text_shift, text_sum, *_ = contrastive.contrastive_lse(
+        image, text, scale, 0
+    )
+    gradients = -torch.ones_like(positive) / pairs, *(0.5 / pairs / x for x in (image_sum, text_sum))
     bias = torch.tensor(-10.0, device=draw.device)
     run = {
-        "forward": lambda: contrastive.contrastive_lse(image, text, scale, 0)[:3],
+        "forward": lambda: contrastive.contrastive_lse(image, text, scale, 0)[:5],
         "loss": lambda: contrastive.info_nce(image, text, scale, 0, 0.5, 0.5, True),
-        "backward": lambda: contrastive.contrastive_lse_backward(image, text, scale, 0, *lses, *gradients, True, True),
+        "backward": lambda: contrastive.contrastive_lse_backward(image, text, scale, 0, image_shift, text_shift, *gradients, True, True),
         "sigmoid": lambda: contrastive.sigmoid_loss(image, text, scale, bias, 0, True, True),
     }[pass_]  # fmt: skip
     chosen = contrastive_config.config_for
@@ -66,52 +69,49 @@ def forms_of(pass_: str, pairs: int, width: int, draw: Draw) -> dict[str, Callab
 
         return call
 
-    forms = {IN_USE: run}
+    variants = {IN_USE: run}
     if pass_ == "loss":
-        if pairs <= contrastive.SMALL_BATCH:
-            forms[MANY_PROGRAMS] = patched(contrastive, "SMALL_BATCH", 0)
-        return forms
+        if pairs <= contrastive_config.SMALL_BATCH:
+            variants[MANY_PROGRAMS] = patched(contrastive_config, "SMALL_BATCH", 0)
+        return variants
     in_use = contrastive_config.config_of(image, pass_)
-    for name, form in FORMS.items():
-        if in_use._replace(**form) == in_use:
+    for name, variant in VARIANTS.items():
+        if in_use._replace(**variant) == in_use:
             continue
-        config_for = lambda *args, form=form: chosen(*args)._replace(**form)
-        forms[name] = patched(contrastive_config, "config_for", config_for)
+        config_for = lambda *args, variant=variant: chosen(*args)._replace(**variant)
+        variants[name] = patched(contrastive_config, "config_for", config_for)
     if pass_ != "forward":
-        forms[WHOLE_ROWS] = patched(contrastive_feature_gradients, "LEAST_ROWS", 1)
-    if pass_ == "backward" and width in register_backward.BLOCKS:
-        args = image, text, scale, 0, *lses, *gradients
-        forms["registers, no workspace"] = lambda: register_backward.register_backward(*args)
-    return forms
+        variants[WHOLE_ROWS] = patched(contrastive_config, "LEAST_BLOCK_ROWS", 1)
+    return variants
 
 
 def compare(pass_: str, pairs: int, width: int, draw: Draw, seconds: float) -> Iterator[dict[str, Any]]:
-    """Yield a record of each form of a pass: its time and its error, or why it has none."""
-    forms = forms_of(pass_, pairs, width, draw)
-    expected = forms[IN_USE]()
+    """Yield a record of each variant of a pass: its time and its error, or why it has none."""
+    variants = variants_of(pass_, pairs, width, draw)
+    expected = variants[IN_USE]()
     results: dict[str, dict[str, Any]] = {}
-    for name, run in forms.items():
+    for name, run in variants.items():
         try:
             errors = [float((a - e).norm() / e.norm()) for a, e in zip(run(), expected, strict=True)]
-        except Exception as error:  # a form that does not fit this GPU fails in Triton's own ways
+        except Exception as error:  # a variant that does not fit this GPU fails in Triton's own ways
             results[name] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
             continue
         results[name] = {"error": max(errors)}
         if not max(errors) <= MOST_ERROR:
             results[name]["failed"] = f"relative error {max(errors):.1e}"
-    runs = {name: run for name, run in forms.items() if "failed" not in results[name]}
+    runs = {name: run for name, run in variants.items() if "failed" not in results[name]}
     for name, times in interleaved(runs, draw.device.type, seconds).items():
         results[name]["seconds"] = quantiles(times)
     for name, result in results.items():
-        yield {"pass": pass_, "shape": {"B": pairs, "D": width}, "form": name, **result}
+        yield {"pass": pass_, "shape": {"B": pairs, "D": width}, "variant": name, **result}
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Lay the records out for reading, with the rate of the products that the form in use takes."""
-    lines = [f"{'pass':9} {'B x D':>11}  {'form':28} {'ms':>8} {'TFLOP/s':>8}"]
+    """Lay the records out for reading, with the rate of the products that the variant in use takes."""
+    lines = [f"{'pass':9} {'B x D':>11}  {'variant':28} {'ms':>8} {'TFLOP/s':>8}"]
     for x in results:
         pairs, width = x["shape"]["B"], x["shape"]["D"]
-        head = f"{x['pass']:9} {f'{pairs}x{width}':>11}  {x['form']:28}"
+        head = f"{x['pass']:9} {f'{pairs}x{width}':>11}  {x['variant']:28}"
         if "failed" in x:
             lines.append(f"{head} {x['failed']}")
             continue
@@ -123,7 +123,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="contrastive_forms", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="contrastive_variants", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--size", default="32768x768,4096x768,1024x768,32768x512", help="BxD, comma-separated"
     )
@@ -137,7 +137,7 @@ def main() -> int:
     sizes = [tuple(int(n) for n in size.split("x")) for size in options.size.split(",")]
     jobs = [(pass_, *size) for size in sizes for pass_ in PASSES]
     found: dict[str, Any] = {"machine": machine.header("cuda"), "results": []}
-    with progress(len(jobs), desc="contrastive forms", unit="pass") as bar:
+    with progress(len(jobs), desc="contrastive variants", unit="pass") as bar:
         for job in jobs:
             results = list(compare(*job, Draw(torch.bfloat16, torch.device("cuda")), options.seconds))
             print(table(results), end="", flush=True)
