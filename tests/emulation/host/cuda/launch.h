@@ -13,8 +13,9 @@ void on_device(const Tensor&, const Launch& launch) {
 }
 
 template <typename T>
-Tensor workspace(const Tensor& x, int64_t count) {
-  return like(x, {count * static_cast<int64_t>(sizeof(T))}, ScalarType::Byte);
+Tensor workspace(const Tensor& x, std::vector<int64_t> sizes) {
+  sizes.push_back(sizeof(T));
+  return like(x, sizes, ScalarType::Byte);
 }
 
 }  // namespace cfmvit
