@@ -1,12 +1,12 @@
-"""The quick demo, whole: what pretraining is worth, and a report that stands alone.
-
-So short a run varies with its seed: six had a novel AP50 of 17 to 30 %, and of 0 to 5 % from scratch.
+"""The demo with fewer categories, images and steps than its quick preset: every stage, pretraining that teaches names, and a
+report that stands alone. What the quick preset itself comes to is in test_quick_demo.py.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,37 @@ import pytest
 from PIL import Image
 
 from cfmvit.cli import main
+from cfmvit.demo.presets import PRESETS, Preset
 from cfmvit.demo.ship import ship
 from cfmvit.detection import Detector
+
+pytestmark = pytest.mark.first
+
+
+def small() -> Preset:
+    """The quick preset, of 24 categories, 8 of them novel; too few steps of finetuning to learn boxes."""
+    quick = PRESETS["quick"]
+    images = {"pretrain": 500, "train": 60, "val": 20}
+    splits = {name: replace(getattr(quick.scenes, name), images=count) for name, count in images.items()}
+    options = {"width": 96, "heads": 2, "depth": 2, "text_width": 96, "text_heads": 2, "text_depth": 1}
+    pretrain = replace(
+        quick.pretrain,
+        model_options={**options, "decoder_depth": 1},
+        vocab_size=300,
+        batch_size=32,
+        loop=replace(quick.pretrain.loop, steps=100),
+    )
+    finetune = replace(quick.finetune, batch_size=4, loop=replace(quick.finetune.loop, steps=12))
+    scenes = replace(quick.scenes, colours=4, textures=2, shapes=3, **splits)
+    return Preset("quick", scenes, pretrain, finetune)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "run"
-    assert main(["demo", "--preset", "quick", "--output", str(output)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "quick", small())
+        assert main(["demo", "--preset", "quick", "--output", str(output)]) == 0
     return output
 
 
@@ -30,20 +53,20 @@ def summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
-def test_pretraining_finds_novel_categories_that_scratch_and_chance_miss(summary: dict[str, Any]) -> None:
-    novel = {name: row["AP50_novel"] for name, row in summary["metrics"].items()}
-    assert summary["categories"] == {"all": 120, "novel": 40}
-    assert novel["pretrained"] > 0.08
-    assert novel["pretrained"] > 3 * novel["from scratch"]
-    assert novel["pretrained"] > 3 * novel["shuffled names"]
-    every = {name: row["AP50"] for name, row in summary["metrics"].items()}
-    assert every["pretrained"] > 3 * every["shuffled names"]
+def test_every_stage_leaves_its_figures(summary: dict[str, Any]) -> None:
+    assert summary["categories"] == {"all": 24, "novel": 8}
+    assert set(summary["metrics"]) == {"pretrained", "from scratch", "shuffled names"}
+    every = [
+        row[group] for row in summary["metrics"].values() for group in ("AP50", "AP50_base", "AP50_novel")
+    ]
+    assert all(0 <= value <= 1 for value in every)
 
 
 def test_frozen_regions_are_named_better_than_by_chance(summary: dict[str, Any]) -> None:
-    regions = summary["zero_shot_regions"]
-    assert regions["pretrained"]["top1"] > 5 / 120, "five times chance"
-    assert regions["pretrained"]["top5"] > max(0.4, 3 * regions["from scratch"]["top5"])
+    """A run names about three quarters within five; chance, and about what no training comes to, is 5 of 24."""
+    top5 = {name: row["top5"] for name, row in summary["zero_shot_regions"].items()}
+    assert top5["pretrained"] > 2 * 5 / 24
+    assert top5["pretrained"] > 1.5 * top5["from scratch"]
 
 
 def test_the_report_stands_alone(folder: Path) -> None:
@@ -64,8 +87,8 @@ def test_the_detector_ships_small_and_detects_the_same(folder: Path, tmp_path: P
         Detector.from_pretrained(path).predict(image, labels, max_detections=5)
         for path in (folder / "finetune-pretrained" / "detector", tmp_path / "small")
     )
-    assert small.to_list()[0]["label"] == whole.to_list()[0]["label"]
-    assert small.to_list()[0]["score"] == pytest.approx(whole.to_list()[0]["score"], abs=0.02)
+    scores = lambda found: [item["score"] for item in found.to_list()]
+    assert scores(small) == pytest.approx(scores(whole), abs=0.02)
 
 
 def test_detect_draws_on_an_image(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
