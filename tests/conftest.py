@@ -39,6 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in early)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    """Skip a test that comes upon an optional package that is missing."""
+    try:
+        yield
+    except ImportError as error:
+        if str(error).startswith("cfmvit: this function needs "):
+            pytest.skip(str(error))
+        raise
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real images beside the checkout; tests that need them are skipped where they are absent."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from types import ModuleType
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,7 +64,13 @@ def both_passes(function, x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sampling_ratio, aligned", SAMPLING)
 def test_equals_torchvision(
-    sampling_ratio: int, aligned: bool, dtype: torch.dtype, layout: str, impl: str, device: str
+    sampling_ratio: int,
+    aligned: bool,
+    dtype: torch.dtype,
+    layout: str,
+    impl: str,
+    device: str,
+    torchvision: ModuleType,
 ) -> None:
     tolerance = {torch.float32: 2e-6, torch.float64: 1e-14}[dtype]
     for channels, count in ((1, 2), (5, 40), (80, 40)):  # a partial block of channels; a full one and a rest
@@ -77,7 +83,9 @@ def test_equals_torchvision(
 
 
 @pytest.mark.parametrize("sampling_ratio, aligned", SAMPLING)
-def test_float16_is_no_worse_than_torchvisions(sampling_ratio: int, aligned: bool, device: str) -> None:
+def test_float16_is_no_worse_than_torchvisions(
+    sampling_ratio: int, aligned: bool, device: str, torchvision: ModuleType
+) -> None:
     """torchvision computes coordinates and sums in half; judge both by float64 on the same numbers."""
     x, rois = feature_map(20, torch.float16, device), random_rois(40, torch.float16, device)
     truth = torchvision.ops.roi_align(x.double(), rois.double(), 4, 0.5, sampling_ratio, aligned)
@@ -90,7 +98,7 @@ def test_float16_is_no_worse_than_torchvisions(sampling_ratio: int, aligned: boo
 @pytest.mark.parametrize("sampling_ratio, aligned", SAMPLING)
 @pytest.mark.parametrize("inverted", [False, True], ids=["empty", "inverted"])
 def test_boxes_without_area_as_torchvision(
-    inverted: bool, sampling_ratio: int, aligned: bool, device: str
+    inverted: bool, sampling_ratio: int, aligned: bool, device: str, torchvision: ModuleType
 ) -> None:
     x, rois = feature_map(5, device=device), random_rois(30, torch.float64, device, inverted)
     if not inverted:
@@ -202,7 +210,9 @@ def test_float32_image_numbers_have_a_limit_too(device: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
-def test_no_bins_and_scales_of_any_sign_as_torchvision(impl: str, device: str) -> None:
+def test_no_bins_and_scales_of_any_sign_as_torchvision(
+    impl: str, device: str, torchvision: ModuleType
+) -> None:
     x, rois = feature_map(5, device=device), random_rois(20, torch.float64, device)
     cases = [(size, 0.5) for size in (0, (0, 3), (2, 0))] + [(3, 0.0), (3, -0.5)]
     for (size, scale), (sampling_ratio, aligned) in itertools.product(cases, SAMPLING):
@@ -213,7 +223,7 @@ def test_no_bins_and_scales_of_any_sign_as_torchvision(impl: str, device: str) -
             torch.testing.assert_close(a, e, rtol=0, atol=1e-13)
 
 
-def test_empty_boxes_of_images_that_are_not_there(device: str) -> None:
+def test_empty_boxes_of_images_that_are_not_there(device: str, torchvision: ModuleType) -> None:
     x, boxes = feature_map(5, device=device), list(random_rois(6, torch.float64, device)[:, 1:].split(3))
     surplus = [*boxes, boxes[0][:0]]
     torch.testing.assert_close(roi_align(x, surplus, 2), torchvision.ops.roi_align(x, surplus, 2))
@@ -392,7 +402,7 @@ def pyramid_boxes() -> list[Tensor]:
     return [boxes[:18], boxes[18:]]
 
 
-def test_pyramid_equals_torchvision(device: str) -> None:
+def test_pyramid_equals_torchvision(device: str, torchvision: ModuleType) -> None:
     """torchvision's MultiScaleRoIAlign with aligned=False, its only way."""
     maps, boxes = moved((pyramid(), pyramid_boxes()), device)
     theirs = torchvision.ops.MultiScaleRoIAlign(

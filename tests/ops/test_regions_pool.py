@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,7 +44,7 @@ def pool(tokens: Tensor, boxes: Tensor | list[Tensor] | None = None, **options) 
 @pytest.mark.parametrize("output_size, sampling_ratio", [(7, 2), (14, 1), ((3, 5), -1), (1, -1), (1, 1)])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_is_the_mean_over_torchvisions_bins(
-    output_size, sampling_ratio: int, aligned: bool, impl: str, device: str
+    output_size, sampling_ratio: int, aligned: bool, impl: str, device: str, torchvision: ModuleType
 ) -> None:
     tokens, boxes = moved((random_tokens(70).requires_grad_(), random_boxes(dtype=torch.float64)), device)
     options = dict(output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned)
