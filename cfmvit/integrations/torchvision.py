@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cfmvit import ops
 from cfmvit._require import require
@@ -328,18 +327,12 @@ def _rois(boxes: Tensor | Sequence[Tensor]) -> Tensor:
         return boxes
     if not boxes:
         raise ValueError("roi_align: boxes must have a tensor for each image, got an empty list")
-    return torch.cat(
-        [
-            F.pad(
-                some.detach().to(torch.promote_types(some.dtype, torch.float32))
-                if some.is_floating_point()
-                else some,
-                (1, 0),
-                value=image,
-            )
-            for image, some in enumerate(boxes)
-        ]
-    )
+    parts = []
+    for image, some in enumerate(boxes):
+        if some.is_floating_point():
+            some = some.detach().to(torch.promote_types(some.dtype, torch.float32))
+        parts.append(torch.cat([torch.full_like(some[:, :1], image), some], 1))
+    return torch.cat(parts)
 
 
 def pair(output_size: int | Sequence[int]) -> tuple[int, ...]:
