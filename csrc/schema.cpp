@@ -133,11 +133,12 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
 
   // contrastive: log-sum-exps over the negatives of each row and column of logits = logit_scale * image @
   // text.T, as two numbers, so that nothing is rounded at the size of a logit: log-sum-exp = logit_scale *
-  // shift + log(sum). shift is the similarity of the largest logit, sum that of exp(logit_scale *
-  // (similarity - shift)); the gradient of the sum stands for that of all, logit_scale * shift is a constant; without negatives the logit of shift is -infinity and sum is 0.
-  // image (B, D), text (T, D), logit_scale (), label_offset: none where no text belongs to an image,
-  // image_groups (B,), text_groups (T,) -> similarity of the pairs (B,), image_shift (B,), image_sum (B,),
-  // text_shift (T,), text_sum (T,), and the similarity of the largest logit in other groups (B,), (T,)
+  // shift + log(sum). shift is a similarity near that of the largest logit, sum that of exp(logit_scale *
+  // (similarity - shift)); the gradient of the sum stands for that of all, logit_scale * shift is a constant;
+  // without negatives the logit of shift is -infinity and sum is 0. image (B, D), text (T, D), logit_scale
+  // (), label_offset: none where no text belongs to an image, image_groups (B,), text_groups (T,) ->
+  // similarity of the pairs (B,), image_shift (B,), image_sum (B,), text_shift (T,), text_sum (T,), and the
+  // similarity of the largest logit in other groups (B,), (T,)
   m.def(
       "contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, SymInt? label_offset, Tensor? "
       "image_groups, Tensor? text_groups) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

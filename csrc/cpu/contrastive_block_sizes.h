@@ -24,8 +24,8 @@ inline int64_t forward_rows(int64_t images) {
   return images > 64 * least ? ceil_div(images, 64 * 128) * 128 : least;
 }
 
-// Rows of a block of the backward: about 3 % of the logits, within a workspace of 64 MiB; a multiple of 32, and
-// of product_rows unless the workspace ends before that.
+// Rows of a block of the backward: about 3 % of the logits, within a workspace of 64 MiB; a multiple of 32,
+// and of product_rows unless the workspace ends before that.
 inline int64_t backward_rows(int64_t images, int64_t texts, int64_t item_size) {
   constexpr int64_t kWorkspaceBytes = int64_t{1} << 26;
   const int64_t most = std::max<int64_t>(kWorkspaceBytes / (texts * item_size), 32);

@@ -9,9 +9,11 @@
 namespace cfmvit::contrastive {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(
-    Tensor image, Tensor text, Tensor logit_scale, int64_t label_offset, double image_weight,
-    double text_weight, bool mean) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(Tensor image, Tensor text,
+                                                                            Tensor logit_scale,
+                                                                            int64_t label_offset,
+                                                                            double image_weight,
+                                                                            double text_weight, bool mean) {
   check_contrastive("info_nce", image, text, logit_scale, label_offset);
   const bool square = image.size(0) == text.size(0);
   CFMVIT_CHECK(square || text_weight == 0, "info_nce: text_weight must be 0 unless text has image's ",
@@ -57,9 +59,9 @@ std::tuple<Tensor, Tensor, Tensor> info_nce_backward(Tensor grad, Tensor image, 
       contrastive_lse_backward(image, text, logit_scale, label_offset, image_shift, text_shift, grads[0],
                                grads[1], grads[2], needs_image, needs_text, false);
   const double by_pairs = factor * value_of(grad_scale);
-  return {grad_image, grad_text,
-          cast(scalar_like(image, value_of(by_sums) + by_pairs, ScalarType::Double),
-               logit_scale.scalar_type())};
+  return {
+      grad_image, grad_text,
+      cast(scalar_like(image, value_of(by_sums) + by_pairs, ScalarType::Double), logit_scale.scalar_type())};
 }
 
 }  // namespace

@@ -102,8 +102,13 @@ Lse contrastive_lse(Tensor image, Tensor text, Tensor logit_scale, std::optional
     text_groups = prepared(*text_groups, ScalarType::Long);
   }
   const auto vector = [&](int64_t size) { return like(rows, {size}, sums); };
-  Lse out{vector(label_offset ? images : 0), vector(images), vector(images), vector(texts), vector(texts),
-          vector(with_max ? images : 0), vector(with_max ? texts : 0)};
+  Lse out{vector(label_offset ? images : 0),
+          vector(images),
+          vector(images),
+          vector(texts),
+          vector(texts),
+          vector(with_max ? images : 0),
+          vector(with_max ? texts : 0)};
   dispatch_factors(image, [&]<typename T, typename S>(T, S) {
     Forward<T, S>{matrix_of<const S>(rows),
                   matrix_of<const S>(cols),
@@ -142,15 +147,15 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_lse_backward(Tensor image, Tensor
   const int64_t first = first_pair(label_offset, text);
   dispatch_factors(image, [&]<typename T, typename S>(T, S) {
     const T scale = value_of(logit_scale);
-    const GradOfSums<T> grads{
-        data<T>(vectors[0]), data<T>(vectors[1]), data<T>(vectors[2]), data<T>(vectors[3]),
-        data<T>(vectors[label_offset ? 4 : 2])};  // never read where there are no pairs
+    const GradOfSums<T> grads{data<T>(vectors[0]), data<T>(vectors[1]), data<T>(vectors[2]),
+                              data<T>(vectors[3]),
+                              data<T>(vectors[label_offset ? 4 : 2])};  // never read where there are no pairs
     const auto totals = for_row_blocks<1>(
         Towers<T, S>(rows, cols, grad_image, grad_text), first, [&](Matrix<T> tile, Range r, Range c) {
-          return std::array{
-              grad_tile<T>(tile.data, tile.rows, tile.cols, tile.row, r.begin + first - c.begin, scale,
-                           {grads.row_shift + r.begin, grads.col_shift + c.begin, grads.row + r.begin,
-                            grads.col + c.begin, grads.own + r.begin})};
+          return std::array{grad_tile<T>(tile.data, tile.rows, tile.cols, tile.row, r.begin + first - c.begin,
+                                         scale,
+                                         {grads.row_shift + r.begin, grads.col_shift + c.begin,
+                                          grads.row + r.begin, grads.col + c.begin, grads.own + r.begin})};
         });
     *data<double>(grad_scale) = totals[0];
   });

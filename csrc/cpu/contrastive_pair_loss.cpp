@@ -26,7 +26,8 @@ struct Vectors {
   std::array<Tensor, 5> held;  // positive, image_shift, image_sum, text_shift, text_sum (B,)
 
   explicit Vectors(const std::array<Tensor, 5>& given) : held(given) {
-    static constexpr const char* kNames[] = {"positive", "image_shift", "image_sum", "text_shift", "text_sum"};
+    static constexpr const char* kNames[] = {"positive", "image_shift", "image_sum", "text_shift",
+                                             "text_sum"};
     const ScalarType type = held[0].scalar_type();
     CFMVIT_CHECK(held[0].numel() > 0, "pair_loss: positive must not be empty, got shape ",
                  shape_text(held[0]));
@@ -73,10 +74,10 @@ Sums pair_losses(const Vectors& vectors, const std::array<Tensor, 3>& grads, dou
     for (int64_t b = begin; b < end; ++b) {
       const Range range = block(b, kPairs, pairs);
       for (int64_t i = range.begin; i < range.end; ++i) {
-        const double image = add(partial[b], weights[0], positive[i], image_shift[i], image_sum[i],
-                                 grad_image_sum[i]);
-        const double text = add(partial[b], weights[1], positive[i], text_shift[i], text_sum[i],
-                                grad_text_sum[i]);
+        const double image =
+            add(partial[b], weights[0], positive[i], image_shift[i], image_sum[i], grad_image_sum[i]);
+        const double text =
+            add(partial[b], weights[1], positive[i], text_shift[i], text_sum[i], grad_text_sum[i]);
         grad_positive[i] = T(-(image + text) * scale);
       }
     }
@@ -103,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_loss(Tensor positive, Te
   const std::array<Tensor, 3> grads{like(positive, {count}), like(positive, {count}),
                                     like(positive, {count})};
   const bool wide = positive.scalar_type() == ScalarType::Double;
-  const Sums sums = (wide ? pair_losses<double> : pair_losses<float>)(vectors, grads, value_of(logit_scale),
-                                                                      weights);
+  const Sums sums =
+      (wide ? pair_losses<double> : pair_losses<float>)(vectors, grads, value_of(logit_scale), weights);
   return {scalar_like(positive, sums.loss, positive.scalar_type()), grads[0], grads[1], grads[2],
           cast(scalar_like(positive, sums.grad_scale, ScalarType::Double), logit_scale.scalar_type())};
 }

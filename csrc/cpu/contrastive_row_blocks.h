@@ -124,8 +124,8 @@ void multiply_cols_by_image(const Towers<T, S>& towers, Range rows, Range cols, 
 }
 
 // Calls grad_tile(tile, rows, cols) for every tile of similarities: it turns them into gradients in place and
-// returns Sums sums, whose totals over all tiles come back. first_pair: column of the pair that the first row cancels
-// against, of all texts' number if none.
+// returns Sums sums, whose totals over all tiles come back. first_pair: column of the pair that the first row
+// cancels against, of all texts' number if none.
 template <size_t Sums, typename T, typename S, typename GradTile>
 std::array<double, Sums> for_row_blocks(const Towers<T, S>& towers, int64_t first_pair,
                                         const GradTile& grad_tile) {

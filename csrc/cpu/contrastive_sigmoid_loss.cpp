@@ -26,11 +26,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss_cpu(Tensor image
   std::array<double, 3> totals;
   dispatch_factors(image, [&]<typename T, typename S>(T, S) {
     const T scale = value_of(logit_scale), bias = value_of(logit_bias);
-    totals = for_row_blocks<3>(
-        Towers<T, S>(rows, cols, grad_image, grad_text), cols.size(0), [&](Matrix<T> tile, Range r, Range c) {
-          return sigmoid_tile<T>(tile.data, tile.rows, tile.cols, tile.row, r.begin + first - c.begin, scale,
-                                 bias);
-        });
+    totals = for_row_blocks<3>(Towers<T, S>(rows, cols, grad_image, grad_text), cols.size(0),
+                               [&](Matrix<T> tile, Range r, Range c) {
+                                 return sigmoid_tile<T>(tile.data, tile.rows, tile.cols, tile.row,
+                                                        r.begin + first - c.begin, scale, bias);
+                               });
   });
   const auto scalar = [&](double value) { return scalar_like(rows, value, sums); };
   return {scalar(totals[0]), grad_image, grad_text, scalar(totals[1]), scalar(totals[2])};

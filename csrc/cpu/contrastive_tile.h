@@ -75,8 +75,8 @@ namespace avx2 = baseline;
 #endif
 
 template <typename T>
-void add_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own,
-              Scale<T> scale, const Negatives<T>& sums, T* old_max) {
+void add_tile(T* tile, int64_t rows, int64_t cols, int64_t stride, int64_t own, Scale<T> scale,
+              const Negatives<T>& sums, T* old_max) {
   const auto run = kHasAvx2 ? avx2::add_tile<T> : baseline::add_tile<T>;
   run(tile, rows, cols, stride, own, scale, sums, old_max);
 }

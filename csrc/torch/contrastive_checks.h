@@ -40,8 +40,8 @@ inline void check_groups(const char* op, const Tensor& image, const Tensor& text
 // What a backward is given: shifts of every row and column, gradients of their sums and of every pair.
 inline void check_vectors(const char* op, const Tensor& image, const Tensor& text,
                           std::optional<int64_t> label_offset, const Tensor& image_shift,
-                          const Tensor& text_shift, const Tensor& grad_positive,
-                          const Tensor& grad_image_sum, const Tensor& grad_text_sum) {
+                          const Tensor& text_shift, const Tensor& grad_positive, const Tensor& grad_image_sum,
+                          const Tensor& grad_text_sum) {
   const int64_t images = image.size(0), texts = text.size(0);
   check_shape(op, "image_shift", image_shift, {images});
   check_shape(op, "text_shift", text_shift, {texts});

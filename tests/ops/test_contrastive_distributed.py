@@ -205,6 +205,18 @@ def a_group_of_some(rank: int, world: int) -> None:
             info_nce(x, x, scale, process_group=alone)
 
 
+def another_default_device(rank: int, world: int) -> None:
+    x, scale = features(4, rank), torch.tensor(9.0).double()
+    torch.set_default_device("meta")
+    try:
+        for loss, exchange in product((info_nce, siglip_loss), EXCHANGES):
+            leaf = x.clone().requires_grad_()
+            loss(leaf, x.flip(0), scale, process_group=dist.group.WORLD, exchange=exchange).backward()
+            assert leaf.grad.device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+
+
 CHECKS: list[Callable[[int, int], None]] = [
     info_nce_equals_one_device,
     siglip_equals_one_device,
@@ -215,6 +227,7 @@ CHECKS: list[Callable[[int, int], None]] = [
     retained_and_second_derivatives,
     uneven_ranks_raise_everywhere,
     a_group_of_some,
+    another_default_device,
     a_rank_that_fails_alone_stops_the_others,  # leaves its group broken
 ]
 
