@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, func
 from torch.autograd import forward_ad
 
 from cfmvit import ops
+from cfmvit.ops.shared import library
 from tests.ops.samples import Sample, public
 
 SAMPLES = public()
@@ -197,3 +199,66 @@ def test_masks_are_drawn_as_vmap_is_told(randomness: str) -> None:
     assert torch.equal(first, second) == (randomness == "same")
     with pytest.raises(RuntimeError, match="randomness"):
         func.vmap(run)(torch.zeros(2, dtype=torch.int64))
+
+
+def direct(sample_of: str) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """An op of the library called by itself, and its differentiable arguments."""
+    op, values = getattr(torch.ops.cfmvit, sample_of), torch.randn(4, 3, dtype=torch.float64)
+    scale, weights = torch.tensor(2.0, dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
+    calls: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+        "gather_tokens": (lambda x, p: op(x, torch.tensor([[2, 0]]), p, None), (values[None], values.cos())),
+        "multilevel_roi_align": (
+            lambda x, y: op([x, y], torch.tensor([[0.0, 0, 0, 2, 2]], dtype=x.dtype), torch.tensor([1]),
+                            [1.0, 0.5], 2, 2, 2, True),
+            (values[None, None], values[None, None, :2]),
+        ),
+        "linear_masked_cosine_sum": (
+            lambda h, w: op(h, w, None, values, 1e-8, True, True)[0], (values, torch.eye(3).double() + values[:3])
+        ),
+        "score_regions": (
+            lambda x, y: op(x, y, None, weights, None, scale, scale, 1.0, True), (values, values.sin())
+        ),
+        "info_nce": (lambda x, y: op(x, y, scale, 0, 0.5, 0.5, True)[0], (values, values.sin())),
+        "sigmoid_loss": (lambda x, y: op(x, y, scale, scale, 0, True, True)[0], (values, values.sin())),
+    }  # fmt: skip
+    return calls[sample_of]
+
+
+@pytest.mark.skipif(library.core is None, reason=library.core_missing)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gather_tokens",
+        "multilevel_roi_align",
+        "linear_masked_cosine_sum",
+        "score_regions",
+        "info_nce",
+        "sigmoid_loss",
+    ],
+)
+def test_ops_called_by_themselves(name: str) -> None:
+    call, values = direct(name)
+    leaves = [x.clone().requires_grad_() for x in values]
+    expected = torch.autograd.grad(call(*leaves).cos().sum(), leaves)
+    close(func.grad(lambda *xs: call(*xs).cos().sum(), (0, 1))(*values), expected)
+    along = sum((x * t).sum() for x, t in zip(expected, values, strict=True))
+    close(func.jvp(lambda *xs: call(*xs).cos().sum(), values, values)[1], along)
+    with forward_ad.dual_level():
+        dual = call(*(forward_ad.make_dual(x, x) for x in values)).cos().sum()
+        close(forward_ad.unpack_dual(dual).tangent, along)
+    batch = [torch.stack([x, x * 1.5]) for x in values]
+    close(func.vmap(call)(*batch), torch.stack([call(*(x[i] for x in batch)) for i in range(2)]))
+
+
+@pytest.mark.skipif(library.core is None, reason=library.core_missing)
+def test_a_backward_op_refuses_its_own_derivatives_and_loops_under_vmap() -> None:
+    grad, index = torch.randn(2, 3, 2, 4), torch.tensor([[0, 2], [1, 3], [3, 0]])
+    run = lambda grad: torch.ops.cfmvit.gather_tokens_backward(grad, index, None, 4, True, False)[0]
+    assert torch.equal(func.vmap(run)(grad), torch.stack([run(x) for x in grad]))
+    refused = pytest.raises(
+        RuntimeError, match=r"^gather_tokens: double backward is not supported; impl='reference'"
+    )
+    with refused:
+        func.jvp(run, (grad[0],), (grad[1],))
+    with refused:
+        func.grad(lambda x: run(x).sum())(grad[0])

@@ -92,6 +92,7 @@ def info_nce(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above; the message names it.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     check_tensors(image, text, logit_scale, logit_bias, group_ids)
     check_pairs(image, text, direction, label_offset, process_group)
@@ -223,6 +224,7 @@ def siglip_loss(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above; the message names it.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "siglip_loss"
     check_tensors(image, text, logit_scale, logit_bias, None, op)

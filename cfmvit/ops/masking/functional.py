@@ -101,6 +101,7 @@ def gather_tokens(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "gather_tokens"
     check = partial(checks.gather, op, tokens, index, pos_embed, keep_pos)
@@ -121,6 +122,7 @@ def split_tokens(
     """Split tokens into visible, (B, K, D), and masked ones, (B, M, D): ``gather_tokens`` for both in one pass.
 
     Args and errors as ``gather_tokens``; ``masking`` must hold each token once.
+    A second derivative is refused by name; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "split_tokens"
     check = partial(checks.split, op, tokens, masking.keep, masking.masked, pos_embed, keep_pos)
@@ -153,6 +155,7 @@ def restore_tokens(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "restore_tokens"
     check = partial(checks.restore, op, visible, mask_token, restore, pos_embed)
@@ -189,6 +192,7 @@ def gather_patches(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "gather_patches"
     is_native = use_native(op, images, impl)

@@ -47,6 +47,7 @@ def masked_cosine_loss(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "masked_cosine_loss"
     is_native = use_native(op, pred, impl)
@@ -92,6 +93,7 @@ def linear_masked_cosine_loss(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "linear_masked_cosine_loss"
     is_native = use_native(op, hidden, impl)
@@ -140,6 +142,7 @@ def masked_pixel_loss(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "masked_pixel_loss"
     is_native = use_native(op, pred, impl)

@@ -62,6 +62,7 @@ def roi_align(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above; the message names it.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "roi_align"
     checks.floating(op, "input", input, 4)
@@ -114,6 +115,7 @@ def multilevel_roi_align(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above; the message names it.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "multilevel_roi_align"
     features = list(features)
@@ -175,6 +177,7 @@ def pool_regions(
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above; the message names it.
+        RuntimeError: a second derivative of the native op is wanted; ``impl="reference"`` and ``torch.func`` have it.
     """
     op = "pool_regions"
     checks.floating(op, "tokens", tokens, 3)
