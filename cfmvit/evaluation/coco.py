@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from cfmvit._require import require
+from cfmvit.evaluation.average_precision import Precision
 from cfmvit.evaluation.ground_truth import GroundTruth, IouType
-from cfmvit.evaluation.precision import Precision
 
 
 def accumulate_coco(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cfmvit._require import require
+from cfmvit.evaluation.average_precision import Precision
 from cfmvit.evaluation.coco import accumulate_coco
 from cfmvit.evaluation.ground_truth import GroundTruth, IouType, load_ground_truth
 from cfmvit.evaluation.lvis import accumulate_lvis, cap_per_category, cap_per_image
-from cfmvit.evaluation.precision import Precision
 from cfmvit.evaluation.results import load_results
 
 Metrics = dict[str, dict[str, float]]
