@@ -64,7 +64,10 @@ def has_values(x: Tensor) -> bool:
 
 def at_least_one(size: int | Tensor) -> int | Tensor:
     """Return a size to divide by, which may be known only at run time; ``torch.jit.trace`` has tensors for sizes."""
-    return size.clamp(min=1) if isinstance(size, Tensor) else torch.sym_max(size, 1)
+    if isinstance(size, Tensor):
+        return size.clamp(min=1)
+    # sym_max of plain numbers breaks a graph under torch 2.11.
+    return max(size, 1) if isinstance(size, int) else torch.sym_max(size, 1)
 
 
 def stable_argsort(x: Tensor) -> Tensor:
