@@ -43,13 +43,13 @@ def evaluate(
     """
     iou_types: tuple[IouType, ...] = ("bbox", "segm") if masks else ("bbox",)
     split = open_vocabulary_split(read_json(annotations, "evaluate_results"), annotations, vocabulary)
-    groups: dict[str, list[int] | None] = {"base_ids": None, "novel_ids": None}
+    base_ids = novel_ids = None
     if split is not None:
-        for name, novel in (("base_ids", False), ("novel_ids", True)):
-            groups[name] = [category.id for category in split.categories if category.novel == novel]
+        base_ids = [category.id for category in split.categories if not category.novel]
+        novel_ids = [category.id for category in split.categories if category.novel]
         print(f"open vocabulary: {split}")
     metrics = evaluate_results(
-        results, annotations, iou_types=iou_types, per_category=per_category, fixed=fixed, **groups
+        results, annotations, iou_types=iou_types, per_category=per_category, fixed=fixed, base_ids=base_ids, novel_ids=novel_ids
     )
     shown = {kind: values for kind, values in metrics.items() if kind in iou_types}
     print(format_table(shown))

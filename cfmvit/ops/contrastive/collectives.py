@@ -6,13 +6,14 @@ Convention: the loss of the whole batch is the mean of the ranks' losses, and ev
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-_host_groups: WeakKeyDictionary = WeakKeyDictionary()
+_host_groups: WeakKeyDictionary[dist.ProcessGroup, Any] = WeakKeyDictionary()
 
 
 def check_group(op: str, group: object) -> None:
@@ -80,13 +81,13 @@ def _host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
         return _gather(rows, group)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         sums = grad.to(torch.promote_types(grad.dtype, torch.float32)).contiguous()
         out = sums.new_empty(grad.shape[0] // dist.get_world_size(ctx.group), *grad.shape[1:])
         dist.reduce_scatter_tensor(out, sums, dist.ReduceOp.SUM, ctx.group)
@@ -95,13 +96,13 @@ class _GatherRows(torch.autograd.Function):
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
         return _all_mean(x, group)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _all_mean(grad, ctx.group), None
 
 

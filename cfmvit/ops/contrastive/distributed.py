@@ -8,7 +8,7 @@ themselves would need a shift that holds for all ranks first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Place(NamedTuple):
     exchange: str  # a key of EXCHANGES
     impl: str  # as `shared.implementation` names it
 
-    def op(self, name: str) -> Callable:
+    def op(self, name: str) -> Callable[..., Any]:
         """The op of that name, or its reference."""
         if self.impl == "reference":
             return getattr(reference, name)
@@ -53,7 +53,9 @@ def sigmoid_loss(
 
 class _Lse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, place: Place):
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, place: Place
+    ) -> tuple[Tensor, ...]:
         world, rows = dist.get_world_size(place.group), text.shape[0]
         exchange = EXCHANGES[place.exchange].start(text.contiguous(), place.group)
         all_groups = None if groups is None else collectives.gather_rows(groups, place.group)
@@ -61,7 +63,7 @@ class _Lse(torch.autograd.Function):
         columns = image.new_empty(2 if groups is None else 3, world * rows, dtype=compute_dtype(image))
         of_rows = []
         for block in exchange.blocks():
-            theirs = None if groups is None else all_groups[block.columns]
+            theirs = None if all_groups is None else all_groups[block.columns]
             found = place.op("contrastive_lse")(
                 image, block.text, logit_scale, block.label_offset, groups, theirs
             )
@@ -85,8 +87,8 @@ class _Lse(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx, grad_positive: Tensor, _: None, grad_image_sum: Tensor, __: None, grad_text_sum: Tensor, *___: None
-    ):  # fmt: skip
+        ctx: Any, grad_positive: Tensor, _: None, grad_image_sum: Tensor, __: None, grad_text_sum: Tensor, *___: None
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         image, _, logit_scale, kept, image_shift, text_shift = (x.detach() for x in ctx.saved_tensors)
         group, (needs_image, needs_text, needs_scale, *_) = ctx.place.group, ctx.needs_input_grad
         shifts, grad_sums = (
@@ -117,7 +119,9 @@ class _Sigmoid(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, place: Place):
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, place: Place
+    ) -> Tensor:
         exchange = EXCHANGES[place.exchange].start(text.contiguous(), place.group)
         needed = ctx.needs_input_grad[:2] if isinstance(exchange, Gather) else (False, False)
         sums, grad_texts = _Sums(), {}
@@ -133,7 +137,7 @@ class _Sigmoid(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         image, _, logit_scale, logit_bias, kept, grad_image, *grads = (x.detach() for x in ctx.saved_tensors)
         grad, grad_texts = grad.detach(), dict(zip(ctx.columns, grads[2:], strict=True))
         exchange = EXCHANGES[ctx.place.exchange](kept, ctx.place.group)
@@ -151,7 +155,9 @@ class _Sigmoid(torch.autograd.Function):
 
         recompute = not isinstance(exchange, Gather)
         grad_text = exchange.scatter(gradient_of, needs_text) if needs_text or recompute else None
-        grad_image = (sums.image if recompute else grad_image) * grad if needs_image else None
+        if sums.image is not None:
+            grad_image = sums.image
+        grad_image = grad_image * grad if needs_image else None
         grad_scalars = (g * grad if needed else None for g, needed in zip(grads, needs_scalars, strict=False))
         return *_once((grad_image, grad_text, *grad_scalars), ctx.saved_tensors), None
 
@@ -177,7 +183,7 @@ class _Sums:
 
     def add(self, image: Tensor, *scalars: Tensor) -> None:
         self.image = image if self.image is None else self.image.add_(image)
-        old = self.scalars or [0] * len(scalars)
+        old = self.scalars or [x.new_zeros(()) for x in scalars]
         self.scalars = [a + b for a, b in zip(old, scalars, strict=True)]
 
 
@@ -189,9 +195,9 @@ def _once(grads: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...]) -> Itera
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, grad: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, *inputs: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError("contrastive losses: double backward is not supported across ranks")

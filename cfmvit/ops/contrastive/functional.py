@@ -8,7 +8,7 @@ close to one. Log-sum-exps come as shift and sum (native.py), so that logits of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -33,6 +33,44 @@ class InfoNCEStats(NamedTuple):
     positive: Tensor  # (B,) logit of each pair
     accuracy_image: Tensor  # () share of images whose own text scores above every negative
     accuracy_text: Tensor  # () share of texts whose own image scores above every negative
+
+
+@overload
+def info_nce(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    *,
+    logit_bias: Tensor | None = ...,
+    direction: str = ...,
+    label_offset: int = ...,
+    group_ids: Tensor | None = ...,
+    label_smoothing: float = ...,
+    reduction: str = ...,
+    return_stats: Literal[False] = ...,
+    process_group: ProcessGroup | None = ...,
+    exchange: str | None = ...,
+    impl: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def info_nce(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    *,
+    logit_bias: Tensor | None = ...,
+    direction: str = ...,
+    label_offset: int = ...,
+    group_ids: Tensor | None = ...,
+    label_smoothing: float = ...,
+    reduction: str = ...,
+    return_stats: Literal[True],
+    process_group: ProcessGroup | None = ...,
+    exchange: str | None = ...,
+    impl: str | None = ...,
+) -> tuple[Tensor, InfoNCEStats]: ...
 
 
 def info_nce(

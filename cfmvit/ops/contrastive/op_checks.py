@@ -37,15 +37,17 @@ def check_scalars(op: str, **scalars: Tensor) -> None:
         torch._check(x.dim() == 0, lambda: f"{op}: {name} must be 0-d, got {x.dim()}-d")  # noqa: B023
 
 
-def check_groups(op: str, image: Tensor, text: Tensor, *groups: Tensor | None) -> None:
+def check_groups(
+    op: str, image: Tensor, text: Tensor, image_groups: Tensor | None, text_groups: Tensor | None
+) -> None:
     """Check the group ids of images and texts."""
     torch._check(
-        (groups[0] is None) == (groups[1] is None),
+        (image_groups is None) == (text_groups is None),
         lambda: f"{op}: image_groups and text_groups must both be given or neither",
     )
-    if groups[0] is None:
+    if image_groups is None or text_groups is None:
         return
-    for name, ids, rows in zip(("image", "text"), groups, (image.shape[0], text.shape[0]), strict=True):
+    for name, ids, rows in (("image", image_groups, image.shape[0]), ("text", text_groups, text.shape[0])):
         torch._check(
             ids.dim() == 1 and ids.shape[0] == rows,
             lambda: f"{op}: {name}_groups must have one id per row, got {ids.numel()} for {rows}",  # noqa: B023

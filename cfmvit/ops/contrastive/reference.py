@@ -45,7 +45,7 @@ def contrastive_lse(
         logits = _with_gradient_of(logit_scale * similarities, below)
         sums += [shift, logits.masked_fill(own, float("-inf")).exp().sum(axis)]
     maxima = [positive.new_empty(0)] * 2
-    if text_groups is not None:
+    if image_groups is not None and text_groups is not None:
         same = image_groups[:, None] == text_groups
         maxima = [_largest(similarities.detach(), same, logit_scale, axis) for axis in (1, 0)]
     return positive, *sums, *maxima
@@ -218,7 +218,7 @@ def info_nce(
         losses.append(cross_entropy(logits, positives))
     if direction != "image_to_text":
         losses.append(cross_entropy(logits.T, positives.T))
-    loss = sum(losses) / len(losses)
+    loss = torch.stack(losses).mean(0)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 

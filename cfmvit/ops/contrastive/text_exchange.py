@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ def choose(exchange: str | None, text: Tensor, group: dist.ProcessGroup) -> str:
 
 class Gather:
     """All texts on every rank; `kept` (W * b, D) is what a backward needs."""
+
+    text: Tensor
+    arriving: Any
 
     def __init__(self, kept: Tensor, group: dist.ProcessGroup):
         self.kept, self.group = kept, group
@@ -77,7 +80,7 @@ class Gather:
             sums[columns] = grad
         del grads, grad
         out = sums.new_empty(own.text.shape)
-        returning = dist.reduce_scatter_tensor(out, sums, dist.ReduceOp.SUM, self.group, async_op=True)
+        returning: Any = dist.reduce_scatter_tensor(out, sums, dist.ReduceOp.SUM, self.group, async_op=True)
         grad = gradient_of(own)
         returning.wait()
         return out.add_(grad)
@@ -112,7 +115,8 @@ class Ring:
 
     def scatter(self, gradient_of: Callable[[Block], Tensor], needed: bool) -> Tensor | None:
         """Do what `Gather.scatter` does."""
-        own, passing = None, None
+        own: Tensor | None = None
+        passing: _Passing | None = None
         for block in self.blocks():
             grad = gradient_of(block)
             if not needed:
@@ -123,7 +127,7 @@ class Ring:
             if passing is not None:  # brings the sum of the ranks between the block's own and this one
                 grad = passing.wait().add_(grad)
             passing = _Passing(grad, self)
-        return own if passing is None else passing.wait().add_(own)
+        return own if passing is None or own is None else passing.wait().add_(own)
 
 
 class _Passing:
@@ -144,4 +148,4 @@ class _Passing:
         return self.theirs
 
 
-EXCHANGES = {"gather": Gather, "ring": Ring}
+EXCHANGES: dict[str, type[Gather] | type[Ring]] = {"gather": Gather, "ring": Ring}

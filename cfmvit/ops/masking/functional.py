@@ -197,7 +197,7 @@ def gather_patches(
     op = "gather_patches"
     is_native = use_native(op, images, impl)
     checks.images(op, images, index, patch_size, values=not is_native)
-    stats = [_statistics(op, name, value, images) for name, value in (("mean", mean), ("std", std))]
+    stats = (_statistics(op, "mean", mean, images), _statistics(op, "std", std, images))
     dtype = dtype or (images.dtype if images.is_floating_point() else torch.float32)
     if is_native:
         return _NATIVE[op](images, index, patch_size, *stats, dtype)

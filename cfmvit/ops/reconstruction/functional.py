@@ -101,7 +101,7 @@ def linear_masked_cosine_loss(
     checks.linear(op, hidden, weight, bias, target)
     checks.options(op, reduction, eps)
     if index is not None:
-        check.index(op, "index", index, *hidden.shape[:2], "(B, M)")
+        check.index(op, "index", index, hidden.shape[0], hidden.shape[1], "(B, M)")
         hidden, target = gather_tokens(hidden, index, impl=impl), gather_tokens(target, index, impl=impl)
     if is_native:
         dtype = _matmul_dtype(hidden)

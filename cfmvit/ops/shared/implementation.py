@@ -44,8 +44,10 @@ def implementation(
         return "reference"
     for candidate in known[:-1]:
         if impl in (None, candidate):
-            native = candidate == "native"
-            reason = library.why_not_native(op, tensor.device.type) if native else why_not_triton(tensor)
+            if candidate == "native" or why_not_triton is None:
+                reason = library.why_not_native(op, tensor.device.type)
+            else:
+                reason = why_not_triton(tensor)
             if not reason:
                 return candidate
             if impl == candidate:
