@@ -41,7 +41,7 @@ def twice(name: str, op: Callable[..., Tensor], formula: Callable[..., Tensor], 
         name: of the drop-in, for the warning.
         op, formula: the same function of `inputs`, without and with derivatives of every order.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return op(*inputs)
     if torch._C._are_functorch_transforms_active() or any(_has_tangent(x) for x in inputs):
         say(name, "a function transform")

@@ -35,7 +35,9 @@ def whole_world(world_size: int) -> dist.ProcessGroup:
         raise ValueError(
             f"world_size must be the number of ranks of torch.distributed, got {world_size} with {found}"
         )
-    return dist.group.WORLD
+    group = dist.group.WORLD
+    assert group is not None
+    return group
 
 
 def gather(features: Tensor, local_loss: bool, with_grad: bool, world_size: int) -> Tensor:
@@ -64,14 +66,14 @@ def clip_loss(
     group = whole_world(world_size)
     if local_loss and not with_grad:
         first = dist.get_rank(group) * len(image)
-        losses = (
+        of_images, of_texts = (
             info_nce(
                 own, gather(others, True, False, world_size), scale, logit_bias=bias,
                 direction="image_to_text", label_offset=first,
             )
             for own, others in ((image, text), (text, image))
         )  # fmt: skip
-        return sum(losses) / 2
+        return (of_images + of_texts) / 2
     if not with_grad:
         image, text = (_Scaled.apply(x, 1 / world_size) for x in (image, text))
     if not local_loss:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cfmvit._require import require
 from cfmvit.integrations._patch import original
 
-Function = TypeVar("Function", bound=Callable)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def scripted_as(module: str, package: str = "torchvision") -> Callable[[Function], Function]:
@@ -16,7 +16,8 @@ def scripted_as(module: str, package: str = "torchvision") -> Callable[[Function
 
     def decorate(function: Function) -> Function:
         name = function.__name__
-        function.__prepare_scriptable__ = lambda: original(require(module, package=package), name)
+        theirs = lambda: original(require(module, package=package), name)
+        function.__prepare_scriptable__ = theirs  # type: ignore[attr-defined]
         return function
 
     return decorate

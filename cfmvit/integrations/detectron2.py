@@ -25,7 +25,7 @@ class ROIAlign(torchvision.PlainRoIAlign):
     ) -> None:
         super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
 
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]  # theirs takes no list
         """Pool rois (R, 5), the number of their image first, of input (B, C, H, W): (R, C, P, Q).
 
         Raises:

@@ -147,7 +147,7 @@ def _mae_forward(vit_mae: ModuleType, theirs: Callable[..., Any]) -> Callable[..
     @functools.wraps(theirs)
     def forward(
         self: Any,
-        pixel_values: Tensor | None = None,
+        pixel_values: Any = None,
         noise: Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         *rest: Any,

@@ -198,13 +198,13 @@ def install(model: nn.Module | type) -> Patch:
 
 
 @functools.cache
-def _serving(base: type) -> type:
+def _serving(base: Any) -> type:
     """Return the subclass of a MAE class whose models use the functions above; one for each class, so that types agree."""
 
     def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
         """Name the class by the one it was made of: it is itself nowhere to be imported from."""
         make, arguments, *state = base.__reduce_ex__(self, max(protocol, 2))
-        if make is not copyreg.__newobj__:
+        if make is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return make, arguments, *state
         return _made, (base, *arguments[1:]), *state
 

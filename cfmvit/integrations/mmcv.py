@@ -92,7 +92,7 @@ class RoIAlign(torchvision.PlainRoIAlign):
         self.pool_mode = pool_mode
         self.use_torchvision = use_torchvision
 
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]  # theirs takes no list
         """Pool rois (R, 5) of input (B, C, H, W): (R, C, P, Q)."""
         mode = "avg" if self.use_torchvision else self.pool_mode
         return roi_align(

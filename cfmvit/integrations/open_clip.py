@@ -103,7 +103,8 @@ class ClipLoss(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """Compute the loss of image_features (B, D) and text_features (B, D), pair by pair; {"contrastive_loss": it} on demand."""
         # `self` may be open_clip's own class: only what both have is used.
-        scale, bias = (_scalar(x, image_features) for x in (logit_scale, logit_bias))
+        scale = _scalar(logit_scale, image_features)
+        bias = None if logit_bias is None else _scalar(logit_bias, image_features)
         reason = _why_not("info_nce", image_features, scale, bias)
         if not reason and getattr(self, "use_horovod", False) and self.world_size > 1:
             reason = "ranks are gathered by Horovod"
@@ -175,7 +176,7 @@ class SigLipLoss(nn.Module):
         image_features: Tensor,
         text_features: Tensor,
         logit_scale: Tensor | float,
-        logit_bias: Tensor | None = None,
+        logit_bias: Tensor | float | None = None,
     ) -> Tensor:
         """Logits (B, B) of this rank's images and the texts given."""
         logits = logit_scale * image_features @ text_features.T
@@ -190,7 +191,8 @@ class SigLipLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Compute the loss of image_features (B, D) and text_features (B, D), pair by pair; {"contrastive_loss": it} on demand."""
-        scale, bias = (_scalar(x, image_features) for x in (logit_scale, logit_bias))
+        scale = _scalar(logit_scale, image_features)
+        bias = None if logit_bias is None else _scalar(logit_bias, image_features)
         group = _gathering.whole_world(self.world_size) if self.world_size > 1 else None
         reason = _why_not("sigmoid_loss", image_features, scale, bias)
         if group is not None:
@@ -239,23 +241,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         training.main(sys.argv[1:] if arguments is None else arguments)
 
 
-def _from_logits(loss: ClipLoss, image: Tensor, text: Tensor, *scalars: Tensor | float | None) -> Tensor:
-    """The original's way: two cross-entropies of logits. `scalars`: the scale and, if there is one, the bias."""
-    logits = loss.get_logits(image, text, *(x for x in scalars if x is not None))
-    labels = loss.get_ground_truth(image.device, logits[0].shape[0])
-    return sum(F.cross_entropy(x, labels) for x in logits) / 2
+def _from_logits(
+    loss: ClipLoss, image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | None = None
+) -> Tensor:
+    """The original's way: two cross-entropies of logits."""
+    given = () if bias is None else (bias,)  # older versions take none
+    per_image, per_text = loss.get_logits(image, text, scale, *given)
+    labels = loss.get_ground_truth(image.device, per_image.shape[0])
+    return (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2
 
 
-def _from_signs(loss: SigLipLoss, image: Tensor, text: Tensor, *scalars: Tensor | float | None) -> Tensor:
-    """The original's way: a sigmoid of every logit. `scalars`: the scale and, if there is one, the bias."""
+def _from_signs(
+    loss: SigLipLoss, image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | float | None = None
+) -> Tensor:
+    """The original's way: a sigmoid of every logit."""
     signs = loss.get_ground_truth(image.device, image.dtype, len(image))
-    return -F.logsigmoid(signs * loss.get_logits(image, text, *scalars)).sum() / len(image)
+    return -F.logsigmoid(signs * loss.get_logits(image, text, scale, bias)).sum() / len(image)
 
 
-def _scalar(value: Tensor | float | None, like: Tensor) -> Tensor | None:
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
     """`value` as the 0-d tensor that the ops take; open_clip's may be a number or have one element."""
-    if value is None:
-        return None
     if not isinstance(value, Tensor):
         return torch.tensor(float(value), device=like.device)
     return value.reshape(()) if value.numel() == 1 else value

@@ -88,7 +88,7 @@ def roi_align(
 class PlainRoIAlign(nn.Module):
     """`RoIAlign`, which is this and a subclass of torchvision's, without torchvision."""
 
-    shown = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
+    shown: tuple[str, ...] = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ def _filter_input(x: dict[str, Tensor], featmap_names: Sequence[str]) -> list[Te
 @scripted_as(_POOLERS)
 def _multiscale_roi_align(
     x_filtered: Sequence[Tensor],
-    boxes: Sequence[Tensor],
+    boxes: list[Tensor],
     output_size: Sequence[int],
     sampling_ratio: int,
     scales: Sequence[float] | None,
@@ -295,14 +295,13 @@ def _setup_scales(
 
 
 def _check_boxes(boxes: Tensor | Sequence[Tensor]) -> None:
-    several = isinstance(boxes, (list, tuple))
-    if not several and not isinstance(boxes, Tensor):
+    if isinstance(boxes, Tensor):
+        check_rois("roi_align", boxes, "boxes")
+        return
+    if not isinstance(boxes, (list, tuple)):
         raise AssertionError(
             f"roi_align: boxes must be a tensor (R, 5) or a list of tensors (R_i, 4), got {type(boxes).__name__}"
         )
-    if not several:
-        check_rois("roi_align", boxes, "boxes")
-        return
     for some in boxes:
         if not isinstance(some, Tensor):
             raise TypeError(f"roi_align: boxes must be a list of tensors, got one of {type(some).__name__}")

@@ -23,6 +23,7 @@ rounded logit_scale would cost accuracy.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def _check_sigmoid(image, text, logit_scale, logit_bias, label_offset, *_) -> No
 
 
 # What is checked before Triton's kernels are given it; the native library checks by itself.
-_CHECKS = {
+_CHECKS: dict[str, Callable[..., None]] = {
     "contrastive_lse": _check_lse,
     "contrastive_lse_backward": _check_lse_backward,
     "info_nce": _check_info_nce,

@@ -305,14 +305,15 @@ def _rois(
     """
     checks.boxes(op, boxes, features, batch)
     several = not isinstance(boxes, Tensor)
-    wide = torch.float64 in (features.dtype, *(some.dtype for some in (boxes if several else [boxes])))
+    listed: Sequence[Tensor] = [boxes] if isinstance(boxes, Tensor) else boxes
+    wide = torch.float64 in (features.dtype, *(some.dtype for some in listed))
     dtype = torch.float64 if wide else torch.float32
     if not several:
-        rois = boxes.detach().to(dtype)
+        rois = listed[0].detach().to(dtype)
         if readable(rois) and not use_native(op, features, impl):
             checks.image_numbers(op, rois[:, 0], batch)
         return rois
     if not boxes:
         return torch.zeros(0, 5, dtype=dtype, device=features.device)
-    parts = [F.pad(some.detach().to(dtype), (1, 0), value=image) for image, some in enumerate(boxes)]
+    parts = [F.pad(some.detach().to(dtype), (1, 0), value=image) for image, some in enumerate(listed)]
     return torch.cat(parts)

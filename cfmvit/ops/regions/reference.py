@@ -72,8 +72,8 @@ def box_weights(
     aligned: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return wy (R, P, H) and wx (R, Q, W) in float64 of rois (R, 5) on a map of `size` (H, W)."""
-    scale = torch.tensor(scale, dtype=rois.dtype, device=rois.device)
-    x1, y1, x2, y2 = (rois[:, 1:] * scale - (0.5 if aligned else 0.0)).unbind(1)
+    factor = torch.tensor(scale, dtype=rois.dtype, device=rois.device)
+    x1, y1, x2, y2 = (rois[:, 1:] * factor - (0.5 if aligned else 0.0)).unbind(1)
     wy = axis_weights(y1, y2, bins[0], size[0], sampling_ratio, aligned)
     wx = axis_weights(x1, x2, bins[1], size[1], sampling_ratio, aligned)
     return wy, wx
