@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def boxes(op: str, boxes: Tensor | Sequence[Tensor], features: Tensor, batch: in
             raise ValueError(
                 f"{op}: boxes must be on the features' device {features.device}, got {some.device}"
             )
-    if not several:
+    if isinstance(boxes, Tensor):
         _image_number_dtype(op, boxes.dtype, batch)
     elif torch.compiler.is_compiling():  # the batch may be known only at run time
         torch._check(len(boxes) == batch, lambda: f"{op}: boxes must have one tensor for each image")
@@ -130,7 +131,8 @@ def sampling(
     op: str, output_size: int | Sequence[int], sampling_ratio: int, *, least: int = 0
 ) -> tuple[int, int]:
     """Check bins, `least` along each side, and samples, and return the bins (rows, columns)."""
-    bins = tuple(output_size) if hasattr(output_size, "__len__") else (output_size, output_size)
+    several = hasattr(output_size, "__len__")
+    bins = tuple(cast("Sequence[int]", output_size)) if several else (cast(int, output_size),) * 2
     if len(bins) != 2 or not all(hasattr(n, "__index__") for n in bins) or min(bins) < least:
         rule = "one or two positive integers" if least else "one or two integers, none negative"
         raise ValueError(f"{op}: output_size must be {rule}, got {output_size}")
