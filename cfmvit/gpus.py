@@ -12,7 +12,9 @@ OLDEST_CAPABILITY = (8, 0)  # of the kernels: asynchronous copies, matrix produc
 
 def runs(architecture: str, capability: tuple[int, int]) -> bool:
     """Say whether code for an architecture in CMake's spelling, such as ``90a-real``, runs on a compute capability."""
-    number, only, kind = re.fullmatch(r"(\d+)([af]?)(-real|-virtual)?", architecture).groups()
+    parts = re.fullmatch(r"(\d+)([af]?)(-real|-virtual)?", architecture)
+    assert parts is not None
+    number, only, kind = parts.groups()
     own = divmod(int(number), 10)
     if only == "a":
         return capability == own

@@ -49,9 +49,17 @@ def evaluate(
         novel_ids = [category.id for category in split.categories if category.novel]
         print(f"open vocabulary: {split}")
     metrics = evaluate_results(
-        results, annotations, iou_types=iou_types, per_category=per_category, fixed=fixed, base_ids=base_ids, novel_ids=novel_ids
+        results,
+        annotations,
+        iou_types=iou_types,
+        per_category=per_category,
+        fixed=fixed,
+        base_ids=base_ids,
+        novel_ids=novel_ids,
     )
-    shown = {kind: values for kind, values in metrics.items() if kind in iou_types}
+    shown: dict[str, dict[str, float]] = {
+        kind: values for kind, values in metrics.items() if kind in iou_types
+    }
     print(format_table(shown))
     for kind, values in metrics.items():
         if kind not in iou_types:

@@ -73,7 +73,8 @@ class _Lse(torch.autograd.Function):
             for of_rank, of_block in zip(columns, (found[3], found[4], found[6]), strict=False):
                 of_rank[block.columns] = of_block
         of_columns = collectives.exchange(columns.view(-1, world, rows).transpose(0, 1), place.group)
-        image_shift, image_sum = _merged(*map(torch.stack, list(zip(*of_rows, strict=True))[:2]), logit_scale)
+        shifts, row_sums = (torch.stack(x) for x in list(zip(*of_rows, strict=True))[:2])
+        image_shift, image_sum = _merged(shifts, row_sums, logit_scale)
         text_shift, text_sum = _merged(of_columns[:, 0], of_columns[:, 1], logit_scale)
         image_max = text_max = positive.new_empty(0)
         if groups is not None:

@@ -189,7 +189,7 @@ def _lse(
 
 
 def _reduced(
-    found: list[Tensor], logit_scale: Tensor, weights: tuple[float, float], reduction: str, impl: str
+    found: Any, logit_scale: Tensor, weights: tuple[float, float], reduction: str, impl: str
 ) -> Tensor:
     """Cross-entropies of the pairs, (B,), or their sum or mean."""
     if reduction == "none":
@@ -209,7 +209,7 @@ def _stats(
     """maxima: similarity of each row's and column's largest logit among other groups; without groups, that of the negatives."""
     # Detached rather than without gradients: forward-mode derivatives end here, too.
     positive, image_shift, image_sum, text_shift, text_sum = (x.detach() for x in found)
-    maxima, logit_scale = [x.detach() for x in maxima], logit_scale.detach()
+    logit_scale = logit_scale.detach()
     logit = logit_scale * positive + (0 if logit_bias is None else logit_bias.detach())
     lses, accuracies = [], []
     shifts = (image_shift, text_shift)
@@ -217,9 +217,9 @@ def _stats(
         lead = torch.where(total == 0, float("-inf"), logit_scale * (shift - positive) + total.log())
         lses.append(logit + torch.nn.functional.softplus(lead))
         # Of the difference, so that equal similarities are equal, and no rounding makes a tie.
-        ahead = logit_scale * (positive - largest) > 0
+        ahead = logit_scale * (positive - largest.detach()) > 0
         accuracies.append(ahead.to(positive.dtype).mean())
-    return InfoNCEStats(*lses, logit, *accuracies)
+    return InfoNCEStats(lses[0], lses[1], logit, accuracies[0], accuracies[1])
 
 
 def siglip_loss(

@@ -27,7 +27,7 @@ def contrastive_lse(
     label_offset: int | None,
     image_groups: Tensor | None = None,
     text_groups: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Log-sum-exps of the negatives of every image and of every text, as shifts and sums, and the similarity of each pair.
 
     image (B, D), text (T, D); the positive of image i is text i + label_offset (None: it has none here). Returns positive (B,)
@@ -78,7 +78,7 @@ def contrastive_lse_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of image, text and logit_scale. The shifts may be those of more texts or images than given here."""
     similarities, own = similarities_of(image, text), _own(image, text, label_offset)
-    grad, grad_scale = torch.zeros_like(similarities), 0
+    grad, grad_scale = torch.zeros_like(similarities), similarities.new_zeros(())
     for shift, grad_sum in ((image_shift[:, None], grad_image_sum[:, None]), (text_shift, grad_text_sum)):
         lead = (similarities - shift).masked_fill(own, 0)
         of_sums = (grad_sum * (logit_scale * lead).clamp(max=0).exp()).masked_fill(own, 0)
@@ -89,7 +89,7 @@ def contrastive_lse_backward(
     grads = [grad @ text.to(grad.dtype), grad.T @ image.to(grad.dtype)]
     for i, (x, needed) in enumerate(((image, needs_image), (text, needs_text))):
         grads[i] = grads[i].to(grad.dtype if full_precision else x.dtype) if needed else grads[i][:0, :0]
-    return *grads, grad_scale.to(logit_scale.dtype)
+    return grads[0], grads[1], grad_scale.to(logit_scale.dtype)
 
 
 def pair_loss(
@@ -132,7 +132,7 @@ def pair_loss_with_gradients(
         slopes.append(torch.where(counts, (weight / positive.shape[0] if mean else weight) * slope, 0))
         by_sums.append(slopes[-1] / safe)
     slope = slopes[0] + slopes[1]
-    return loss, -logit_scale * slope, *by_sums, -(slope * positive).sum()
+    return loss, -logit_scale * slope, by_sums[0], by_sums[1], -(slope * positive).sum()
 
 
 def info_nce_with_gradients(
@@ -143,7 +143,7 @@ def info_nce_with_gradients(
     image_weight: float,
     text_weight: float,
     mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """`pair_loss` of `contrastive_lse`, both shifts, and the gradients of `pair_loss`; T = B where texts weigh."""
     positive, image_shift, image_sum, text_shift, text_sum, *_ = contrastive_lse(
         image, text, logit_scale, label_offset

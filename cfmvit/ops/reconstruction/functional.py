@@ -5,7 +5,7 @@ Letters: B samples, N tokens, M masked ones, D width of the target, H width of t
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor

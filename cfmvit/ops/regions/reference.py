@@ -9,6 +9,7 @@ out[r, c, p, q] = sum_y wy[r, p, y] * sum_x wx[r, q, x] * F[c, y, x], exactly.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def axis_weights(
 
 def box_weights(
     rois: Tensor,
-    size: tuple[int, int],
+    size: Sequence[int],
     scale: float,
     bins: tuple[int, int],
     sampling_ratio: int,
@@ -145,7 +146,7 @@ def _boxes(wanted: Tensor, step: int) -> Iterator[tuple[Tensor | slice, Tensor |
         yield slice(None), wanted
 
 
-def _put(out: Tensor, found: Tensor, some: Tensor | slice, among: Tensor | None) -> Tensor:
+def _put(out: Tensor, found: Tensor, some: Any, among: Tensor | None) -> Tensor:
     """Put what was found of `_boxes` in their rows of out, zeros so far."""
     if among is None:
         return out.index_add_(0, some, found)

@@ -52,6 +52,7 @@ class NativeOp:
         torch.library.impl(f"cfmvit::{name}", "FuncTorchBatched", reference)
         torch.library.impl(f"cfmvit::{name}", "Autograd", self._with_gradients)
         if backward is not None:
+            assert setup is not None
             self.record = autograd.recorder(self.op, self._below, backward, setup)
             autograd.register_backward(name)
 
@@ -88,7 +89,9 @@ class NativeOp:
                 raise
             if check is not None:
                 check()
-            raise (ValueError(refused + message) if refused else error.__cause__) from None
+            if refused:
+                raise ValueError(refused + message) from None
+            raise (error.__cause__ or error) from None
 
     def _way(self, args: tuple[Any, ...]) -> Callable[..., Any]:
         """Choose what to call: the dispatcher where somebody listens to it or must be asked, the short way elsewhere."""
@@ -120,7 +123,7 @@ class NativeOp:
             or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export())
         ):
             return self.reference(*args)
-        if recorded:
+        if recorded and self.record is not None:
             return self.record(*args)
         with _below_autograd():
             return self.op(*args)

@@ -62,7 +62,7 @@ def has_values(x: Tensor) -> bool:
     return True
 
 
-def at_least_one(size: int | Tensor) -> int | Tensor:
+def at_least_one(size: int | Tensor) -> Any:
     """Return a size to divide by, which may be known only at run time; ``torch.jit.trace`` has tensors for sizes."""
     if isinstance(size, Tensor):
         return size.clamp(min=1)
