@@ -28,5 +28,5 @@ def _what_is_wrong(module: str, error: Exception) -> str:
         return f"{wanted}, which can't be imported ({type(error).__name__}: {error})"
     missing = error.name.partition(".")[0]
     if missing == wanted:
-        return f"{module} ({error})" if error.name != wanted else wanted
+        return wanted if error.name == wanted else f"{wanted} ({error})"
     return f"{missing}, which {wanted} imports"
