@@ -189,14 +189,16 @@ def _lse(
 
 
 def _reduced(
-    found: Any, logit_scale: Tensor, weights: tuple[float, float], reduction: str, impl: str
+    found: list[Tensor], logit_scale: Tensor, weights: tuple[float, float], reduction: str, impl: str
 ) -> Tensor:
     """Cross-entropies of the pairs, (B,), or their sum or mean."""
+    arguments: tuple[Any, ...] = (*found, logit_scale, *weights)
     if reduction == "none":
-        return reference.pair_losses(*found, logit_scale, *weights)
+        return reference.pair_losses(*arguments)
+    arguments += (reduction == "mean",)
     if impl == "reference":
-        return reference.pair_loss(*found, logit_scale, *weights, reduction == "mean")
-    loss, *_ = native.OPS["pair_loss"](*found, logit_scale, *weights, reduction == "mean")
+        return reference.pair_loss(*arguments)
+    loss, *_ = native.OPS["pair_loss"](*arguments)
     return loss
 
 
