@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+# Names that nobody else gives: ``clean`` removes them from folders of people's own.
+_PART, _OLD = ".cfmvit-part", ".cfmvit-old"
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
@@ -23,7 +26,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PART)
     try:
         os.fchmod(handle, 0o666 & ~_umask())
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -44,7 +47,7 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PART))
     try:
         staging.chmod(0o777 & ~_umask())
         yield staging
@@ -73,12 +76,12 @@ def clean(folder: Path) -> None:
 
     Only for a folder in which nothing else writes.
     """
-    for retired in folder.glob(".*.old"):
+    for retired in folder.glob(f".*{_OLD}"):
         for kept in retired.iterdir():
             if not (folder / kept.name).exists():
                 os.replace(kept, folder / kept.name)
         shutil.rmtree(retired)
-    for part in folder.glob(".*.part"):
+    for part in folder.glob(f".*{_PART}"):
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
@@ -94,7 +97,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _replace(staging: Path, target: Path) -> None:
     """Replace a folder in two steps; ``clean`` repairs what a kill between them leaves."""
-    retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+    retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_OLD))
     try:
         os.replace(target, retired / target.name)
         os.replace(staging, target)

@@ -1,4 +1,4 @@
-"""Images in: whatever a caller has becomes an RGB picture large enough to read labels on."""
+"""Images in: whatever a caller has becomes an RGB picture, large enough to read labels on and small enough to draw on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from cfmvit.data.images import rgb, upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-    from PIL.ImageFont import FreeTypeFont
+
+LARGEST = 2048  # pixels of the longer side; drawing on a photograph as it is would take 60 bytes a pixel
 
 
 def to_picture(image: Any, caller: str) -> Picture:
@@ -47,16 +48,12 @@ def to_picture(image: Any, caller: str) -> Picture:
     return pillow.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def enlarge(picture: Picture, min_side: int) -> tuple[Picture, float]:
-    """Scale a picture up until its longer side has ``min_side`` pixels; return it and the factor."""
+def within(picture: Picture, least: int, most: int = LARGEST) -> tuple[Picture, float]:
+    """Scale a picture until its longer side has ``least`` to ``most`` pixels; return it and the factor."""
     pillow = require("PIL.Image", extra="models")
-    factor = max(1.0, min_side / max(picture.size))
+    side = max(picture.size)
+    factor = min(max(side, least), max(most, least)) / side
     if factor == 1.0:
         return picture, factor
-    size = (round(picture.width * factor), round(picture.height * factor))
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     return picture.resize(size, pillow.Resampling.LANCZOS), factor
-
-
-def font(size: float) -> FreeTypeFont:
-    """Return the font that Pillow ships, at a size in pixels."""
-    return require("PIL.ImageFont", extra="models").load_default(size)

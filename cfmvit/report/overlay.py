@@ -10,7 +10,8 @@ import numpy as np
 
 from cfmvit._require import require
 from cfmvit.report.colours import Colour, category_colour, ink_on
-from cfmvit.report.images import enlarge, font, to_picture
+from cfmvit.report.fonts import font
+from cfmvit.report.images import to_picture, within
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -39,7 +40,8 @@ def overlay(
         detections: has ``boxes`` (n, 4) xyxy in pixels of ``image`` and ``labels`` (n names); where present also
             ``scores`` (n,) and ``masks``, n of (H, W) bool. Ground truth has no scores and is drawn without.
         novel: names of the categories that no box was seen of in training.
-        min_side: small images are enlarged until their longer side has this many pixels.
+        min_side: small images are enlarged until their longer side has this many pixels; those of more than 2048 are
+            reduced to that.
         threshold: detections of a lower score are left out.
         max_detections: at most so many, those of the highest score.
 
@@ -47,7 +49,7 @@ def overlay(
         ValueError: lengths that do not fit, NaN or inverted boxes.
     """
     pillow = require("PIL.Image", extra="models")
-    picture, factor = enlarge(to_picture(image, "overlay"), min_side)
+    picture, factor = within(to_picture(image, "overlay"), min_side)
     boxes, scores, labels, masks = _fields(detections)
     chosen = _chosen(scores, len(labels), threshold, max_detections)
     # Base first, so that novel boxes lie on top; within a group the best score is drawn last.
@@ -104,7 +106,6 @@ class _Pen:
         self._draw = require("PIL.ImageDraw", extra="models").Draw(layer)
         self._size = layer.size
         self._unit = unit
-        self._fonts = {novel: font((20 if novel else 17) * unit) for novel in (False, True)}
 
     def box(self, box: Box, label: str, novel: bool) -> None:
         width = round((4.5 if novel else 1.6) * self._unit)
@@ -120,7 +121,7 @@ class _Pen:
     def chip(self, box: Box, label: str, score: float | None, novel: bool, taken: list[Box]) -> Box:
         """Draw a label near its box where it covers the least of the labels drawn before; return its place."""
         text = label if score is None else f"{label} {100 * score:.0f}"
-        typeface = self._fonts[novel]
+        typeface = font((20 if novel else 17) * self._unit, text)
         pad, star = 6 * self._unit, 20 * self._unit if novel else 0.0
         width, height = typeface.getlength(text) + 2 * pad + star, 1.4 * typeface.size
         place = self._place(box, width, height, taken)

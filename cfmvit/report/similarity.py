@@ -8,7 +8,8 @@ import numpy as np
 
 from cfmvit._require import require
 from cfmvit.report.colours import heat
-from cfmvit.report.images import enlarge, font, to_picture
+from cfmvit.report.fonts import font
+from cfmvit.report.images import to_picture, within
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -61,7 +62,7 @@ def similarity_map(
     pillow = require("PIL.Image", extra="models")
     values = cosine_map(tokens, text_embedding, grid)
     low, high = limits if limits is not None else (float(values.min()), float(values.max()))
-    picture, _ = enlarge(to_picture(image, "similarity_map"), min_side)
+    picture, _ = within(to_picture(image, "similarity_map"), min_side)
     level = (values - low) / max(high - low, 1e-6)
     smooth = pillow.fromarray(level.astype(np.float32)).resize(picture.size, pillow.Resampling.BICUBIC)
     level = np.clip(np.asarray(smooth), 0, 1)[..., None]

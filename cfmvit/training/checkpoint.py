@@ -35,7 +35,9 @@ def load_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optim
     """
     path = output / NAME
     if not path.is_file():
-        raise FileNotFoundError(f"resume: no checkpoint at {path}")
+        kept = output / PREVIOUS
+        hint = f"; {kept} is that of the run before, to go on with it rename it" if kept.is_file() else ""
+        raise FileNotFoundError(f"resume: no checkpoint at {path}{hint}")
     state = _read(path)
     try:
         model.load_state_dict(state["model"])

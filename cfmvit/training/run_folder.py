@@ -22,6 +22,17 @@ CONFIG = "config.json"
 _DATA = "data.txt"
 # What a resumed run may change and still go on exactly; the schedule follows the number of steps.
 _FREE = {"device", "workers", "loop.steps", "loop.log_every", "loop.save_every"}
+_LOCKS: set[int] = set()  # descriptors of this process
+
+
+def _let_go() -> None:
+    """Close a forked worker's copies: it outlives a killed run by seconds, and would keep the folder from the next one."""
+    for lock in _LOCKS:
+        os.close(lock)
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -35,24 +46,26 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool, product: str) -> 
         FileExistsError: there is a run in it, begun or finished, and neither ``resume`` nor ``overwrite``.
         RuntimeError: another process is running in it.
     """
-    held = [name for name in (NAME, product) if (output / name).exists()]
-    if held and not (resume or overwrite):
-        raise FileExistsError(
-            f"run: {output} already holds a run ({' and '.join(held)}); --resume goes on with it, --overwrite "
-            "replaces it, --output names another folder"
-        )
     new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     lock = os.open(
         output, os.O_RDONLY
     )  # the folder itself: no file is left, and a killed process leaves no lock
+    _LOCKS.add(lock)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RuntimeError(
                 f"run: another process is running in {output}; --output names another folder"
             ) from None
+        held = [name for name in (NAME, PREVIOUS, product) if (output / name).exists()]
+        if held and not (resume or overwrite):
+            goes_on = "--resume goes on with it, " if NAME in held else ""
+            raise FileExistsError(
+                f"run: {output} already holds a run ({' and '.join(held)}); {goes_on}--overwrite "
+                "replaces it, --output names another folder"
+            )
         clean(output)
         yield
     except BaseException:
@@ -60,6 +73,7 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool, product: str) -> 
             output.rmdir()
         raise
     finally:
+        _LOCKS.discard(lock)
         os.close(lock)
 
 

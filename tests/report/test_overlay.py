@@ -37,7 +37,7 @@ def near(picture: Image.Image, colour: tuple[int, int, int], tolerance: int = 40
 @pytest.mark.parametrize("novel", [True, False], ids=["novel", "base"])
 def test_the_box_is_drawn_at_its_place(novel: bool) -> None:
     picture = overlay(grey(640, 480), found(boxes=[[160, 200, 480, 400]]), {"dodo"} if novel else set())
-    assert picture.size == (640, 480)
+    assert picture.size == (512, 384)
     drawn = near(picture, category_colour("dodo", vivid=novel))
     # Along the right and the bottom edge, away from the label.
     assert drawn[300, 472:488].any()
@@ -146,3 +146,22 @@ def test_gallery() -> None:
     assert sheet.getpixel((100, 100)) == (255, 255, 255)
     with pytest.raises(ValueError, match="gallery: pictures must not be empty"):
         gallery([])
+
+
+def test_photographs_are_reduced_before_anything_is_drawn() -> None:
+    picture = overlay(
+        grey(4096, 3072), found(boxes=[[1024, 1024, 3072, 2048]], masks=np.ones((1, 3072, 4096), bool))
+    )
+    assert picture.size == (2048, 1536)
+    columns = np.nonzero(near(picture, category_colour("dodo", vivid=False))[900])[0]
+    assert abs(columns.min() - 512) < 12
+    assert abs(columns.max() - 1536) < 12
+    assert overlay(grey(9000, 2), found(boxes=[[0, 0, 9000, 2]])).size == (2048, 1)
+
+
+def test_characters_without_a_font_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert overlay(grey(), found(labels=["d\U000f0000do"])).size == (512, 384)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no font of this system has the characters U+F0000: they are drawn as boxes"
+    ]

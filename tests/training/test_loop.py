@@ -9,6 +9,8 @@ import logging
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -304,11 +306,59 @@ def test_a_folder_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_killed_runs_leave_is_cleaned(tmp_path: Path) -> None:
-    (tmp_path / ".model.x.old" / "model").mkdir(parents=True)
-    (tmp_path / ".model.y.part").mkdir()
-    (tmp_path / ".checkpoint.pt.z.part").write_text("half")
+    (tmp_path / ".model.x.cfmvit-old" / "model").mkdir(parents=True)
+    (tmp_path / ".model.y.cfmvit-part").mkdir()
+    (tmp_path / ".checkpoint.pt.z.cfmvit-part").write_text("half")
     with run_folder(tmp_path, resume=False, overwrite=False, product="detector"):
         assert [p.name for p in tmp_path.iterdir()] == ["model"], "it was put aside for one that never came"
+
+
+def test_files_of_others_are_not_cleaned(tmp_path: Path) -> None:
+    (tmp_path / ".config.old" / "own").mkdir(parents=True)
+    (tmp_path / ".movie.part").write_text("half")
+    with run_folder(tmp_path, resume=False, overwrite=False, product="detector"):
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".config.old", ".movie.part"]
+
+
+def test_what_an_overwriting_run_put_aside_is_not_lost_to_the_next(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.previous.pt").write_text("of hours")
+    refused = pytest.raises(
+        FileExistsError, match=r"already holds a run \(checkpoint.previous.pt\); --overwrite"
+    )
+    with refused, run_folder(tmp_path, resume=False, overwrite=False, product="model"):
+        raise AssertionError
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint at .*; .*previous.pt is that of the run before"
+    ):
+        load_checkpoint(tmp_path, nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]))
+
+
+def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_folder(tmp_path: Path) -> None:
+    enter = lambda: run_folder(tmp_path / "run", resume=False, overwrite=False, product="model")
+    run = subprocess.Popen(
+        [sys.executable, "-c", _LEAVES_A_CHILD, str(tmp_path / "run")], stdout=subprocess.PIPE
+    )
+    assert run.stdout is not None
+    child = int(run.stdout.readline())
+    try:
+        run.kill()
+        run.wait()
+        with enter():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+_LEAVES_A_CHILD = """
+import os, pathlib, sys, time
+from cfmvit.training.run_folder import run_folder
+with run_folder(pathlib.Path(sys.argv[1]), resume=False, overwrite=False, product="model"):
+    if not (child := os.fork()):
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
 
 
 def test_one_run_a_folder(tmp_path: Path) -> None:
