@@ -9,8 +9,9 @@ from typing import Any
 
 import cfmvit
 from cfmvit.detection.config import DetectorConfig
-from cfmvit.models import CFMViT, model_config
+from cfmvit.models import CFMViT
 from cfmvit.models.checkpoint import CONFIG, read_pretrained, write_pretrained
+from cfmvit.models.config import saved_config
 from cfmvit.training import load_config
 
 
@@ -35,9 +36,8 @@ def load_detector(cls: Any, folder: str | os.PathLike[str]) -> Any:
         kind = "a CFM-ViT without a detector" if "vocab_size" in saved.config else "something else"
         raise ValueError(f"from_pretrained: {folder} must hold a detector, got {kind}")
     config = load_config(_Config, saved.folder / CONFIG)
-    detector = cls(CFMViT(model_config(**config.model), saved.tokenizer), config.detector)
-    saved.load_into(detector)
-    return detector.eval()
+    options = saved_config(config.model, saved.folder)
+    return saved.build(lambda: cls(CFMViT(options, saved.tokenizer), config.detector)).eval()
 
 
 def shipped_checkpoint() -> Path:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfmvit.models.checkpoint import read_pretrained, write_pretrained
-from cfmvit.models.config import ModelConfig, model_config
+from cfmvit.models.config import ModelConfig, model_config, saved_config
 from cfmvit.models.decoder import Decoder
 from cfmvit.models.text import TextTransformer
 from cfmvit.models.tokenizer import Tokenizer
@@ -139,9 +139,8 @@ class CFMViT(nn.Module):
                 else "something else"
             )
             raise ValueError(f"from_pretrained: {folder} must hold a CFM-ViT, got {kind}")
-        model = cls(model_config(**{**saved.config, **overrides}), saved.tokenizer)
-        saved.load_into(model)
-        return model
+        config = saved_config({**saved.config, **overrides}, saved.folder)
+        return saved.build(lambda: cls(config, saved.tokenizer))
 
 
 def create_model(name: str, *, tokenizer: Tokenizer | str | None = None, **overrides: Any) -> CFMViT:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from cfmvit._io import atomic_dir
 from cfmvit._require import require
 from cfmvit.models.tokenizer import Tokenizer
+
+Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
@@ -26,8 +30,10 @@ class Saved:
     config: dict[str, Any]
     tokenizer: Tokenizer | None
 
-    def load_into(self, model: nn.Module) -> None:
-        """Load the weights, all of them.
+    def build(self, make: Callable[[], Model]) -> Model:
+        """Make a model and load the weights, all of them.
+
+        The model is made without memory first: a configuration may ask for any size, the file at hand has its own.
 
         Raises:
             ValueError: names or shapes differ from the model's, or a weight is NaN or infinite.
@@ -40,12 +46,21 @@ class Saved:
                 f"from_pretrained: {self.folder / WEIGHTS} must hold finite weights, got NaN or infinite ones in "
                 f"{len(unsound)} of {len(self.weights)} tensors, {unsound[0]} the first"
             )
-        try:
-            model.load_state_dict(self.weights)
-        except RuntimeError as error:
-            raise ValueError(
-                f"from_pretrained: {self.folder / WEIGHTS} does not fit its {CONFIG}: {error}"
-            ) from error
+        with torch.device("meta"):
+            wanted = {name: weight.shape for name, weight in make().state_dict().items()}
+        given = {name: weight.shape for name, weight in self.weights.items()}
+        for name in sorted(wanted.keys() | given.keys()):
+            if wanted.get(name) != given.get(name):
+                asked, got = (
+                    "none" if shape is None else tuple(shape) for shape in (wanted.get(name), given.get(name))
+                )
+                raise ValueError(
+                    f"from_pretrained: {self.folder / WEIGHTS} does not fit its {CONFIG}: {name} must have the shape "
+                    f"{asked}, got {got}"
+                )
+        model = make()
+        model.load_state_dict(self.weights)
+        return model
 
 
 def write_pretrained(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 # Far beyond any model, and small enough that a stranger's configuration fails before it fills the memory.
-_MOST = {"depth": 1000, "heads": 1024, "size": 10**7}
+_MOST = {"depth": 256, "heads": 1024, "vocab_size": 10**7, "image_size": 2**12}
 _MOST_OTHERWISE = 2**16
 
 
@@ -55,7 +55,8 @@ class ModelConfig:
             if field.type == "int":
                 whole = number and isinstance(value, int)
                 check(field.name, whole and value >= 1, "be an integer of at least 1")
-                most = _MOST.get(field.name.rpartition("_")[2], _MOST_OTHERWISE)
+                last = field.name.rpartition("_")[2]
+                most = _MOST.get(field.name, _MOST.get(last, _MOST_OTHERWISE))
                 check(field.name, value <= most, f"be at most {most}")
             elif field.type == "float":
                 check(field.name, number and math.isfinite(value), "be a finite number")
@@ -67,7 +68,6 @@ class ModelConfig:
             self.image_size % self.patch_size == 0,
             f"be a multiple of patch_size {self.patch_size}",
         )
-        check("image_size", self.image_size <= _MOST_OTHERWISE, f"be at most {_MOST_OTHERWISE}")
         check("width", self.width % 4 == 0, "be a multiple of 4 (sin-cos positions)")
         check("decoder_width", self.decoder_width % 4 == 0, "be a multiple of 4 (sin-cos positions)")
         for tower in ("", "text_", "decoder_"):
@@ -135,3 +135,14 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
         if key not in known:
             raise ValueError(f"create_model: unknown option {key!r}; valid options: {', '.join(known)}")
     return ModelConfig(**{"name": name, **_SIZES[name], **overrides})
+
+
+def saved_config(values: dict[str, Any], source: object) -> ModelConfig:
+    """Return the configuration that a file holds.
+
+    Raises:
+        ValueError: no name in it, and all that ``model_config`` raises.
+    """
+    if not isinstance(values.get("name"), str):
+        raise ValueError(f"from_pretrained: {source} must name its model, got {values.get('name')!r}")
+    return model_config(**values)

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,3 +294,34 @@ def test_xformers_gives_the_same_numbers(model: CFMViT, tmp_path: Path) -> None:
     other = CFMViT.from_pretrained(tmp_path / "m", attention="xformers").eval().cuda()
     found = other.encode_image(images().cuda()).cpu()
     torch.testing.assert_close(found, model.encode_image(images()), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"depth": 1000, "width": 2**14, "heads": 16},
+            r"does not fit its config.json: .* must have the shape",
+        ),
+        ({"vocab_size": 10**7}, r"text.token_embed.weight must have the shape \(10000000, "),
+        ({"image_size": 8 * 10**8}, r"image_size must be at most 4096"),
+        ({"name": None}, r"must name its model, got None"),
+    ],
+)
+def test_a_configuration_of_strangers_takes_no_memory(
+    model: CFMViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    model.save_pretrained(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, **changes}))
+    made: list[str] = []
+    own = torch.nn.Linear.__init__
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> None:
+        own(self, *arguments, **options)
+        made.append(self.weight.device.type)
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", watched)
+    with pytest.raises(ValueError, match=message):
+        CFMViT.from_pretrained(tmp_path / "m")
+    assert set(made) <= {"meta"}
