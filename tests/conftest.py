@@ -50,6 +50,14 @@ def pytest_runtest_call() -> Generator[None, None, None]:
         raise
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the long fuzz has tried."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "fuzzed" and report.when == "call":
+                terminalreporter.write_line(f"fuzzed {value}")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real images beside the checkout; tests that need them are skipped where they are absent."""

@@ -44,6 +44,7 @@ class Inverse {
 template <typename S>
 void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const bool* coins,
             const Tensor& out) {
+  if (out.numel() == 0) return;  // rows without channels may be any number
   const int64_t count = out.size(1), width = out.size(2);
   const Rows<S> in = view<S>(tokens), to = view<S>(out);
   const S* table = pos ? data<const S>(*pos) : nullptr;
@@ -187,6 +188,7 @@ Tensor restore_tokens_cpu(Tensor visible, Tensor mask_token, Tensor restore,
   visible = rows_of(visible);
   mask_token = dense(mask_token);
   const Tensor out = like(visible, {batch, count, width});
+  if (out.numel() == 0) return out;
   dispatch_floating(op, visible.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const Rows<S> in = view<S>(visible), to = view<S>(out);

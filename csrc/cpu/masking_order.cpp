@@ -103,6 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> random_masking_cpu(Tensor noise, int64_t kept
   const Tensor keep = like(noise, {batch, kept}, ScalarType::Long);
   const Tensor masked = like(noise, {batch, count - kept}, ScalarType::Long);
   const Tensor restore = like(noise, {batch, count}, ScalarType::Long);
+  if (noise.numel() == 0) return {keep, masked, restore};  // rows without tokens may be any number
   int64_t *first = data<int64_t>(keep), *rest = data<int64_t>(masked), *places = data<int64_t>(restore);
   std::atomic<int64_t> nan{0};
   const auto run = [&](auto zero) {

@@ -1,5 +1,4 @@
-// Loops over rows of channels, compiled for each instruction set, and the choice among them. Knows nothing of
-// torch.
+// Loops over rows of channels, compiled for each instruction set, and the choice among them.
 #pragma once
 
 #include "cpu/capability.h"

@@ -1,5 +1,5 @@
 // Division by a number that is the same for a whole launch, as a multiplication and a shift (Granlund and
-// Montgomery, "Division by invariant integers using multiplication", 1994). Knows nothing of torch.
+// Montgomery, "Division by invariant integers using multiplication", 1994).
 #pragma once
 
 #include <cstdint>

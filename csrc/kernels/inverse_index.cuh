@@ -1,5 +1,5 @@
 // Which entries of an index (B, K) name each of N places: what a backward needs so that each place has one
-// owner. Integer minima and maxima do not depend on the order of the threads. Knows nothing of torch.
+// owner. Integer minima and maxima do not depend on the order of the threads.
 #pragma once
 
 #include "kernels/vectors.cuh"

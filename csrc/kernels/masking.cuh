@@ -1,6 +1,6 @@
 // Gathering tokens into one or two places, and the gradients. Each output has one owner, so there are no
 // atomics on floats and the bits are the same on every run. B samples, N places, K entries of the index, D
-// width. Knows nothing of torch.
+// width.
 #pragma once
 
 #include "kernels/inverse_index.cuh"

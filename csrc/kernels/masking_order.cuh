@@ -1,5 +1,4 @@
 // Drawing masks: the rank of each token's noise, as a stable argsort ranks them. B samples, N tokens, K kept.
-// Knows nothing of torch.
 #pragma once
 
 #include "kernels/vectors.cuh"

@@ -1,5 +1,5 @@
 // Cutting patches out of images, and the gradient. B images, C channels, K patches, P pixels a side. Threads
-// move runs of V neighbouring pixels. Knows nothing of torch.
+// move runs of V neighbouring pixels.
 #pragma once
 
 #include "kernels/fast_division.cuh"

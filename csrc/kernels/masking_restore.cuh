@@ -1,5 +1,4 @@
-// The decoder's input, and its gradients. B samples, N places, K visible tokens, D width. Knows nothing of
-// torch.
+// The decoder's input, and its gradients. B samples, N places, K visible tokens, D width.
 #pragma once
 
 #include "kernels/masking.cuh"

@@ -1,4 +1,4 @@
-// Sums over the rows of a matrix in an order that its shape alone decides. Knows nothing of torch.
+// Sums over the rows of a matrix in an order that its shape alone decides.
 #pragma once
 
 #include "kernels/for_each.cuh"

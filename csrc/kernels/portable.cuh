@@ -1,6 +1,5 @@
 // What a kernel may use: nvcc compiles it for a GPU, and g++ with -DCFMVIT_EMULATION runs the very same
-// source on the CPU (tests/emulation; never in the product), where each CUDA thread is a fiber. Knows nothing
-// of torch.
+// source on the CPU (tests/emulation; never in the product), where each CUDA thread is a fiber.
 //
 // A kernel is plain CUDA:
 //

@@ -1,5 +1,5 @@
 // The cosine losses: a warp reads each pair of rows once, holds it in registers where it fits, and writes the
-// loss or the row's gradient. B samples, N places, M masked tokens, D width. Knows nothing of torch.
+// loss or the row's gradient. B samples, N places, M masked tokens, D width.
 #pragma once
 
 #include "kernels/inverse_index.cuh"

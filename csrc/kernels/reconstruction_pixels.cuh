@@ -1,6 +1,6 @@
 // MAE's loss: a warp walks a patch of the image in the image's order, holds it in registers where it fits,
 // and meets each pixel's prediction where it lies in MAE's order (row, column, channel). B images, C
-// channels, N patches, M masked ones, P pixels a side. Knows nothing of torch.
+// channels, N patches, M masked ones, P pixels a side.
 #pragma once
 
 #include "kernels/fast_division.cuh"

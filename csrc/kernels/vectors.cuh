@@ -1,5 +1,5 @@
 // Rows of channels moved in packs of up to 16 bytes, and the shapes of the grids that move them. Positions
-// inside a row are 32-bit, offsets of rows 64-bit. Knows nothing of torch.
+// inside a row are 32-bit, offsets of rows 64-bit.
 #pragma once
 
 #include <cmath>

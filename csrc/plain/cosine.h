@@ -1,4 +1,4 @@
-// What all cosine losses share: the loss of a row and the factors of its gradient. Knows nothing of torch.
+// What all cosine losses share: the loss of a row and the factors of its gradient.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // 16-bit floats as plain bits, and conversions without branches or instructions of a special set, so that
-// loops over them vectorise everywhere, and CUDA kernels compile them too. Knows nothing of torch.
+// loops over them vectorise everywhere, and CUDA kernels compile them too.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Integer indices of either width, (B, K) of any strides. Knows nothing of torch.
+// Integer indices of either width, (B, K) of any strides.
 #pragma once
 
 #include "plain/half.h"

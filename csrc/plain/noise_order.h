@@ -1,4 +1,4 @@
-// Noise as keys of its order, for drawing masks. Knows nothing of torch.
+// Noise as keys of its order, for drawing masks.
 #pragma once
 
 #include "plain/half.h"

@@ -1,4 +1,4 @@
-// Patches of an image and the normalisation of its channels. Knows nothing of torch.
+// Patches of an image and the normalisation of its channels.
 #pragma once
 
 #include "plain/half.h"

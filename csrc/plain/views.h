@@ -1,4 +1,4 @@
-// Plain views of rows and of pixels, by pointer and strides. Knows nothing of torch.
+// Plain views of rows and of pixels, by pointer and strides.
 #pragma once
 
 #include "plain/half.h"

@@ -39,7 +39,7 @@ from cfmvit.ops.contrastive.op_checks import (
 )
 from cfmvit.ops.shared import library
 from cfmvit.ops.shared.checks import same_device
-from cfmvit.ops.shared.fake_kernel import register_fake
+from cfmvit.ops.shared.fake_kernel import on_one_device, register_fake
 from cfmvit.ops.shared.native_op import NativeOp
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -271,8 +271,16 @@ def _register() -> dict[str, NativeOp]:
     define = torch.library
     register_fake("contrastive_lse_backward", _lse_backward_fake)
     register_fake("info_nce_backward", _info_nce_backward_fake)
-    define.impl("cfmvit::pair_loss_backward", "CompositeExplicitAutograd", _scale_grads)
-    define.impl("cfmvit::sigmoid_loss_backward", "CompositeExplicitAutograd", _scale_grads)
+    define.impl(
+        "cfmvit::pair_loss_backward",
+        "CompositeExplicitAutograd",
+        on_one_device("pair_loss_backward", _scale_grads),
+    )
+    define.impl(
+        "cfmvit::sigmoid_loss_backward",
+        "CompositeExplicitAutograd",
+        on_one_device("sigmoid_loss_backward", _scale_grads),
+    )
     ops = (
         NativeOp("contrastive_lse", _lse_fake, reference.contrastive_lse, _lse_backward, _lse_context),
         NativeOp(

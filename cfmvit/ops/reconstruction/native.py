@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cfmvit.ops.reconstruction import checks, reference
 from cfmvit.ops.shared import checks as check
-from cfmvit.ops.shared.fake_kernel import register_fake
+from cfmvit.ops.shared.fake_kernel import on_one_device, register_fake
 from cfmvit.ops.shared.native_op import NativeOp
 
 _OPS = torch.ops.cfmvit
@@ -23,9 +23,8 @@ def register() -> dict[str, NativeOp]:
         ("masked_pixel_loss_backward", lambda grad, pred, *_: pred.new_empty(pred.shape)),
     ):
         register_fake(name, fake)
-    torch.library.impl(
-        "cfmvit::linear_masked_cosine_sum_backward", "CompositeExplicitAutograd", _linear_sum_grads
-    )
+    name = "linear_masked_cosine_sum_backward"
+    torch.library.impl(f"cfmvit::{name}", "CompositeExplicitAutograd", on_one_device(name, _linear_sum_grads))
     ops = (
         NativeOp(
             "masked_cosine_loss",

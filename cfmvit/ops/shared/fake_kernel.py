@@ -1,4 +1,4 @@
-"""The kernel of an op for tensors without data: what torch.compile, torch.export and the meta device call."""
+"""Kernels of an op in Python: those for tensors without data, which torch.compile, torch.export and the meta device call."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from cfmvit.ops.shared import checks
 
 
 def register_fake(name: str, shapes: Callable[..., Any]) -> None:
-    """Register ``shapes``, which makes the results of ``cfmvit::name`` without values.
+    """Register ``shapes``, which makes the results of ``cfmvit::name`` without values."""
+    torch.library.register_fake(f"cfmvit::{name}", on_one_device(name, shapes))
 
-    A call with one meta tensor among others comes here too, and would get unwritten memory: it is refused, as in
-    csrc/torch/registration.h.
+
+def on_one_device(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the kernel of ``cfmvit::name`` refuse tensors on several devices, as csrc/torch/registration.h does.
+
+    A call with one meta tensor among others comes to a fake kernel, too, and would get unwritten memory.
     """
     arguments = [argument.name for argument in getattr(torch.ops.cfmvit, name).default._schema.arguments]
 
-    def fake(*args: Any) -> Any:
+    def checked(*args: Any) -> Any:
         tensors: dict[str, Tensor | None] = {}
         for argument, value in zip(arguments, args):
             if isinstance(value, Tensor):
@@ -27,6 +31,6 @@ def register_fake(name: str, shapes: Callable[..., Any]) -> None:
             elif isinstance(value, list):
                 tensors.update((f"{argument}[{i}]", x) for i, x in enumerate(value) if isinstance(x, Tensor))
         checks.same_device(name, **tensors)
-        return shapes(*args)
+        return kernel(*args)
 
-    torch.library.register_fake(f"cfmvit::{name}", fake)
+    return checked

@@ -1,0 +1,57 @@
+"""Every op, called as torch.ops.cfmvit.*, past the public functions, with whatever its schema takes: it answers or raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cfmvit.ops.shared import library
+
+from . import test_ops
+from .direct import attack, bounded_memory, recorded_calls, registered
+from .hostile import Choices
+
+pytestmark = pytest.mark.skipif(library.core is None, reason=library.core_missing)
+
+
+def other_ways(choose: Choices) -> None:
+    """Calls of ops that the tests of public functions on one process do not reach."""
+    count, width, classes = choose.size(1), choose.size(1), choose.size(1)
+    hidden, weight, bias = (torch.randn(n).requires_grad_() for n in ((count, 3), (width, 3), (width,)))
+    total, *_ = C.linear_masked_cosine_sum(hidden, weight, bias, torch.randn(count, width), 1e-8, True, True)
+    total.backward()
+    sums = [torch.rand(count).requires_grad_() for _ in range(5)]
+    loss, *_ = C.pair_loss(*sums, torch.tensor(2.0), 0.5, 0.5, True)
+    loss.backward()
+    logits = torch.randn(2, count, 1 + classes)
+    C.combine_scores(*logits, torch.rand(classes), torch.rand(count), 3.0, True)
+
+
+C = torch.ops.cfmvit
+EXAMPLES: tuple[Callable[[Choices], None], ...] = (
+    other_ways,
+    *(test.example for test in vars(test_ops).values() if hasattr(test, "example")),
+)
+
+
+def run(name: str, cases: int) -> int:
+    calls = recorded_calls(EXAMPLES, 8)
+    assert name in calls, f"no public function that test_ops.py fuzzes calls {name}"
+    with bounded_memory():
+        return attack(name, calls[name], cases)
+
+
+@pytest.mark.parametrize("name", registered())
+def test_direct_calls(name: str) -> None:
+    assert run(name, 150)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", registered())
+def test_many_direct_calls(name: str, record_property: Callable[[str, object], None]) -> None:
+    """Each family has at least four ops, so 20,000 cases or more."""
+    cases = 5_000
+    answered = run(name, cases)
+    record_property("fuzzed", f"{name}: {cases:,} cases, {answered:,} answered")
