@@ -14,6 +14,7 @@ from typing import IO, Any
 
 # Names that nobody else gives: ``clean`` removes them from folders of people's own.
 _PART, _OLD = ".cfmvit-part", ".cfmvit-old"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -110,8 +111,8 @@ def _replace(staging: Path, target: Path) -> None:
 
 
 def _named(error: BaseException, path: Path) -> BaseException:
-    """Return a full disk's error with the path, which the system leaves out."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+    """Return an error of the disk with the path, which the system leaves out."""
+    if isinstance(error, OSError) and error.errno in _DISK and error.filename is None:
         return OSError(error.errno, error.strerror, str(path))
     return error
 

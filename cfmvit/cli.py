@@ -158,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="which categories count, and which are novel: COCO's 48 + 17, all alike, or as the file says",
     )
+    evaluate.add_argument(
+        "--orientation",
+        choices=("auto", "stored", "upright"),
+        default="auto",
+        help="which pixels the annotations of photographs with an EXIF orientation are for",
+    )
     evaluate.set_defaults(run=_evaluate)
 
     demo = commands.add_parser(
@@ -264,7 +270,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         detector = Detector.from_pretrained(arguments.checkpoint).to(device)
         size = detector.config.image_size
         dataset = open_detection(
-            arguments.data, split="val", base_only=False, image_size=size, vocabulary=arguments.vocabulary
+            arguments.data,
+            split="val",
+            base_only=False,
+            image_size=size,
+            vocabulary=arguments.vocabulary,
+            orientation=arguments.orientation,
         )
         print(f"data: {dataset.summary}")
         results = predict_dataset(detector, dataset, arguments.output, masks=arguments.masks)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cfmvit.data.categories import CategorySplit, VocabularyRule
 from cfmvit.data.entries import DetectionEntry, Found, file_entries
 from cfmvit.data.fingerprint import fingerprint
-from cfmvit.data.images import CorruptSample, decode_rgb, read_rgb
+from cfmvit.data.images import CorruptSample, Orientation, decode_frame, read_sample
 from cfmvit.data.masks import decode_mask, has_mask
 from cfmvit.data.shard_boxes import shard_annotations, shard_entries
 from cfmvit.data.shards import BrokenShards, ShardSample
@@ -44,10 +44,12 @@ class DetectionDataset:
         jitter_scale: tuple[float, float],
         flip: bool,
         size_mismatch: SizeMismatch,
+        orientation: Orientation,
     ) -> None:
         self.entries, self.categories, self.summary = entries, split.categories, summary
         self._annotations, self._size, self._augment = annotations_path, image_size, augment
         self._scale, self._flip, self._mismatch = jitter_scale, flip, size_mismatch
+        self._orientation: Orientation = orientation
         self._number = {category.id: number for number, category in enumerate(self.categories)}
 
     def __len__(self) -> int:
@@ -137,12 +139,13 @@ class DetectionDataset:
     def _pixels(self, entry: DetectionEntry) -> tuple[NDArray[np.uint8], tuple[int, int], list[str]]:
         """Return an image, the (height, width) that its annotations are for, and what is odd about it."""
         if isinstance(entry.source, ShardSample):
-            pixels = decode_rgb(entry.source.read("image"), entry.key, entry.size)
+            content = entry.source.read("image")
         else:
-            pixels = read_rgb(entry.source, entry.size)
+            content = read_sample(entry.source)
+        pixels, odd = decode_frame(content, entry.key, entry.size, self._orientation)
         found = (pixels.shape[0], pixels.shape[1])
         if entry.size is None or entry.size == found:
-            return pixels, found, []
+            return pixels, found, odd
         text = (
             f"{found[1]} x {found[0]} pixels, where its annotations are for {entry.size[1]} x {entry.size[0]}"
         )
@@ -150,7 +153,7 @@ class DetectionDataset:
             raise ValueError(f"data: {entry.key} has {text}")
         if self._mismatch == "skip":
             raise CorruptSample(entry.key, f"it has {text}")
-        return pixels, entry.size, [f"it has {text}: they are scaled"]
+        return pixels, entry.size, [*odd, f"it has {text}: they are scaled"]
 
     def _objects(self, entry: DetectionEntry, size: tuple[int, int]) -> tuple[Objects, list[str]]:
         height, width = size
@@ -209,6 +212,7 @@ def open_detection(
     vocabulary: VocabularyRule = "auto",
     negatives: bool = False,
     size_mismatch: SizeMismatch = "scale",
+    orientation: Orientation = "auto",
     broken_shards: BrokenShards = "error",
 ) -> DetectionDataset:
     """Open a detection data set.
@@ -225,6 +229,9 @@ def open_detection(
         negatives: with ``base_only``, keep images that have no annotation at all, as background.
         size_mismatch: of an image that has another size than the file says (as stored, or turned by its EXIF orientation):
             ``"scale"`` its annotations, ``"skip"`` it, or take it for an ``"error"``. The first two are logged and counted.
+        orientation: whether annotations of an image with an EXIF orientation are for its pixels as they are ``"stored"`` or for
+            the ``"upright"`` image; ``"auto"`` goes by the file's sizes and, where they don't tell, takes it upright, logged
+            and counted.
         broken_shards: ``"skip"`` those that are no whole tar, with a count, or take one for an ``"error"``.
 
     Raises:
@@ -238,6 +245,10 @@ def open_detection(
     if size_mismatch not in get_args(SizeMismatch):
         raise ValueError(
             f"open_detection: size_mismatch must be one of {', '.join(get_args(SizeMismatch))}, got {size_mismatch!r}"
+        )
+    if orientation not in get_args(Orientation):
+        raise ValueError(
+            f"open_detection: orientation must be one of {', '.join(get_args(Orientation))}, got {orientation!r}"
         )
     source = resolve(spec, split, "detection")
     if source.shards:
@@ -267,6 +278,7 @@ def open_detection(
         jitter_scale,
         flip,
         size_mismatch,
+        orientation,
     )
 
 

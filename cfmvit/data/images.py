@@ -8,7 +8,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,15 @@ from cfmvit._require import require
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+Orientation = Literal["auto", "stored", "upright"]
+
 _LOG = logging.getLogger(__name__)
 MOST_BYTES = 512 * 2**20  # of an encoded image
 _ORIENTATION = 0x0112  # the EXIF tag
+_UNDECIDED = (
+    "it has the EXIF orientation {} and a size that does not say whether its annotations are for the image as it is stored "
+    "or upright: taken upright; orientation=stored does otherwise"
+)
 _LOGGED: set[tuple[str, int]] = set()
 _INTEGER_RANGES = (2**8 - 1, 2**16 - 1, 2**31 - 1)
 
@@ -59,17 +65,25 @@ def log_corrupt_count(count: int, total: int) -> None:
         _LOG.warning("skipped %d of %d samples, which are corrupt", count, total)
 
 
-def read_rgb(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Return the image at ``path`` as uint8 (H, W, 3); see ``decode_rgb``.
+def read_rgb(path: str | Path) -> NDArray[np.uint8]:
+    """Return the image at ``path`` as uint8 (H, W, 3), as it is stored.
 
     Raises:
         CorruptSample: not an image, truncated, or no longer there.
     """
+    return decode_rgb(read_sample(path), str(path))
+
+
+def read_sample(path: str | Path) -> bytes:
+    """Return the content of an image's file.
+
+    Raises:
+        CorruptSample: no longer there, or of no use; see ``read_regular``.
+    """
     try:
-        content = read_regular(path)
+        return read_regular(path)
     except OSError as error:
         raise CorruptSample(str(path), str(error)) from error
-    return decode_rgb(content, str(path), size)
 
 
 def read_regular(path: str | Path) -> bytes:
@@ -88,13 +102,25 @@ def read_regular(path: str | Path) -> bytes:
         return file.read(MOST_BYTES)
 
 
-def decode_rgb(content: bytes, name: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Return an encoded image as uint8 (H, W, 3).
+def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
+    """Return an encoded image as uint8 (H, W, 3), as it is stored.
+
+    Raises:
+        CorruptSample: naming ``name``.
+    """
+    return decode_frame(content, name, None, "stored")[0]
+
+
+def decode_frame(
+    content: bytes, name: str, size: tuple[int, int] | None, orientation: Orientation
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Return an encoded image as uint8 (H, W, 3) in the frame of its annotations, and what is odd about it.
 
     Args:
-        size: (height, width) that annotations are for. A camera's EXIF orientation is followed where the image then has
-            this shape and has not as it is stored; else it is left alone, since boxes of COCO and LVIS refer to the pixels
-            as they are stored.
+        size: (height, width) that annotations are for, where that is known.
+        orientation: whether annotations are for the pixels as they are ``"stored"`` or for the image turned ``"upright"`` by
+            its EXIF orientation. ``"auto"``: as ``size`` says; where it says nothing (a square, an image upside down),
+            upright, as every viewer shows it, and that is odd.
 
     Raises:
         CorruptSample: naming ``name``.
@@ -103,7 +129,11 @@ def decode_rgb(content: bytes, name: str, size: tuple[int, int] | None = None) -
     try:
         with pil.open(io.BytesIO(content)) as image:
             image.load()
-            return rgb(upright(image) if size is not None and _is_for_upright(image, size) else image, name)
+            if orientation == "stored" or _orientation(image) == 1:
+                return rgb(image, name), []
+            turned = True if orientation == "upright" else _is_for_upright(image, size)
+            odd = [] if turned is not None else [_UNDECIDED.format(_orientation(image))]
+            return rgb(image if turned is False else upright(image), name), odd
     # Broken files make Pillow's decoders raise all of these.
     except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
         raise CorruptSample(name, str(error)) from error
@@ -147,17 +177,13 @@ def upright(image: Picture) -> Picture:
     return require("PIL.ImageOps", extra="models").exif_transpose(image)
 
 
-def _is_for_upright(image: Picture, size: tuple[int, int]) -> bool:
-    """Whether a frame of (height, width) is that of the turned image rather than of the stored one."""
-    if _orientation(image) < 5 or size == (
-        image.height,
-        image.width,
-    ):  # from 5 on height and width change places
-        return False
-    if size == (image.width, image.height):
-        return True
-    wanted = math.log(size[0] / size[1])
-    stored = math.log(image.height / image.width)
+def _is_for_upright(image: Picture, size: tuple[int, int] | None) -> bool | None:
+    """Whether a frame of (height, width) is that of the turned image rather than of the stored one; None if both fit."""
+    if size is None or _orientation(image) < 5:  # from 5 on height and width change places
+        return None
+    wanted, stored = math.log(size[0] / size[1]), math.log(image.height / image.width)
+    if abs(abs(wanted + stored) - abs(wanted - stored)) < 0.02:
+        return None
     return abs(wanted + stored) < abs(wanted - stored)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from cfmvit.data.boxes import Usable, log_dropped
 from cfmvit.data.categories import Category, CategorySplit, shard_categories
 from cfmvit.data.entries import DetectionEntry, Found
-from cfmvit.data.images import CorruptSample, decode_rgb, log_corrupt, log_corrupt_count
+from cfmvit.data.images import CorruptSample, decode_frame, log_corrupt, log_corrupt_count
 from cfmvit.data.shards import BrokenShards, ShardSample, index_shards
 
 
@@ -85,7 +85,7 @@ def shard_annotations(entries: list[DetectionEntry], categories: list[Category])
         assert isinstance(entry.source, ShardSample)
         try:
             # Decoded wholly: an image whose header alone is sound gets no detections, so it must not count.
-            height, width = decode_rgb(entry.source.read("image"), entry.key).shape[:2]
+            height, width = decode_frame(entry.source.read("image"), entry.key, None, "auto")[0].shape[:2]
         except CorruptSample as error:
             log_corrupt(error)
             continue

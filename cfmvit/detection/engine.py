@@ -12,6 +12,7 @@ from torch import Tensor
 from cfmvit.data import SeededLoader, collate_detection, open_detection
 from cfmvit.data.categories import VocabularyRule
 from cfmvit.data.detection import SizeMismatch
+from cfmvit.data.images import Orientation
 from cfmvit.data.shards import BrokenShards
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.detector import Detector
@@ -60,7 +61,7 @@ class FinetuneConfig:
         model: folder of a pretrained CFM-ViT.
         data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``annotations.json@image_folder``.
         augment: large-scale jitter by ``jitter_scale``, and mirroring where ``flip``.
-        vocabulary, negatives, size_mismatch, broken_shards: as ``cfmvit.data.open_detection`` takes them.
+        vocabulary, negatives, size_mismatch, orientation, broken_shards: as ``cfmvit.data.open_detection`` takes them.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -74,6 +75,7 @@ class FinetuneConfig:
     vocabulary: VocabularyRule = "auto"
     negatives: bool = False
     size_mismatch: SizeMismatch = "scale"
+    orientation: Orientation = "auto"
     broken_shards: BrokenShards = "error"
     device: str = "auto"
     detector: DetectorConfig = field(default_factory=DetectorConfig)
@@ -129,6 +131,7 @@ def _finetune(config: FinetuneConfig, output: Path, resume: bool) -> Detector:
         vocabulary=config.vocabulary,
         negatives=config.negatives,
         size_mismatch=config.size_mismatch,
+        orientation=config.orientation,
         broken_shards=config.broken_shards,
     )
     without_masks = config.detector.heads.mask and not dataset.masks

@@ -67,7 +67,27 @@ def test_annotations_for_the_upright_image(tmp_path: Path, exif: int, turn: int)
 
 def test_annotations_for_the_stored_image(tmp_path: Path) -> None:
     check(opened(write(tmp_path, picture(), (24, 16), 6)).load(0, np.random.default_rng(0)), (16, 24))
-    check(opened(write(tmp_path, picture(), None, 6)).load(0, np.random.default_rng(0)), (16, 24))
+    spec = write(tmp_path, picture(), None, 6)
+    check(opened(spec, orientation="stored").load(0, np.random.default_rng(0)), (16, 24))
+
+
+@pytest.mark.parametrize(("exif", "turn"), [(3, 180), (6, 90), (8, -90)])
+@pytest.mark.parametrize("square", [True, False])
+def test_where_sizes_do_not_tell_an_image_is_taken_upright(
+    tmp_path: Path, exif: int, turn: int, square: bool
+) -> None:
+    upright = picture().crop((0, 0, 24, 24 if square else 16))
+    size = (24, 24) if square else (24, 16) if exif == 3 else None
+    spec = write(tmp_path, upright.rotate(turn, expand=True), size, exif)
+    sample = opened(spec).load(0, np.random.default_rng(0))
+    red = sample["image"][0].numpy() > 127
+    assert red[2:8, 4:12].all()
+    assert sample["remarks"][0].startswith(f"it has the EXIF orientation {exif} and a size that does not say")
+    assert not opened(spec, orientation="upright").load(0, np.random.default_rng(0))["remarks"]
+    stored = opened(spec, orientation="stored").load_image(0)["image"][0].numpy() > 127
+    assert not stored[2:8, 4:12].all()
+    with pytest.raises(ValueError, match="orientation must be one of auto, stored, upright, got 'no'"):
+        opened(spec, orientation="no")
 
 
 def test_an_image_smaller_than_the_file_says(tmp_path: Path) -> None:
