@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -70,6 +71,18 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _named(error, path) from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a json text holds.
+
+    Raises:
+        ValueError: it is no json, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def clean(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import select
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cfmvit import __version__
-from cfmvit._terminal import printable
+from cfmvit._terminal import PrintableFormatter, printable
 from cfmvit.bench.options import add_options
 
 READER_LEFT = 141  # what a shell reports of a program that SIGPIPE ends
@@ -20,6 +21,8 @@ READER_LEFT = 141  # what a shell reports of a program that SIGPIPE ends
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; an error that a user can act on is one line on stderr and exit status 2."""
     _open_standard_streams()
+    if logging.lastResort is not None:  # what prints warnings where nobody has set up logging
+        logging.lastResort.setFormatter(PrintableFormatter())
     try:
         try:
             return _run(_arguments(argv))

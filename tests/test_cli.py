@@ -114,3 +114,16 @@ def test_a_command_runs_without_standard_streams(tmp_path: Path) -> None:
     command = f'exec {sys.executable} -c "$0" <&- >&- 2>&-'
     subprocess.run(["bash", "-c", command, script], check=True)
     assert (tmp_path / "code").read_text() == "0"
+
+
+def test_what_is_logged_of_files_moves_no_cursor() -> None:
+    script = "import logging; from cfmvit.cli import main; main(['info']); logging.getLogger('cfmvit').warning('a\\x1b[2Jb')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("a\\x1b[2Jb\n")
+
+
+def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("[" * 100_000)
+    assert main(["evaluate", "--results", str(path), "--annotations", str(path)]) == 2
+    assert f"{path.name} is not valid json: it is nested too deeply" in capsys.readouterr().err

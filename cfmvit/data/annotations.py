@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from cfmvit._io import parse_json
 
 Entry = dict[str, Any]
 
@@ -28,7 +29,7 @@ def read_json(
     if not path.is_file():
         raise FileNotFoundError(f"data: no annotations at {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"data: {path} is not valid json: {error}") from error
     for name, keys in lists.items():
@@ -46,14 +47,14 @@ def _check_entries(entries: list[Any], where: str, keys: tuple[str, ...]) -> Non
         for key in keys:
             if not isinstance(entry, dict) or key not in entry:
                 raise ValueError(f"data: {where}[{number}] has no {key}")
-        if not isinstance(entry["id"], int):
-            raise ValueError(f"data: {where}[{number}] must have an integer id, got {entry['id']!r}")
+        for key in ("id", "image_id", "category_id"):
+            if key in keys and (not isinstance(entry[key], int) or isinstance(entry[key], bool)):
+                raise ValueError(
+                    f"data: {where}[{number}] must have an integer {key}, got {entry[key]!r}: write it without quotes or point"
+                )
         if entry["id"] in ids:
             raise ValueError(f"data: {where} has the id {entry['id']} twice")
         ids.add(entry["id"])
-        for key in ("image_id", "category_id"):
-            if key in keys and not isinstance(entry[key], int):
-                raise ValueError(f"data: {where}[{number}] must have an integer {key}, got {entry[key]!r}")
         for key in ("width", "height"):
             if key in entry and not (isinstance(entry[key], int) and entry[key] > 0):
                 raise ValueError(

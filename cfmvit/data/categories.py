@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cfmvit._io import parse_json
 from cfmvit.data.splits import COCO_BASE, COCO_NAMES, COCO_NOVEL
 
 VocabularyRule = Literal["auto", "ovd", "all", "file"]
@@ -176,7 +176,7 @@ def shard_categories(path: Path) -> list[Category]:
     if not path.is_file():
         raise FileNotFoundError(f"data: shards with boxes need their categories, and there is no {path}")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = parse_json(path.read_text(encoding="utf-8-sig"))
         found = [Category(int(e["id"]), str(e["name"]), None, bool(e.get("novel", False))) for e in entries]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f'data: {path} must be a list of {{"id", "name", "novel"}}: {error}') from error

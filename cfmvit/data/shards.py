@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tarfile
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from cfmvit._io import parse_json
 from cfmvit.data.images import MOST_BYTES, CorruptSample
 
 _LOG = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class ShardSample:
             CorruptSample: it is not a json object.
         """
         try:
-            content = json.loads(self.read("json"))
+            content = parse_json(self.read("json"))
         except ValueError as error:
             raise CorruptSample(f"{self.name}.json", str(error)) from error
         if not isinstance(content, dict):

@@ -63,7 +63,7 @@ def detect(
     hidden = (
         "" if len(found) or not len(everything) else _hidden(everything.scores[0].item(), len(everything))
     )
-    print(f"{len(found)} found{hidden}; overlay: {path}")
+    print(f"{len(found)} found{hidden}; overlay: {printable(str(path))}")
     return path
 
 

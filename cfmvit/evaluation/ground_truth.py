@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cfmvit._io import parse_json
 from cfmvit.data.masks import within_reach
 from cfmvit.data.rle import check_rle
 
@@ -35,8 +35,8 @@ def read_json(path: Path, caller: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{caller}: {path} does not exist")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise ValueError(f"{caller}: {path} is not valid json: {error}") from error
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cfmvit._io import atomic_dir
+from cfmvit._io import atomic_dir, parse_json
 from cfmvit._require import require
 from cfmvit.models.tokenizer import Tokenizer
 
@@ -114,7 +114,7 @@ def read_pretrained(folder: str | os.PathLike[str]) -> Saved:
                 f"from_pretrained: {path} must be a folder with {WEIGHTS} and {CONFIG}; no {name} there"
             )
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config = parse_json((path / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"from_pretrained: {path / CONFIG} is not valid JSON: {error}") from error
     if not isinstance(config, dict):

@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cfmvit._io import atomic_write
+from cfmvit._io import atomic_write, parse_json
 from cfmvit._require import require
 
 Config = TypeVar("Config")
@@ -64,7 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"config: no file at {path}")
     try:
         if path.suffix == ".json":
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
         elif path.suffix == ".toml":
             values = _toml().loads(path.read_text(encoding="utf-8"))
         else:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cfmvit._io import atomic_write, clean
+from cfmvit._io import atomic_write, clean, parse_json
 from cfmvit.training.checkpoint import NAME, PREVIOUS, load_checkpoint
 from cfmvit.training.config import save_config
 
@@ -119,7 +119,7 @@ def _text(path: Path) -> str:
 
 def _check_same(config: Any, path: Path) -> None:
     try:
-        saved = _flat(json.loads(path.read_text(encoding="utf-8")))
+        saved = _flat(parse_json(path.read_text(encoding="utf-8")))
     except (ValueError, AttributeError) as error:
         raise ValueError(f"resume: {path} can't be read: {error}") from error
     given = _flat(json.loads(json.dumps(asdict(config))))
