@@ -75,7 +75,13 @@ class CFMViT(nn.Module):
             return texts.to(self.device)
         if self.tokenizer is None:
             raise ValueError("encode_text: texts must be token ids, since this model has no tokenizer")
-        return self.tokenizer(texts, self.config.context_length).to(self.device)
+        ids = self.tokenizer(texts, self.config.context_length)
+        # A tokenizer's post-processor may add ids that are none of its vocabulary.
+        if ids.numel() and int(ids.max()) >= self.config.vocab_size:
+            raise ValueError(
+                f"encode_text: the tokenizer's ids must be below vocab_size {self.config.vocab_size}, got {int(ids.max())}"
+            )
+        return ids.to(self.device)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, *, noise: Tensor | None = None, generator: Any = None) -> Tensor:

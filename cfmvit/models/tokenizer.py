@@ -54,7 +54,11 @@ class Tokenizer:
         if not Path(path).is_file():
             raise FileNotFoundError(f"tokenizer: no file at {path}")
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
+            backend = tokenizers.Tokenizer.from_file(str(path))
+            # A file may ask for rows of any length; texts are cut and padded here.
+            backend.no_padding()
+            backend.no_truncation()
+            return cls(backend)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exception, and a panic of its Rust is none
@@ -88,6 +92,9 @@ class Tokenizer:
             if not text.strip():
                 raise ValueError(f"tokenizer: texts must not be empty, got {text!r} at position {number}")
         rows = [encoding.ids[:context_length] for encoding in self._backend.encode_batch(list(texts))]
+        for text, row in zip(texts, rows):
+            if not row:
+                raise ValueError(f"tokenizer: texts must have a token each, got {text!r}, which has none")
         ids = torch.full((len(rows), max(map(len, rows), default=0)), PAD, dtype=torch.int64)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = torch.tensor(row)

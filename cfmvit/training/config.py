@@ -148,7 +148,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         for choice in typing.get_args(option)
     ]
     if choices:
-        raise ValueError(f"config: {key} must be one of {', '.join(map(str, choices))}, got {value!r}")
+        hint = "; fp16 would need its losses scaled, bf16 needs nothing" if value == "fp16" else ""
+        raise ValueError(f"config: {key} must be one of {', '.join(map(str, choices))}, got {value!r}{hint}")
     wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
     raise ValueError(f"config: {key} must be {wanted}, got {value!r}")
 

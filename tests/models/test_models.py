@@ -325,3 +325,29 @@ def test_a_configuration_of_strangers_takes_no_memory(
     with pytest.raises(ValueError, match=message):
         CFMViT.from_pretrained(tmp_path / "m")
     assert set(made) <= {"meta"}
+
+
+def test_a_tokenizer_of_strangers(model: CFMViT, tmp_path: Path) -> None:
+    path = tmp_path / "m" / "tokenizer.json"
+
+    def load(**changes: Any) -> CFMViT:
+        model.save_pretrained(tmp_path / "m")
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        return CFMViT.from_pretrained(tmp_path / "m").eval()
+
+    added = {"id": "[X]", "ids": [99999], "tokens": ["[X]"]}
+    single = [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    post = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {"[X]": added}}
+    with pytest.raises(ValueError, match=r"ids must be below vocab_size \d+, got 99999"):
+        load(post_processor=post).encode_text(["cup"])
+    with pytest.raises(ValueError, match=r"must have a token each, got 'cup', which has none"):
+        load(model={"type": "BPE", "vocab": {}, "merges": []}, added_tokens=[]).encode_text(["cup"])
+    fixed = {
+        "strategy": {"Fixed": 10**10},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }
+    torch.testing.assert_close(load(padding=fixed).encode_text(["cup"]), model.encode_text(["cup"]))
