@@ -57,6 +57,13 @@ def evaluate(
         base_ids=base_ids,
         novel_ids=novel_ids,
     )
+    if output is not None:  # before the tables, whose reader may leave
+        plain = {
+            kind: {name: value if math.isfinite(value) else None for name, value in values.items()}
+            for kind, values in metrics.items()
+        }
+        with atomic_write(output, "w") as file:
+            json.dump(plain, file, indent=2, allow_nan=False)
     shown: dict[str, dict[str, float]] = {
         kind: values for kind, values in metrics.items() if kind in iou_types
     }
@@ -64,11 +71,4 @@ def evaluate(
     for kind, values in metrics.items():
         if kind not in iou_types:
             print(format_table({kind: {printable(name): value for name, value in values.items()}}))
-    if output is not None:
-        plain = {
-            kind: {name: value if math.isfinite(value) else None for name, value in values.items()}
-            for kind, values in metrics.items()
-        }
-        with atomic_write(output, "w") as file:
-            json.dump(plain, file, indent=2, allow_nan=False)
     return metrics
