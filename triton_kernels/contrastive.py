@@ -21,6 +21,7 @@ from . import contrastive_vector_kernels as vectors
 from .contrastive_config import PAIRS, cdiv
 from .contrastive_feature_gradients import Block, GradientBlocks
 from .contrastive_lse_row_blocks import RowBlocks
+from .contrastive_residuals import Residuals
 
 
 def contrastive_lse(
@@ -83,17 +84,19 @@ def contrastive_lse_backward(
     store_scale = _store_scale(image.dtype, row_grad, col_grad)
     blocks = GradientBlocks(image, text, label_offset, "backward")
     partial, grad_scale = blocks.partial_sums(), torch.empty_like(logit_scale)
+    residuals = Residuals(blocks, needs_image, needs_text)
 
     def launch(block: Block, grad_logit: Tensor | TensorDescriptor | None, stride: int) -> None:
         lse.lse_bwd_kernel[(block.programs,)](
             *blocks.matrices, logit_scale, image_shift, text_shift, row_grad, col_grad,
-            store_scale, grad_logit, stride, partial[block.first_program :], *block[:4], image.shape[1],
-            blocks.first_pair, **blocks.options,
+            store_scale, grad_logit, stride, partial[block.first_program :], *residuals.partial, *block[:4], image.shape[1],
+            blocks.first_pair, *blocks.shape, **blocks.options,
         )  # fmt: skip
 
     dtype, totals = torch.float32 if full_precision else image.dtype, [(partial, grad_scale)]
     grads = blocks.run(
-        launch, grad_positive, logit_scale, store_scale, needs_image, needs_text, dtype, totals, grad, grad_scale_of_pairs
+        launch, grad_positive, logit_scale, store_scale, needs_image, needs_text, dtype, totals, grad, grad_scale_of_pairs,
+        residuals,
     )  # fmt: skip
     return *grads, grad_scale
 

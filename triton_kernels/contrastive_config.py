@@ -63,6 +63,11 @@ def precision_of(features: Tensor) -> str:
     return "tf32" if allowed and features.dtype == torch.float32 else "ieee"
 
 
+def rounds_gradients(features: Tensor) -> bool:
+    """Whether the workspace holds gradients by logits in less than float32."""
+    return features.dtype != torch.float32
+
+
 def operands(image: Tensor, text: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """Features as the matrix units should have them: rounded beforehand, where those would truncate them, and aligned."""
     if precision_of(image) == "tf32":

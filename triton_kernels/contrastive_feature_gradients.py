@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from .contrastive_config import (
     operands,
     options,
 )
+
+if TYPE_CHECKING:
+    from .contrastive_residuals import Residuals
 
 
 class Block(NamedTuple):
@@ -92,6 +95,7 @@ class GradientBlocks:
         totals: list[tuple[Tensor, Tensor]],
         grad: Tensor | None = None,
         base: Tensor | None = None,
+        residuals: Residuals | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Give the gradients of image and text as `dtype`, of no elements where not needed.
 
@@ -100,8 +104,10 @@ class GradientBlocks:
         pair_grad: gradient by the similarity of each pair.
         grad: () that multiplies gradients and totals, or None.
         base: () that the first total begins with, or None.
+        residuals: where `launch` leaves rounding residuals.
         """
         last_totals = [x for pair in totals + totals[:1] * (3 - len(totals)) for x in pair]
+        of_rows, of_cols = (None, None) if residuals is None else (residuals.of_rows, residuals.of_cols)
         image, text = self.image, self.text
         (images, width), texts = image.shape, text.shape[0]
         image_operand, text_operand = self.operands
@@ -119,6 +125,8 @@ class GradientBlocks:
             grad_logit = workspace[:rows, :cols]
             tile = self.config.block_m, self.config.block_n // 4
             launch(block, matrix(grad_logit, self.config, *tile) if needed else None, workspace.stride(0))
+            if residuals is not None:
+                residuals.merge(block)
             if needs_image:
                 of_block = text_operand[block.first_col : block.end_col]
                 product(image_product[:rows], grad_logit, of_block, add=block.first_col > 0)
@@ -132,7 +140,8 @@ class GradientBlocks:
             programs = cdiv(rows, PAIRS) + cdiv(cols, PAIRS) + (len(totals) if last else 0)
             if programs:
                 vectors.finish_kernel[(programs, cdiv(width, 128))](
-                    image_product, text_product, image, text, pair_grad, logit_scale, store_scale, grad,
+                    image_product, text_product, of_rows, of_cols,
+                    *(0 if x is None else x.shape[0] for x in (of_rows, of_cols)), self.shape[0], image, text, pair_grad, logit_scale, store_scale, grad,
                     grad_image, grad_text, *last_totals, base, block.first_row, rows, cols, images, texts, width,
                     self.first_pair, self.programs, BLOCK=PAIRS, BLOCK_D=128,
                 )  # fmt: skip

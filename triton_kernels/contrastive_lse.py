@@ -104,13 +104,16 @@ def _least(b_shift):
     return tl.min(tl.where(b_shift == NEG_INF, float("inf"), b_shift), 0)
 
 
-@triton.jit(do_not_specialize=["first_row", "end_row", "first_col", "end_col", "label_offset"])
+@triton.jit(
+    do_not_specialize=["first_row", "end_row", "first_col", "end_col", "label_offset", "block_rows", "block_cols"]
+)  # fmt: skip
 def lse_bwd_kernel(
     image_tiles, text_tiles, logit_scale,  # (B, D), (T, D), as descriptors or as pointers, ()
     row_shift, col_shift, row_grad, col_grad,  # (B,), (T,), (B,), (T,): shifts, gradients of sums
     store_scale,  # () or None: what the gradients are multiplied by before they are rounded
     grad_logit, grad_stride, grad_scale_part,  # a block in the features' dtype or None, elements of a row, (programs,)
-    first_row, end_row, first_col, end_col, width, label_offset,
+    row_residuals, col_residuals,  # (quarters across, block_rows), (tiles down, block_cols), or None
+    first_row, end_row, first_col, end_col, width, label_offset, block_rows, block_cols,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -118,6 +121,8 @@ def lse_bwd_kernel(
 
     d loss / d logit[i, j] = row_grad[i] 2^((x - row_shift[i]) gain) + col_grad[j] 2^((x - col_shift[j]) gain), by one exponential:
     2^((x - low) gain) (u[i] + v[j]) with u[i] = row_grad[i] 2^((low - row_shift[i]) gain), unless the shifts lie too far apart.
+
+    The rounding residuals of a tile's rows and columns are summed: finish_kernel gives them to the pairs.
     """
     QUARTER: tl.constexpr = BLOCK_N // 4
     row, col = origin_of_program(first_row, end_row, first_col, end_col, BLOCK_M, BLOCK_N, GROUP_M)
@@ -153,8 +158,15 @@ def lse_bwd_kernel(
         b_grad = tl.where(i_col[None, :] != i_row[:, None] + label_offset, b_grad, 0.0)
         b_sum += tl.sum(b_grad * b_sims[i], 1)
         if grad_logit is not None:
-            store_grad(
+            b_residual = store_grad(
                 grad_logit, grad_stride, b_grad, store_scale, row - first_row, col - first_col + i * QUARTER,
                 end_row - first_row, end_col - first_col, DESCRIPTORS, PRECISION,
             )  # fmt: skip
+            if row_residuals is not None:
+                o_row = ((col - first_col) // QUARTER + i).to(tl.int64) * block_rows + i_row - first_row
+                tl.store(row_residuals + o_row, tl.sum(b_residual, 1), mask=i_row < end_row)
+            if col_residuals is not None:
+                o_col = ((row - first_row) // BLOCK_M).to(tl.int64) * block_cols + i_col - first_col
+                b_residual = tl.where((i_row < end_row)[:, None], b_residual, 0.0)
+                tl.store(col_residuals + o_col, tl.sum(b_residual, 0), mask=i_col < end_col)
     tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.where(i_row < end_row, b_sum, 0.0)[None, :]))

@@ -76,6 +76,12 @@ def similarities(
 
 
 @triton.jit
+def rounded(b_x, dtype: tl.constexpr):
+    """As the workspace holds it."""
+    return b_x.to(dtype)
+
+
+@triton.jit
 def store_grad(
     grad_logit,
     grad_stride,
@@ -88,16 +94,19 @@ def store_grad(
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Store the gradient by a tile of logits as the matrix units take it; row and col count from the
-    first of `rows` and `cols` of the block."""
+    """Store the gradient by a tile of logits, times store_scale, as the matrix units take it, and return the rounding residuals; row
+    and col count from the first of `rows` and `cols` of the block."""
     if store_scale is not None:
         b_grad *= tl.load(store_scale)
     if PRECISION == "tf32":
         b_grad = to_tf32(b_grad)
     if DESCRIPTORS:
-        grad_logit.store([row, col], b_grad.to(grad_logit.dtype))
+        b_rounded = rounded(b_grad, grad_logit.dtype)
+        grad_logit.store([row, col], b_rounded)
     else:
+        b_rounded = rounded(b_grad, grad_logit.dtype.element_ty)
         i_row, i_col = row + tl.arange(0, b_grad.shape[0]), col + tl.arange(0, b_grad.shape[1])
         p_grad = grad_logit + i_row.to(tl.int64)[:, None] * grad_stride + i_col[None, :]
         m_in = (i_row < rows)[:, None] & (i_col < cols)[None, :]
-        tl.store(p_grad, b_grad.to(grad_logit.dtype.element_ty), mask=m_in)
+        tl.store(p_grad, b_rounded, mask=m_in)
+    return b_grad - b_rounded.to(tl.float32)

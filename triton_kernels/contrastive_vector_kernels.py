@@ -283,8 +283,22 @@ def pair_similarities(
 
 
 @triton.jit
+def _column_sums(partial, partials, size, i_x, BLOCK_P: tl.constexpr):
+    """Sums of partial (partials, size) of the columns i_x, in their order."""
+    b_sum = tl.zeros(i_x.shape, tl.float32)
+    for p in range(0, partials, BLOCK_P):
+        i_p = p + tl.arange(0, BLOCK_P)
+        m_partial = (i_p < partials)[:, None] & (i_x < size)[None, :]
+        b_sum += tl.sum(
+            tl.load(partial + i_p.to(tl.int64)[:, None] * size + i_x[None, :], mask=m_partial, other=0.0), 0
+        )
+    return b_sum
+
+
+@triton.jit
 def _finish(
-    product, other, pair_grad, factor, scale, store_scale, grad, rows, others, width, to_other, i_block,
+    product, residuals, partials, stride, other, pair_grad, factor, scale, store_scale, grad,
+    rows, others, width, to_other, i_block,
     PAIR_BY_ROW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     i_row = i_block * BLOCK + tl.arange(0, BLOCK)
@@ -298,6 +312,8 @@ def _finish(
     o_out = i_row.to(tl.int64)[:, None] * width + o_d[None, :]
     m_out = (i_row < rows)[:, None] & m_d[None, :]
     b_product = tl.load(product + o_out, mask=m_out, other=0.0)
+    if residuals is not None:
+        b_product += _column_sums(residuals, partials, stride, i_row, 32)[:, None] * b_other
     if store_scale is not None:
         b_product /= tl.load(store_scale)
     b_grad = (scale * b_product + b_pair[:, None] * b_other) * factor
@@ -316,9 +332,15 @@ def _total(part, base, out, count, factor, BLOCK: tl.constexpr):
     tl.store(out, (total * factor).to(out.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["first_row", "rows", "cols", "images", "texts", "label_offset", "count"])
+@triton.jit(
+    do_not_specialize=[
+        "row_partials", "col_partials", "block_rows", "first_row", "rows", "cols", "images", "texts", "label_offset", "count",
+    ]
+)  # fmt: skip
 def finish_kernel(
     image_product, text_product,  # (rows, D), (T, D) in float32
+    row_residuals, col_residuals,  # (row_partials, block_rows), (col_partials, T) or None
+    row_partials, col_partials, block_rows,
     image, text, pair_grad, logit_scale, store_scale, grad,  # (B, D), (T, D), (B,), (), () or None, () or None
     grad_image, grad_text,  # (B, D), (T, D)
     part, out, part_1, out_1, part_2, out_2, base,  # (count,), () three times, () or None
@@ -326,6 +348,8 @@ def finish_kernel(
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Feature gradient = grad * (scale * product / store_scale + pair_grad * feature of the pair's other half), rounded once.
+
+    Rounding residuals of a row or column of the product's factor go to the pair.
 
     For `rows` images from first_row and for `cols` texts, all or none of them. Each of up to three programs beyond those makes one
     sum, out () = grad * sum of part (count,), the first with base () added, in float64: no second stage, the same bits on every run.
@@ -338,12 +362,12 @@ def finish_kernel(
     if i_block < row_blocks:
         offset = tl.full((), first_row, tl.int64) * width
         _finish(
-            image_product, text, pair_grad + first_row, factor, scale, store_scale, grad_image + offset,
+            image_product, row_residuals, row_partials, block_rows, text, pair_grad + first_row, factor, scale, store_scale, grad_image + offset,
             rows, texts, width, first_row + label_offset, i_block, True, BLOCK, BLOCK_D,
         )  # fmt: skip
     elif i_total < 0:
         _finish(
-            text_product, image, pair_grad, factor, scale, store_scale, grad_text,
+            text_product, col_residuals, col_partials, texts, image, pair_grad, factor, scale, store_scale, grad_text,
             cols, images, width, -label_offset, i_block - row_blocks, False, BLOCK, BLOCK_D,
         )  # fmt: skip
     elif tl.program_id(1) == 0:

@@ -66,6 +66,19 @@ def test_half_precision_is_closer_to_the_truth(name: str, dtype: torch.dtype) ->
     assert abs(mine[0].double() - truth[0]) <= abs(other[0].double() - truth[0]) + 1e-6
 
 
+@pytest.mark.parametrize("unnormalised", [False, True], ids=["unit", "unnormalised"])
+@pytest.mark.parametrize("size", [1.0, 1e2, 1e6, 1e15])
+def test_an_unclamped_logit_scale_costs_no_accuracy(size: float, unnormalised: bool) -> None:
+    lengths, scale = (size**0.5, 1.0) if unnormalised else (1.0, size)
+    inputs = [*(lengths * x for x in features(rows=90, width=48)), torch.tensor(scale)]
+    mine, other = run(ours.ClipLoss(), *inputs), run(theirs.ClipLoss(), *inputs)
+    truth = run(theirs.ClipLoss(), *(x.double() for x in inputs))
+    for a, b, exact in zip(mine[1:], other[1:], truth[1:], strict=True):
+        of_mine, of_other = (float((x.double() - exact).norm() / exact.norm()) for x in (a, b))
+        assert a.isfinite().all()
+        assert of_mine <= max(of_other, min(2 * of_other, 1e-5), 5e-7)  # a few roundings
+
+
 @pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
 def test_autocast_and_compile(name: str) -> None:
     loss, inputs = getattr(ours, name)(), [*features(), torch.tensor(12.0), torch.tensor(-1.0)]
@@ -210,7 +223,7 @@ def test_command_trains_on_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_command_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip_train.main", None)
     with pytest.raises(
-        ImportError, match=r'needs open_clip_train .* pip install "open_clip_torch\[training\]"'
+        ImportError, match=r'needs open_clip_train\.main .* pip install "open_clip_torch\[training\]"'
     ):
         ours.main([])
 

@@ -130,6 +130,33 @@ def features_of_any_length(rank: int, world: int) -> None:
         torch.testing.assert_close(x.grad, e.grad.chunk(world)[rank])
 
 
+def gradients_are_exact_for_logits_of_any_size(rank: int, world: int) -> None:
+    """No worse than plain float32 with the whole matrix, by a factor of two where that is exact to 1e-5."""
+    rows = 30
+
+    def plain(leaves: list[Tensor]) -> tuple[Tensor, ...]:
+        """Of the sum of the ranks' losses; the scale's share of one rank is not known from it."""
+        logits, labels = leaves[2] * leaves[0] @ leaves[1].T, torch.arange(len(leaves[0]))
+        loss = F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
+        return torch.autograd.grad(world * loss / 2, leaves)
+
+    unit = features(world * rows, 0, 48).float(), features(world * rows, 1, 48).float()
+    for size, unnormalised in product((1.0, 1e2, 1e6, 1e15), (False, True)):
+        lengths, scale = (size**0.5, 1.0) if unnormalised else (1.0, size)
+        tensors = *(lengths * x for x in unit), torch.tensor(scale)
+        exact, rounded = plain(leaves_of(*(x.double() for x in tensors))), plain(leaves_of(*tensors))
+        for exchange, impl in product(EXCHANGES, (None, "reference")):
+            local = own_rows(rank, world, rows, *tensors)
+            info_nce(*local, process_group=dist.group.WORLD, exchange=exchange, impl=impl).backward()
+            dist.all_reduce(local[2].grad)
+            for x, r, e in zip(local, rounded, exact, strict=True):
+                own = slice(rank * rows, (rank + 1) * rows) if e.dim() else ()
+                error = lambda found, e=e, own=own: float((found.double() - e[own]).norm() / e[own].norm())
+                assert x.grad.isfinite().all()
+                bound = max(error(r[own]), min(2 * error(r[own]), 1e-5), 2e-7)
+                assert error(x.grad) <= bound, (size, unnormalised, exchange, impl, error(x.grad), bound)
+
+
 def same_bits_on_every_run(rank: int, world: int) -> None:
     tensors = features(60 * world, 0).float(), features(60 * world, 1).float(), torch.tensor(20.0)
     for exchange in EXCHANGES:
@@ -222,6 +249,7 @@ CHECKS: list[Callable[[int, int], None]] = [
     siglip_equals_one_device,
     bfloat16_gradients_are_rounded_once,
     features_of_any_length,
+    gradients_are_exact_for_logits_of_any_size,
     same_bits_on_every_run,
     frozen_towers,
     retained_and_second_derivatives,

@@ -75,6 +75,22 @@ def test_equals_open_clip() -> None:
         torch.testing.assert_close(a, e, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("bias", [-10.0, 1e6, -1e15])
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e6, 1e15])
+def test_gradients_are_as_exact_as_plain_ones_for_logits_of_any_size(
+    scale: float, bias: float, impl: str
+) -> None:
+    image, text, *_ = inputs(90, torch.float32)
+    for features in ((image, text, scale), (image * scale**0.5, text * scale**0.5, 1.0)):
+        tensors = [*features[:2], torch.tensor(features[2]), torch.tensor(bias)]
+        exact, plain = loss_and_grads(dense, [x.double() for x in tensors]), loss_and_grads(dense, tensors)
+        for a, b, e in zip(loss_and_grads(siglip_loss, tensors, impl=impl), plain, exact, strict=True):
+            assert a.isfinite().all()
+            # Twice: a logit close to zero is rounded at the size of its terms, by either in its own way.
+            assert (a.double() - e).norm() <= max(2 * (b.double() - e).norm(), 2e-6 * e.norm())
+
+
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck's own access

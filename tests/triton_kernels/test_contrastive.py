@@ -88,7 +88,8 @@ def test_matrix_kernels_compile_for(
     kernel, pass_, form, spilled = KERNELS[name]
     config = contrastive_config.config_for(DTYPES[dtype], width, capability, pass_)
     integers = (
-        "first_row", "end_row", "first_col", "end_col", "rows", "texts", "width", "label_offset", "grad_stride"
+        "first_row", "end_row", "first_col", "end_col", "rows", "texts", "width", "label_offset", "grad_stride",
+        "block_rows", "block_cols",
     )  # fmt: skip
     types = dict.fromkeys(("image", "text", "grad_logit"), f"*{dtype}") | dict.fromkeys(integers, "i32")
     types |= dict.fromkeys(("image_groups", "text_groups"), "*i64")
@@ -106,6 +107,8 @@ def test_matrix_kernels_compile_for(
         constants["PAIRS"] = contrastive_config.PAIRS
     if pass_ != "forward" and dtype != "fp16":
         constants["store_scale"] = None
+    if pass_ == "backward" and dtype == "fp32":
+        constants |= dict(row_residuals=None, col_residuals=None)
     kernel = getattr(contrastive_sigmoid if pass_ == "sigmoid" else contrastive_lse, kernel)
     compiled = compile_for(
         kernel, capability, types, constants, config.warps, config.stages, config.max_registers
@@ -128,16 +131,18 @@ def test_vector_kernels_compile_for(capability: int, compile_for, tmp_path: Path
     from cfmvit.triton_kernels import contrastive_vector_kernels as vectors
 
     integers = (
-        "rows", "cols", "row_parts", "col_parts", "images", "texts", "first_row", "width", "label_offset", "count"
+        "rows", "cols", "row_parts", "col_parts", "images", "texts", "first_row", "width", "label_offset", "count",
+        "row_partials", "col_partials", "block_rows",
     )  # fmt: skip
     types = dict.fromkeys(("grad_image", "grad_text"), "*bf16") | dict.fromkeys(integers, "i32")
     types |= dict.fromkeys(("image_weight", "text_weight"), "fp32")
+    none = ("store_scale", "grad", "base", "row_residuals", "col_residuals")
     for kernel, constants in (
         (vectors.merge_kernel, dict(COLS_LAST=True, BLOCK_P=32, BLOCK=64)),
         (vectors.merge_max_kernel, dict(COLS_LAST=False, BLOCK_P=32, BLOCK=64)),
         (vectors.merge_pair_loss_kernel, dict(BLOCK_P=32, BLOCK=512)),
         (vectors.finish_kernel, dict(BLOCK=16, BLOCK_D=128)),
-        (vectors.finish_kernel, dict(store_scale=None, grad=None, base=None, BLOCK=16, BLOCK_D=128)),
+        (vectors.finish_kernel, dict.fromkeys(none) | dict(BLOCK=16, BLOCK_D=128)),
         (vectors.store_scale_kernel, dict(BLOCK=1024)),
         (vectors.pair_loss_kernel, dict(BLOCK=2048)),
         (vectors.round_kernel, dict(BLOCK=4096)),

@@ -41,7 +41,9 @@ class Recorder(TorchDispatchMode):
         self.peak_bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        # These return what they are given to write to; their form on tensors without data is not in every torch.
+        out = kwargs["out"] if func._overloadname == "dtype_out" else func(*args, **kwargs)
         if any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns):
             return out  # a view
         if str(func) not in FREE and func.namespace != "prim":
@@ -136,7 +138,8 @@ def test_large_batches_go_block_by_block(recorder: Recorder) -> None:
         backward.count("aten.mm.dtype_out") == 131072 // 8192 + 131072 // 16384
     )  # the others add to what is there
     assert backward.count("finish_kernel") == 131072 // 8192
-    assert len(backward) == 3 * blocks + 131072 // 8192
+    assert backward.count("aten.sum.IntList_out") == 2 * blocks  # rounding residuals of rows and of columns
+    assert len(backward) == 5 * blocks + 131072 // 8192
     assert len(forward) == 2 * 16 + 1 + 1
 
 
@@ -159,7 +162,8 @@ def test_memory_over_the_inputs(rows: int, width: int, recorder: Recorder) -> No
     args = (image, text, scale, 0, of_rows, of_cols, of_rows, of_rows, of_cols)
     contrastive.contrastive_lse_backward(*args, True, True)
     gradients, texts = 2 * image.nbytes, 2 * image.nbytes
-    assert recorder.peak_bytes < WORKSPACE + gradients + texts + GIB // 16
+    residuals = 4 * (rows * 16 + 2 * WORKSPACE // 64)  # of all columns by row block; of a block by tile
+    assert recorder.peak_bytes < WORKSPACE + gradients + texts + residuals + GIB // 16
     if rows * width <= 65536 * 768:
         assert recorder.peak_bytes < 1.5e9
     recorder.start()
