@@ -218,7 +218,7 @@ def _merge(
     logit_scale: Tensor, row_shifts: Tensor, row_sums: Tensor, row_shift: Tensor, row_sum: Tensor,
     col_shifts: Tensor, col_sums: Tensor, col_shift: Tensor, col_sum: Tensor, *, last: bool,
 ) -> None:  # fmt: skip
-    """Merge partial sums (parts, n) of rows and of columns; the columns' for the last time, or with more to follow."""
+    """Merge partial sums (partials, n) of rows and of columns; the columns' for the last time, or with more to follow."""
     sizes = row_shifts.shape[0], row_shift.shape[0], col_shifts.shape[0], col_shift.shape[0]
     vectors.merge_kernel[(cdiv(sizes[1], 64) + cdiv(sizes[3], 64),)](
         logit_scale, row_shifts, row_sums, row_shift, row_sum, col_shifts, col_sums, col_shift, col_sum, *sizes,

@@ -28,9 +28,9 @@ def lse_fwd_kernel(
     image_tiles, text_tiles, logit_scale,  # (B, D), (T, D), as descriptors or as pointers, ()
     image_groups, text_groups,  # (B,), (T,) int64; only with WITH_MAX
     positive,  # (B,): similarities of the pairs
-    row_shift_part, row_sum_part,  # (tiles_n, rows): shifts and sums of the negatives of a tile's rows
-    col_shift_part, col_sum_part,  # (tiles_m, T): and of its columns
-    row_max_part, col_max_part,  # the same shapes: largest similarity among other groups
+    row_shift_partial, row_sum_partial,  # (tiles_n, rows): shifts and sums of the negatives of a tile's rows
+    col_shift_partial, col_sum_partial,  # (tiles_m, T): and of its columns
+    row_max_partial, col_max_partial,  # the same shapes: largest similarity among other groups
     first_row, end_row, rows, texts, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, WITH_MAX: tl.constexpr,
@@ -55,8 +55,8 @@ def lse_fwd_kernel(
         b_row_group = tl.load(image_groups + i_row, mask=m_row, other=0)
         b_max = tl.full((BLOCK_M,), NEG_INF, tl.float32)
     for i in tl.static_range(4):
-        i_part = i_col + i * QUARTER
-        m_col = i_part < texts
+        i_quarter = i_col + i * QUARTER
+        m_col = i_quarter < texts
         o_pair = i_row + label_offset - (col + i * QUARTER)  # column of a row's pair in this quarter
         m_pair = tl.arange(0, QUARTER)[None, :] == o_pair[:, None]
         if (row + label_offset < col + (i + 1) * QUARTER) & (
@@ -67,9 +67,9 @@ def lse_fwd_kernel(
             tl.store(positive + i_row, tl.sum(tl.where(m_pair, b_sims[i], 0.0), 1), mask=m_here)
         b_x = tl.where(m_row[:, None] & m_col[None, :], b_sims[i] * sign, NEG_INF)
         if WITH_MAX:
-            b_col_group = tl.load(text_groups + i_part, mask=m_col, other=0)
+            b_col_group = tl.load(text_groups + i_quarter, mask=m_col, other=0)
             b_other = tl.where(b_row_group[:, None] != b_col_group[None, :], b_x, NEG_INF)
-            tl.store(col_max_part + o_col + i * QUARTER, tl.max(b_other, 0), mask=m_col)
+            tl.store(col_max_partial + o_col + i * QUARTER, tl.max(b_other, 0), mask=m_col)
             b_max = tl.maximum(b_max, tl.max(b_other, 1))
         b_x = tl.where(m_pair, NEG_INF, b_x)
         shift = tl.max(b_x)
@@ -82,15 +82,15 @@ def lse_fwd_kernel(
         if least <= LEAST_SUM:
             b_row_shift, b_row = _shifted_sum(b_x, gain, 1)
             b_col_shift, b_col = _shifted_sum(b_x, gain, 0)
-        tl.store(col_shift_part + o_col + i * QUARTER, b_col_shift, mask=m_col)
-        tl.store(col_sum_part + o_col + i * QUARTER, b_col, mask=m_col)
+        tl.store(col_shift_partial + o_col + i * QUARTER, b_col_shift, mask=m_col)
+        tl.store(col_sum_partial + o_col + i * QUARTER, b_col, mask=m_col)
         b_last, b_shift = b_shift, tl.maximum(b_shift, b_row_shift)
         b_sum *= tl.exp2((b_last - finite(b_shift)) * gain)
         b_sum += b_row * tl.exp2((b_row_shift - finite(b_shift)) * gain)
-    tl.store(row_shift_part + o_row, b_shift, mask=m_row)
-    tl.store(row_sum_part + o_row, b_sum, mask=m_row)
+    tl.store(row_shift_partial + o_row, b_shift, mask=m_row)
+    tl.store(row_sum_partial + o_row, b_sum, mask=m_row)
     if WITH_MAX:
-        tl.store(row_max_part + o_row, b_max, mask=m_row)
+        tl.store(row_max_partial + o_row, b_max, mask=m_row)
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def lse_bwd_kernel(
     image_tiles, text_tiles, logit_scale,  # (B, D), (T, D), as descriptors or as pointers, ()
     row_shift, col_shift, row_grad, col_grad,  # (B,), (T,), (B,), (T,): shifts, gradients of sums
     store_scale,  # () or None: what the gradients are multiplied by before they are rounded
-    grad_logit, grad_stride, grad_scale_part,  # a block in the features' dtype or None, elements of a row, (programs,)
+    grad_logit, grad_stride, grad_scale_partial,  # a block in the features' dtype or None, elements of a row, (programs,)
     row_residuals, col_residuals,  # (quarters across, block_rows), (tiles down, block_cols), or None
     first_row, end_row, first_col, end_col, width, label_offset, block_rows, block_cols,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
@@ -169,4 +169,4 @@ def lse_bwd_kernel(
                 o_col = ((row - first_row) // BLOCK_M).to(tl.int64) * block_cols + i_col - first_col
                 b_residual = tl.where((i_row < end_row)[:, None], b_residual, 0.0)
                 tl.store(col_residuals + o_col, tl.sum(b_residual, 0), mask=i_col < end_col)
-    tl.store(grad_scale_part + tl.program_id(0), tl.sum(tl.where(i_row < end_row, b_sum, 0.0)[None, :]))
+    tl.store(grad_scale_partial + tl.program_id(0), tl.sum(tl.where(i_row < end_row, b_sum, 0.0)[None, :]))

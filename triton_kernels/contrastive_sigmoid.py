@@ -10,7 +10,7 @@ from .contrastive_vector_kernels import NEG_INF, pair_similarities, softplus
 @triton.jit
 def _sigmoid_tile(
     image, text, logit_scale, logit_bias, store_scale, grad_logit, grad_stride,
-    loss_part, grad_scale_part, grad_bias_part, first_row, end_row, first_col, end_col, width, label_offset,
+    loss_partial, grad_scale_partial, grad_bias_partial, first_row, end_row, first_col, end_col, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -36,9 +36,9 @@ def _sigmoid_tile(
                 grad_logit, grad_stride, b_grad, store_scale, row - first_row, col - first_col + i * QUARTER,
                 end_row - first_row, end_col - first_col, DESCRIPTORS, PRECISION,
             )  # fmt: skip
-    tl.store(loss_part + tl.program_id(0), tl.sum(b_loss_sum[None, :]))
-    tl.store(grad_scale_part + tl.program_id(0), tl.sum(b_scale_sum[None, :]))
-    tl.store(grad_bias_part + tl.program_id(0), tl.sum(b_bias_sum[None, :]))
+    tl.store(loss_partial + tl.program_id(0), tl.sum(b_loss_sum[None, :]))
+    tl.store(grad_scale_partial + tl.program_id(0), tl.sum(b_scale_sum[None, :]))
+    tl.store(grad_bias_partial + tl.program_id(0), tl.sum(b_bias_sum[None, :]))
 
 
 @triton.jit(do_not_specialize=["first_row", "end_row", "first_col", "end_col", "label_offset"])
@@ -46,7 +46,7 @@ def sigmoid_kernel(
     image_tiles, text_tiles, image, text,  # (B, D), (T, D), as descriptors and as pointers
     logit_scale, logit_bias, store_scale,  # (), (), () or None
     grad_logit, grad_stride, pair_grad,  # a block in the features' dtype or None, elements of a row, (B,)
-    loss_part, grad_scale_part, grad_bias_part,  # (programs,)
+    loss_partial, grad_scale_partial, grad_bias_partial,  # (programs,)
     first_row, end_row, first_col, end_col, width, label_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_M: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, PAIRS: tl.constexpr,
@@ -59,7 +59,7 @@ def sigmoid_kernel(
     if i_pairs < 0:
         _sigmoid_tile(
             image_tiles, text_tiles, logit_scale, logit_bias, store_scale, grad_logit, grad_stride,
-            loss_part, grad_scale_part, grad_bias_part, first_row, end_row, first_col, end_col, width, label_offset,
+            loss_partial, grad_scale_partial, grad_bias_partial, first_row, end_row, first_col, end_col, width, label_offset,
             BLOCK_M, BLOCK_N, BLOCK_D, GROUP_M, DESCRIPTORS, EVEN_D, PRECISION,
         )  # fmt: skip
     else:
@@ -71,6 +71,6 @@ def sigmoid_kernel(
         b_loss, b_grad = softplus(-b_logit)
         b_loss, b_grad = tl.where(m_row, b_loss, 0.0), tl.where(m_row, -b_grad, 0.0)
         tl.store(pair_grad + i_row, b_grad * scale, mask=m_row)
-        tl.store(loss_part + tl.program_id(0), tl.sum(b_loss, 0))
-        tl.store(grad_scale_part + tl.program_id(0), tl.sum(b_grad * b_sim, 0))
-        tl.store(grad_bias_part + tl.program_id(0), tl.sum(b_grad, 0))
+        tl.store(loss_partial + tl.program_id(0), tl.sum(b_loss, 0))
+        tl.store(grad_scale_partial + tl.program_id(0), tl.sum(b_grad * b_sim, 0))
+        tl.store(grad_bias_partial + tl.program_id(0), tl.sum(b_grad, 0))

@@ -67,20 +67,20 @@ def round_kernel(
 
 
 @triton.jit
-def _merged(shift_part, sum_part, parts, size, i_x, gain, BLOCK_P: tl.constexpr):
-    """Shift and sum over the partial ones (parts, size) of the columns i_x, in their order."""
+def _merged(shift_partial, sum_partial, partials, size, i_x, gain, BLOCK_P: tl.constexpr):
+    """Shift and sum over the partial ones (partials, size) of the columns i_x, in their order."""
     m_x = i_x < size
     b_shift = tl.full(i_x.shape, NEG_INF, tl.float32)
     b_sum = tl.zeros(i_x.shape, tl.float32)
-    for p in range(0, parts, BLOCK_P):
+    for p in range(0, partials, BLOCK_P):
         i_p = p + tl.arange(0, BLOCK_P)
-        o_part = i_p.to(tl.int64)[:, None] * size + i_x[None, :]
-        m_part = (i_p < parts)[:, None] & m_x[None, :]
-        b_part = tl.load(shift_part + o_part, mask=m_part, other=NEG_INF)
-        b_part_sum = tl.load(sum_part + o_part, mask=m_part, other=0.0)
-        b_last, b_shift = b_shift, tl.maximum(b_shift, tl.max(b_part, 0))
+        o_partial = i_p.to(tl.int64)[:, None] * size + i_x[None, :]
+        m_partial = (i_p < partials)[:, None] & m_x[None, :]
+        b_partial = tl.load(shift_partial + o_partial, mask=m_partial, other=NEG_INF)
+        b_partial_sum = tl.load(sum_partial + o_partial, mask=m_partial, other=0.0)
+        b_last, b_shift = b_shift, tl.maximum(b_shift, tl.max(b_partial, 0))
         b_sum *= tl.exp2((b_last - finite(b_shift)) * gain)
-        b_sum += tl.sum(b_part_sum * tl.exp2((b_part - finite(b_shift)[None, :]) * gain), 0)
+        b_sum += tl.sum(b_partial_sum * tl.exp2((b_partial - finite(b_shift)[None, :]) * gain), 0)
     return b_shift, b_sum
 
 
@@ -95,10 +95,10 @@ def _with_sum_of_one(b_shift, b_sum, gain):
 
 @triton.jit
 def _merge(
-    shift_part, sum_part, shift, total, parts, size, i_block, sign, gain, last, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
+    shift_partial, sum_partial, shift, total, partials, size, i_block, sign, gain, last, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     i_x = i_block * BLOCK + tl.arange(0, BLOCK)
-    b_shift, b_sum = _merged(shift_part, sum_part, parts, size, i_x, gain, BLOCK_P)
+    b_shift, b_sum = _merged(shift_partial, sum_partial, partials, size, i_x, gain, BLOCK_P)
     if last:
         b_shift, b_sum = _with_sum_of_one(b_shift, b_sum, gain)
         b_shift *= sign
@@ -106,11 +106,11 @@ def _merge(
     tl.store(total + i_x, b_sum, mask=i_x < size)
 
 
-@triton.jit(do_not_specialize=["row_parts", "rows", "col_parts", "cols"])
+@triton.jit(do_not_specialize=["row_partials", "rows", "col_partials", "cols"])
 def merge_kernel(
-    logit_scale, row_shift_part, row_sum_part, row_shift, row_sum,  # (), (row_parts, rows) twice -> (rows,) twice
-    col_shift_part, col_sum_part, col_shift, col_sum,  # (col_parts, cols) twice -> (cols,) twice
-    row_parts, rows, col_parts, cols, COLS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+    logit_scale, row_shift_partial, row_sum_partial, row_shift, row_sum,  # (), (row_partials, rows) twice -> (rows,) twice
+    col_shift_partial, col_sum_partial, col_shift, col_sum,  # (col_partials, cols) twice -> (cols,) twice
+    row_partials, rows, col_partials, cols, COLS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Merge the partial shifts and sums of rows and of columns, in their order.
 
@@ -121,43 +121,45 @@ def merge_kernel(
     row_blocks = tl.cdiv(rows, BLOCK)
     if i_block < row_blocks:
         _merge(
-            row_shift_part, row_sum_part, row_shift, row_sum, row_parts, rows, i_block, sign, gain, True, BLOCK_P, BLOCK
+            row_shift_partial, row_sum_partial, row_shift, row_sum, row_partials, rows, i_block, sign, gain, True, BLOCK_P, BLOCK
         )  # fmt: skip
     else:
         _merge(
-            col_shift_part, col_sum_part, col_shift, col_sum, col_parts, cols, i_block - row_blocks, sign, gain,
+            col_shift_partial, col_sum_partial, col_shift, col_sum, col_partials, cols, i_block - row_blocks, sign, gain,
             COLS_LAST, BLOCK_P, BLOCK,
         )  # fmt: skip
 
 
 @triton.jit
-def _merge_max(part, out, parts, size, i_block, sign, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
+def _merge_max(partial, out, partials, size, i_block, sign, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
     i_x = i_block * BLOCK + tl.arange(0, BLOCK)
     b_max = tl.full((BLOCK,), NEG_INF, tl.float32)
-    for p in range(0, parts, BLOCK_P):
+    for p in range(0, partials, BLOCK_P):
         i_p = p + tl.arange(0, BLOCK_P)
-        o_part = i_p.to(tl.int64)[:, None] * size + i_x[None, :]
-        b_part = tl.load(part + o_part, mask=(i_p < parts)[:, None] & (i_x < size)[None, :], other=NEG_INF)
-        b_max = tl.maximum(b_max, tl.max(b_part, 0))
+        o_partial = i_p.to(tl.int64)[:, None] * size + i_x[None, :]
+        b_partial = tl.load(
+            partial + o_partial, mask=(i_p < partials)[:, None] & (i_x < size)[None, :], other=NEG_INF
+        )
+        b_max = tl.maximum(b_max, tl.max(b_partial, 0))
     tl.store(out + i_x, b_max * sign, mask=i_x < size)
 
 
-@triton.jit(do_not_specialize=["row_parts", "rows", "col_parts", "cols"])
+@triton.jit(do_not_specialize=["row_partials", "rows", "col_partials", "cols"])
 def merge_max_kernel(
-    logit_scale, row_part, row_max, col_part, col_max,  # (), (row_parts, rows) -> (rows,), (col_parts, cols) -> (cols,)
-    row_parts, rows, col_parts, cols, COLS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+    logit_scale, row_partial, row_max, col_partial, col_max,  # (), (row_partials, rows) -> (rows,), (col_partials, cols) -> (cols,)
+    row_partials, rows, col_partials, cols, COLS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Merge maxima as `merge_kernel` does sums."""
     i_block = tl.program_id(0)
     sign, _ = sign_and_gain(logit_scale)
     row_blocks = tl.cdiv(rows, BLOCK)
     if i_block < row_blocks:
-        _merge_max(row_part, row_max, row_parts, rows, i_block, sign, BLOCK_P, BLOCK)
+        _merge_max(row_partial, row_max, row_partials, rows, i_block, sign, BLOCK_P, BLOCK)
     else:
         _merge_max(
-            col_part,
+            col_partial,
             col_max,
-            col_parts,
+            col_partials,
             cols,
             i_block - row_blocks,
             sign if COLS_LAST else 1.0,
@@ -223,13 +225,13 @@ def pair_loss_kernel(
     tl.store(grad_scale, tl.sum(b_scale, 0).to(grad_scale.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["row_parts", "col_parts", "rows"])
+@triton.jit(do_not_specialize=["row_partials", "col_partials", "rows"])
 def merge_pair_loss_kernel(
     positive, logit_scale,  # (B,), ()
-    row_shift_part, row_sum_part, col_shift_part, col_sum_part,  # (row_parts, B) twice, (col_parts, B) twice
+    row_shift_partial, row_sum_partial, col_shift_partial, col_sum_partial,  # (row_partials, B) twice, (col_partials, B) twice
     image_shift, text_shift,  # (B,), (B,)
     loss, grad_positive, grad_image_sum, grad_text_sum, grad_scale,  # (), (B,), (B,), (B,), ()
-    image_weight, text_weight, row_parts, col_parts, rows, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+    image_weight, text_weight, row_partials, col_partials, rows, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What merge_kernel and pair_loss_kernel do, in one launch of one program: for batches that launches outlast."""
     scale = tl.load(logit_scale).to(tl.float32)
@@ -237,9 +239,13 @@ def merge_pair_loss_kernel(
     b_loss, b_scale = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for first in range(0, rows, BLOCK):
         i_x = first + tl.arange(0, BLOCK)
-        b_image, b_image_sum = _merged(row_shift_part, row_sum_part, row_parts, rows, i_x, gain, BLOCK_P)
+        b_image, b_image_sum = _merged(
+            row_shift_partial, row_sum_partial, row_partials, rows, i_x, gain, BLOCK_P
+        )
         b_image, b_image_sum = _with_sum_of_one(b_image, b_image_sum, gain)
-        b_text, b_text_sum = _merged(col_shift_part, col_sum_part, col_parts, rows, i_x, gain, BLOCK_P)
+        b_text, b_text_sum = _merged(
+            col_shift_partial, col_sum_partial, col_partials, rows, i_x, gain, BLOCK_P
+        )
         b_text, b_text_sum = _with_sum_of_one(b_text, b_text_sum, gain)
         tl.store(image_shift + i_x, b_image * sign, mask=i_x < rows)
         tl.store(text_shift + i_x, b_text * sign, mask=i_x < rows)
@@ -321,11 +327,11 @@ def _finish(
 
 
 @triton.jit
-def _total(part, base, out, count, factor, BLOCK: tl.constexpr):
+def _total(partial, base, out, count, factor, BLOCK: tl.constexpr):
     b_sum = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, count, BLOCK):
         i_x = first + tl.arange(0, BLOCK)
-        b_sum += tl.load(part + i_x, mask=i_x < count, other=0.0).to(tl.float64)
+        b_sum += tl.load(partial + i_x, mask=i_x < count, other=0.0).to(tl.float64)
     total = tl.sum(b_sum, 0)
     if base is not None:
         total += tl.load(base).to(tl.float64)
@@ -343,7 +349,7 @@ def finish_kernel(
     row_partials, col_partials, block_rows,
     image, text, pair_grad, logit_scale, store_scale, grad,  # (B, D), (T, D), (B,), (), () or None, () or None
     grad_image, grad_text,  # (B, D), (T, D)
-    part, out, part_1, out_1, part_2, out_2, base,  # (count,), () three times, () or None
+    partial, out, partial_1, out_1, partial_2, out_2, base,  # (count,), () three times, () or None
     first_row, rows, cols, images, texts, width, label_offset, count,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -352,7 +358,7 @@ def finish_kernel(
     Rounding residuals of a row or column of the product's factor go to the pair.
 
     For `rows` images from first_row and for `cols` texts, all or none of them. Each of up to three programs beyond those makes one
-    sum, out () = grad * sum of part (count,), the first with base () added, in float64: no second stage, the same bits on every run.
+    sum, out () = grad * sum of partial (count,), the first with base () added, in float64: no second stage, the same bits on every run.
     """
     i_block = tl.program_id(0)
     row_blocks = tl.cdiv(rows, BLOCK)
@@ -372,8 +378,8 @@ def finish_kernel(
         )  # fmt: skip
     elif tl.program_id(1) == 0:
         if i_total == 0:
-            _total(part, base, out, count, factor, 4096)
+            _total(partial, base, out, count, factor, 4096)
         elif i_total == 1:
-            _total(part_1, None, out_1, count, factor, 4096)
+            _total(partial_1, None, out_1, count, factor, 4096)
         else:
-            _total(part_2, None, out_2, count, factor, 4096)
+            _total(partial_2, None, out_2, count, factor, 4096)

@@ -406,10 +406,10 @@ def test_gradients_of_features_that_collapsed_cancel(rows: int, texts: int) -> N
     scale = torch.tensor(100.0)
     _, *vectors = contrastive.info_nce(image, text, scale, 0, 1.0, 0.0, False)
     grad, *_ = contrastive.info_nce_backward(torch.ones(()), image, text, scale, 0, *vectors, True, True)
-    assert grad.abs().max() < 3e-4  # of 100; without the residuals 0.3
+    assert grad.abs().max() < 1e-3  # of 100, as in float32; without the residuals 0.3
     _, *vectors = contrastive.info_nce(text, image, scale, 0, 0.0, 1.0, False)
     _, grad, _ = contrastive.info_nce_backward(torch.ones(()), text, image, scale, 0, *vectors, True, True)
-    assert grad.abs().max() < 3e-4
+    assert grad.abs().max() < 1e-3
 
 
 def test_a_pair_that_another_equals_is_no_more_probable() -> None:

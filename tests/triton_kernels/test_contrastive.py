@@ -131,7 +131,7 @@ def test_vector_kernels_compile_for(capability: int, compile_for, tmp_path: Path
     from cfmvit.triton_kernels import contrastive_vector_kernels as vectors
 
     integers = (
-        "rows", "cols", "row_parts", "col_parts", "images", "texts", "first_row", "width", "label_offset", "count",
+        "rows", "cols", "row_partials", "col_partials", "images", "texts", "first_row", "width", "label_offset", "count",
         "row_partials", "col_partials", "block_rows",
     )  # fmt: skip
     types = dict.fromkeys(("grad_image", "grad_text"), "*bf16") | dict.fromkeys(integers, "i32")
