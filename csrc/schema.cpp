@@ -96,16 +96,14 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "channels_last) "
       "-> Tensor[]");
 
-  // regions: the level of each box in a pyramid of `count` maps, the finest of stride 2 ** finest. rois (R,
-  // 5)
-  // -> (R,) int64
+  // regions: the level of each box in a pyramid of `count` maps, the finest of stride 2 ** finest. rois
+  // (R, 5) -> (R,) int64
   m.def(
       "pyramid_levels(Tensor rois, int finest, int count, float canonical_scale, float canonical_level) -> "
       "Tensor");
 
-  // regions: the mean over RoIAlign's bins. tokens (B, N, C), N = prefix + grid_height * grid_width, rois (R,
-  // 5)
-  // -> (R, C), and the gradient of tokens, which are given to it only where they were normalised.
+  // regions: the mean over RoIAlign's bins. tokens (B, N, C), N = prefix + grid_height * grid_width, rois
+  // (R, 5) -> (R, C), and the gradient of tokens, which are given to it only where they were normalised.
   m.def(
       "pool_regions(Tensor tokens, Tensor rois, SymInt grid_height, SymInt grid_width, float spatial_scale, "
       "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned, SymInt "

@@ -8,7 +8,7 @@
 namespace cfmvit {
 
 // Python runs the handlers of signals on the thread that called the op, and only when asked to: the loops of
-// an op ask between pieces of their work, ten times a second, and all threads leave once a handler has
+// an op ask between work items, ten times a second, and all threads leave once a handler has
 // raised. Made by the thread that calls the op.
 class Interrupt {
  public:

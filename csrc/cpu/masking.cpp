@@ -13,36 +13,35 @@
 namespace cfmvit {
 namespace {
 
-// Which entries of an index (B, K) name each of N places: a list per place, in rising order of the entries.
+// The inverse of an index (B, K): a list of the entries that name each of N tokens, in rising order.
 class Inverse {
  public:
-  Inverse(int64_t batch, int64_t places, int64_t entries)
-      : places_(places),
+  Inverse(int64_t batch, int64_t num_tokens, int64_t entries)
+      : num_tokens_(num_tokens),
         entries_(entries),
-        head_(filled<int64_t>({batch, places}, -1)),
+        head_(filled<int64_t>({batch, num_tokens}, -1)),
         next_(filled<int64_t>({batch, entries}, -1)) {}
 
-  // Entries first..first+count-1 of the list are those of `index`. To be called from the last source to the
-  // first.
+  // Entries first..first+count-1 of the list are those of `index`. Call it for the last source first.
   void add(const Index& index, int64_t first, int64_t count, int64_t batch) {
     parallel(batch, count, [&](int64_t b) {
       for (int64_t j = count - 1; j >= 0; --j) {
-        int64_t& head = head_[b * places_ + index(b, j)];
+        int64_t& head = head_[b * num_tokens_ + index(b, j)];
         next_[b * entries_ + first + j] = head;
         head = first + j;
       }
     });
   }
-  int64_t first(int64_t b, int64_t place) const { return head_[b * places_ + place]; }
+  int64_t first(int64_t b, int64_t n) const { return head_[b * num_tokens_ + n]; }
   int64_t next(int64_t b, int64_t entry) const { return next_[b * entries_ + entry]; }
 
  private:
-  int64_t places_, entries_;
+  int64_t num_tokens_, entries_;
   std::vector<int64_t> head_, next_;
 };
 
 template <typename S>
-void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const bool* coins,
+void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const bool* keep_pos,
             const Tensor& out) {
   if (out.numel() == 0) return;  // rows without channels may be any number
   const int64_t count = out.size(1), width = out.size(2);
@@ -50,7 +49,7 @@ void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const b
   const S* table = pos ? data<const S>(*pos) : nullptr;
   parallel(out.size(0) * count, width, [&](int64_t task) {
     const int64_t b = task / count, j = task % count, n = index(b, j);
-    if (table && (!coins || coins[b])) {
+    if (table && (!keep_pos || keep_pos[b])) {
       CFMVIT_ROWS(add<S>)(to.at(b, j), in.at(b, n), table + n * width, width);
     } else {
       std::memcpy(to.at(b, j), in.at(b, n), width * sizeof(S));
@@ -58,7 +57,7 @@ void gather(const Tensor& tokens, const Index& index, const Tensor* pos, const b
   });
 }
 
-// One row = sum of the gradient rows that name a place, in their order.
+// One row = sum of the gradient rows whose entries name token n, in their order.
 template <typename S>
 void scatter_row(S* out, const Inverse& inverse, const std::vector<Rows<S>>& grads,
                  const std::vector<int64_t>& starts, int64_t b, int64_t n, int64_t width) {
@@ -73,7 +72,7 @@ void scatter_row(S* out, const Inverse& inverse, const std::vector<Rows<S>>& gra
   } else if (inverse.next(b, first) < 0) {
     std::memcpy(out, row(first), width * sizeof(S));
   } else {
-    std::vector<Sum<S>> sum(width, 0);
+    std::vector<acc_t<S>> sum(width, 0);
     for (int64_t entry = first; entry >= 0; entry = inverse.next(b, entry)) {
       CFMVIT_ROWS(accumulate<S>)(sum.data(), row(entry), width);
     }
@@ -96,9 +95,9 @@ Tensor gather_named(const char* op, const char* name, Tensor tokens, const Tenso
 
 // Gradients of tokens and positions from those of gathered rows.
 std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<GatheredGradient>& sources,
-                                           const std::optional<Tensor>& keep_pos, int64_t places,
+                                           const std::optional<Tensor>& keep_pos, int64_t num_tokens,
                                            bool needs_tokens, bool needs_pos) {
-  const std::vector<Index> indices = checked_gradients(op, sources, places);
+  const std::vector<Index> indices = checked_gradients(op, sources, num_tokens);
   const Tensor& first = sources[0].grad;
   const int64_t batch = first.size(0), width = first.size(2);
   std::vector<Tensor> grads;
@@ -109,31 +108,31 @@ std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<Gat
     starts.push_back(entries);
     entries += source.index.size(1);
   }
-  Inverse inverse(batch, places, entries);
+  Inverse inverse(batch, num_tokens, entries);
   for (size_t s = sources.size(); s-- > 0;)
     inverse.add(indices[s], starts[s], sources[s].index.size(1), batch);
-  const Positions positions = checked_positions(op, first, std::nullopt, keep_pos, places);
+  const Positions positions = checked_positions(op, first, std::nullopt, keep_pos, num_tokens);
   const Tensor grad_tokens =
-      like(first, needs_tokens ? std::vector<int64_t>{batch, places, width} : std::vector<int64_t>{0});
+      like(first, needs_tokens ? std::vector<int64_t>{batch, num_tokens, width} : std::vector<int64_t>{0});
   const Tensor grad_pos =
-      like(first, needs_pos ? std::vector<int64_t>{places, width} : std::vector<int64_t>{0});
+      like(first, needs_pos ? std::vector<int64_t>{num_tokens, width} : std::vector<int64_t>{0});
   dispatch_floating(op, first.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     std::vector<Rows<S>> from;
     for (const Tensor& grad : grads) from.push_back(view<S>(grad));
     if (needs_tokens) {
       S* to = data<S>(grad_tokens);
-      parallel(batch * places, width, [&](int64_t task) {
-        scatter_row<S>(to + task * width, inverse, from, starts, task / places, task % places, width);
+      parallel(batch * num_tokens, width, [&](int64_t task) {
+        scatter_row<S>(to + task * width, inverse, from, starts, task / num_tokens, task % num_tokens, width);
       });
     }
     if (!needs_pos) return;
-    const bool* coins = positions.keep();
+    const bool* keep = positions.keep();
     S* to = data<S>(grad_pos);
-    parallel(places, batch * width, [&](int64_t n) {
-      std::vector<Sum<S>> sum(width, 0);
+    parallel(num_tokens, batch * width, [&](int64_t n) {
+      std::vector<acc_t<S>> sum(width, 0);
       for (int64_t b = 0; b < batch; ++b) {
-        if (coins && !coins[b]) continue;
+        if (keep && !keep[b]) continue;
         for (int64_t entry = inverse.first(b, n); entry >= 0; entry = inverse.next(b, entry)) {
           size_t s = starts.size() - 1;
           while (entry < starts[s]) --s;
@@ -220,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tens
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const Rows<S> in = view<S>(grad), out = view<S>(grad_visible);
-    auto partial = filled<Sum<S>>({batch, width}, 0);
+    auto partial = filled<acc_t<S>>({batch, width}, 0);
     parallel(batch, count * width, [&](int64_t b) {
       for (int64_t n = 0; n < count; ++n) {
         const int64_t k = from(b, n);
@@ -231,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tens
         }
       }
     });
-    std::vector<Sum<S>> total(width, 0);
+    std::vector<acc_t<S>> total(width, 0);
     for (int64_t b = 0; b < batch; ++b) {
       for (int64_t c = 0; c < width; ++c) total[c] += partial[b * width + c];
     }
@@ -239,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cpu(Tensor grad, Tens
     if (!needs_pos) return;
     S* to = data<S>(grad_pos);
     parallel(count, batch * width, [&](int64_t n) {
-      std::vector<Sum<S>> sum(width, 0);
+      std::vector<acc_t<S>> sum(width, 0);
       for (int64_t b = 0; b < batch; ++b) CFMVIT_ROWS(accumulate<S>)(sum.data(), in.at(b, n), width);
       CFMVIT_ROWS(store<S>)(to + n * width, sum.data(), width);
     });

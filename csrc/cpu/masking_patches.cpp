@@ -80,15 +80,15 @@ Tensor gather_patches_backward_cpu(Tensor grad, std::optional<Tensor> index, int
     S* pixels = data<S>(out);
     parallel(batch * grid.count(), grid.width(), [&](int64_t task) {
       const int64_t b = task / grid.count(), n = task % grid.count();
-      std::vector<Sum<S>> sum(patch_size);
+      std::vector<acc_t<S>> sum(patch_size);
       for (int64_t line = 0; line < channels * patch_size; ++line) {
         const int64_t c = line / patch_size, y = line % patch_size;
-        std::fill(sum.begin(), sum.end(), Sum<S>(0));
+        std::fill(sum.begin(), sum.end(), acc_t<S>(0));
         for (const int64_t j : owners[task]) {
           CFMVIT_ROWS(accumulate<S>)
           (sum.data(), rows + (b * kept + j) * grid.width() + line * patch_size, patch_size);
         }
-        for (Sum<S>& value : sum) value *= static_cast<Sum<S>>(statistics.scale(c));
+        for (acc_t<S>& value : sum) value *= static_cast<acc_t<S>>(statistics.scale(c));
         S* to = pixels + ((b * channels + c) * height + n / grid.columns * patch_size + y) * width +
                 n % grid.columns * patch_size;
         CFMVIT_ROWS(store<S>)(to, sum.data(), patch_size);

@@ -76,18 +76,18 @@ Tensor linear_masked_cosine_loss_cpu(Tensor hidden, Tensor weight, std::optional
   constexpr const char* op = "linear_masked_cosine_loss";
   check_linear(op, hidden, weight, bias, target);
   target = rows_of(target);
-  const Tensor losses = like(hidden, {hidden.size(0)}, sum_type(hidden));
+  const Tensor losses = like(hidden, {hidden.size(0)}, acc_type(hidden));
   dispatch_pair(op, hidden, target, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
     const Linear<S> linear(hidden, weight, bias);
     const T* targets = data<const T>(target);
     const int64_t stride = target.stride(0), width = weight.size(0);
-    Sum<S>* out = data<Sum<S>>(losses);
+    acc_t<S>* out = data<acc_t<S>>(losses);
     const auto loss = [&](int64_t r, S* row) {
-      Sum<S> sums[3];
+      acc_t<S> sums[3];
       CFMVIT_ROWS(products<S, T>)(row, targets + r * stride, width, sums);
-      out[r] = Cosine<Sum<S>>(sums, eps).loss;
+      out[r] = Cosine<acc_t<S>>(sums, eps).loss;
     };
     linear.each_chunk([&](Range chunk) { linear.each_row(chunk, loss, [](Range, const Matrix<S>&) {}); });
   });
@@ -103,31 +103,31 @@ struct Gradients {
 
   Gradients(const Tensor& x, const Tensor& w, bool needs_hidden, bool needs_weight)
       : hidden(like(x, {needs_hidden ? x.size(0) : 0, x.size(1)})),
-        weight(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0, w.size(1)}, sum_type(x))),
-        bias(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0}, sum_type(x))) {}
+        weight(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0, w.size(1)}, acc_type(x))),
+        bias(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0}, acc_type(x))) {}
 };
 
-// Projects each chunk of rows and differentiates it. upstream (R,), null where all are one; losses (R,), null
-// where not wanted.
+// Projects each chunk of rows and differentiates it. grad_output (R,), null where all are one; losses (R,),
+// null where not wanted.
 template <typename S, typename T>
-void differentiate(const Linear<S>& linear, const Tensor& target, double eps, const Sum<S>* upstream,
-                   Sum<S>* losses, const Gradients& grads) {
-  constexpr bool kWide = std::is_same_v<S, Sum<S>>;
+void differentiate(const Linear<S>& linear, const Tensor& target, double eps, const acc_t<S>* grad_output,
+                   acc_t<S>* losses, const Gradients& grads) {
+  constexpr bool kWide = std::is_same_v<S, acc_t<S>>;
   const T* targets = data<const T>(target);
   const int64_t stride = target.stride(0), width = linear.across.cols, inner = linear.across.rows;
   const bool by_hidden = grads.hidden.size(0) > 0, by_weight = grads.weight.size(0) > 0;
   const Matrix<S> hidden_out = matrix_of<S>(grads.hidden);
-  const Matrix<Sum<S>> weight_out = matrix_of<Sum<S>>(grads.weight);
-  Sum<S>* bias_out = data<Sum<S>>(grads.bias);
-  const Tensor part =
-      like(linear.hidden, {kWide || !by_weight ? 0 : width, inner});  // one chunk's, of the weight
+  const Matrix<acc_t<S>> weight_out = matrix_of<acc_t<S>>(grads.weight);
+  acc_t<S>* bias_out = data<acc_t<S>>(grads.bias);
+  const Tensor partial =
+      like(linear.hidden, {kWide || !by_weight ? 0 : width, inner});  // one chunk's weight gradient
   const auto visit = [&](int64_t r, S* row) {                         // pred becomes its own gradient
-    Sum<S> sums[3];
+    acc_t<S> sums[3];
     CFMVIT_ROWS(products<S, T>)(row, targets + r * stride, width, sums);
-    const Cosine<Sum<S>> cosine(sums, eps);
+    const Cosine<acc_t<S>> cosine(sums, eps);
     if (losses) losses[r] = cosine.loss;
     if (!by_hidden && !by_weight) return;
-    const Sum<S> factor = upstream ? upstream[r] : Sum<S>(1);
+    const acc_t<S> factor = grad_output ? grad_output[r] : acc_t<S>(1);
     CFMVIT_ROWS(combine<S, T>)
     (row, factor * cosine.to_pred, row, factor * cosine.to_target, targets + r * stride, width);
   };
@@ -148,7 +148,7 @@ void differentiate(const Linear<S>& linear, const Tensor& target, double eps, co
           if constexpr (kWide) {
             blocks::multiply(weight_out.window(columns), across, linear.rows.window(chunk), true);
           } else {  // sums over chunks stay in float32
-            const Matrix<S> share = matrix_of<S>(part).window(columns);
+            const Matrix<S> share = matrix_of<S>(partial).window(columns);
             blocks::multiply(share, across, linear.rows.window(chunk));
             CFMVIT_ROWS(accumulate<S>)(weight_out.window(columns).data, share.data, columns.size() * inner);
           }
@@ -165,11 +165,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cpu(Tensor
                                                                           Tensor target, double eps) {
   constexpr const char* op = "linear_masked_cosine_loss_backward";
   check_linear(op, hidden, weight, bias, target);
-  grad = checked_upstream(op, grad, {hidden.size(0)}, sum_type(hidden));
+  grad = checked_grad_output(op, grad, {hidden.size(0)}, acc_type(hidden));
   target = rows_of(target);
   const Gradients grads(hidden, weight, true, true);
   dispatch_pair(op, hidden, target, [&]<typename S, typename T>(S, T) {
-    differentiate<S, T>(Linear<S>(hidden, weight, bias), target, eps, data<const Sum<S>>(grad), nullptr,
+    differentiate<S, T>(Linear<S>(hidden, weight, bias), target, eps, data<const acc_t<S>>(grad), nullptr,
                         grads);
   });
   return {grads.hidden, grads.weight, grads.bias};
@@ -187,11 +187,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_masked_cosine_sum_cpu(Tensor h
   const Gradients grads(hidden, weight, needs_hidden, needs_weight);
   double total = 0;
   dispatch_pair(op, hidden, target, [&]<typename S, typename T>(S, T) {
-    std::vector<Sum<S>> losses(hidden.size(0));
+    std::vector<acc_t<S>> losses(hidden.size(0));
     differentiate<S, T>(Linear<S>(hidden, weight, bias), target, eps, nullptr, losses.data(), grads);
-    for (const Sum<S> loss : losses) total += loss;
+    for (const acc_t<S> loss : losses) total += loss;
   });
-  return {scalar_like(hidden, total, sum_type(hidden)), grads.hidden, grads.weight, grads.bias};
+  return {scalar_like(hidden, total, acc_type(hidden)), grads.hidden, grads.weight, grads.bias};
 }
 
 }  // namespace cfmvit

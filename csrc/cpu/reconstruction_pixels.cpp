@@ -11,7 +11,7 @@
 namespace cfmvit {
 namespace {
 
-// Cuts patches in MAE's order (row, column, channel) and normalises them, in the type of sums.
+// Cuts patches in MAE's order (row, column, channel) and normalises them, in the accumulation type.
 template <typename Real>
 struct Targets {
   Pixels<const Real> images;
@@ -70,11 +70,11 @@ Tensor masked_pixel_loss_cpu(Tensor pred, Tensor images, Tensor index, int64_t p
   pred = rows_of(pred);
   const int64_t batch = pred.size(0), masked = index.size(1), width = pred.size(2);
   const int64_t count = images.size(2) / patch_size * (images.size(3) / patch_size);
-  const std::vector<int64_t> entries = entries_by_place(batch, count, masked, patches.index);
+  const std::vector<int64_t> entries = entries_by_token(batch, count, masked, patches.index);
   const Tensor losses = like(images, {batch, masked});
   dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    using Real = Sum<S>;
+    using Real = acc_t<S>;
     const Targets<Real> targets(images, patch_size, normalize);
     const Rows<const S> preds = view<const S>(pred);
     Real* out = data<Real>(losses);
@@ -96,17 +96,17 @@ Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, T
   constexpr const char* op = "masked_pixel_loss_backward";
   const MaskedPatches patches = check_pixels(op, pred, images, index, patch_size);
   const int64_t batch = pred.size(0), rows = pred.size(1), masked = index.size(1), width = pred.size(2);
-  grad = checked_upstream(op, grad, {batch, masked}, sum_type(pred));
+  grad = checked_grad_output(op, grad, {batch, masked}, acc_type(pred));
   pred = rows_of(pred);
   const Tensor out = like(pred, {batch, rows, width});
   const auto row_of = [&](int64_t b, int64_t j) { return patches.row(b, j); };
-  const std::vector<int64_t> entries = entries_by_place(batch, rows, masked, row_of);
+  const std::vector<int64_t> entries = entries_by_token(batch, rows, masked, row_of);
   dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    using Real = Sum<S>;
+    using Real = acc_t<S>;
     const Targets<Real> targets(images, patch_size, normalize);
     const Rows<const S> preds = view<const S>(pred);
-    const Real* upstream = data<const Real>(grad);
+    const Real* grad_output = data<const Real>(grad);
     S* first = data<S>(out);
     parallel(batch * rows, 8 * width, [&](int64_t task) {
       const int64_t b = task / rows, j = entries[task];
@@ -117,7 +117,7 @@ Tensor masked_pixel_loss_backward_cpu(Tensor grad, Tensor pred, Tensor images, T
       }
       Real* target = scratch<Real>(width);
       targets(b, patches.index(b, j), target);
-      const Real factor = 2 * upstream[b * masked + j] / width;
+      const Real factor = 2 * grad_output[b * masked + j] / width;
       CFMVIT_ROWS(combine<S, Real>)(to, factor, preds.at(b, task % rows), -factor, target, width);
     });
   });

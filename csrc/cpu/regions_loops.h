@@ -1,4 +1,4 @@
-// The work on one block of channels of the boxes of one map, compiled for each instruction set, and the
+// The loops over one block of channels of the boxes of one map, compiled for each instruction set, and the
 // choice among them.
 #pragma once
 

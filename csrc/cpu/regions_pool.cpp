@@ -52,7 +52,7 @@ Tensor pool_regions_cpu(Tensor tokens, Tensor rois, int64_t grid_height, int64_t
   const std::vector<r::Size> sizes{{tokens.size(0), tokens.size(2), grid_height, grid_width, spatial_scale}};
   const r::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
   dispatch_floating(op, tokens.scalar_type(), [&]<typename S>(S) {
-    using T = Sum<S>;
+    using T = acc_t<S>;
     const auto scale = normalize ? inverse_norms<T, S>(tokens, num_prefix_tokens) : std::vector<T>();
     const auto maps = token_maps<T, const S>(tokens, num_prefix_tokens, grid_height, grid_width,
                                              normalize ? scale.data() : nullptr);
@@ -81,7 +81,7 @@ Tensor pool_regions_backward_cpu(Tensor grad, Tensor rois, std::optional<Tensor>
   const std::vector<r::Size> sizes{{batch, channels, grid_height, grid_width, spatial_scale}};
   const r::Sampling sampling{pooled_height, pooled_width, sampling_ratio, aligned, true};
   dispatch_floating(op, grad.scalar_type(), [&]<typename S>(S) {
-    using T = Sum<S>;
+    using T = acc_t<S>;
     const r::Boxes<T> by_map(op, boxes, nullptr, sizes, sampling, true);
     const auto bins = pooled_bins<const S>(grad);
     const auto write = [&]<typename G>(const Tensor& target, G) {

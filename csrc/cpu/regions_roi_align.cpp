@@ -39,7 +39,7 @@ struct AlignCpu {
                       const std::optional<Tensor>& levels, const std::vector<r::Size>& sizes,
                       const r::Sampling& sampling, const Tensor& out) {
     dispatch_floating(op, out.scalar_type(), [&]<typename S>(S) {
-      using T = Sum<S>;
+      using T = acc_t<S>;
       r::forward<T, S>(r::Boxes<T>(op, rois, level_data(levels), sizes, sampling, false),
                        maps_of<T, const S>(features), out.size(1), bins_of<S>(out));
     });
@@ -50,7 +50,7 @@ struct AlignCpu {
                        const r::Sampling& sampling, const std::vector<Tensor>& maps) {
     const Tensor flat = grad.stride(2) == grad.stride(3) * grad.size(3) ? grad : dense(grad);
     dispatch_floating(op, grad.scalar_type(), [&]<typename S>(S) {
-      using T = Sum<S>;
+      using T = acc_t<S>;
       r::backward<T, S, S>(r::Boxes<T>(op, rois, level_data(levels), sizes, sampling, true),
                            maps_of<T, S>(maps), grad.size(1), bins_of<const S>(flat));
     });

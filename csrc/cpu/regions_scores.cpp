@@ -81,7 +81,7 @@ Tensor combine_scores_cpu(Tensor logits, std::optional<Tensor> vlm_logits, Tenso
   return out;
 }
 
-// Rows of x (R, C) scaled to length 1 / temperature, to `out`. As torch.nn.functional.normalize, but lengths
+// Rows of x (R, C) scaled to norm 1 / temperature, to `out`. As torch.nn.functional.normalize, but norms
 // are summed in float64: those of float32 can't overflow there.
 template <typename T>
 void scale_rows(Matrix<const T> x, double temperature, Matrix<T> out) {
@@ -95,7 +95,7 @@ void scale_rows(Matrix<const T> x, double temperature, Matrix<T> out) {
     }
     for (; k < x.cols; ++k) sums[0] += double(from[k]) * from[k];
     double sum = 0;
-    for (const double part : sums) sum += part;
+    for (const double partial : sums) sum += partial;
     const double factor = 1 / (std::max(std::sqrt(sum), 1e-12) * temperature);
     T* to = out.data + r * out.row;
     for (int64_t c = 0; c < x.cols; ++c) to[c] = T(from[c] * factor);

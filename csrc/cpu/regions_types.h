@@ -1,4 +1,4 @@
-// What the loops over boxes work on.
+// The views that the loops over boxes take.
 #pragma once
 
 #include "cpu/regions_taps.h"

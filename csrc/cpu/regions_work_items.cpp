@@ -11,7 +11,7 @@ constexpr int64_t kSlabBytes = int64_t{1} << 19;  // rows of a gradient that sta
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Runs task(begin, end) for ranges of [0, tasks) over threads, or in this one where all of them take less
-// than waking the others; a range keeps its scratch memory. work: multiply-adds, about.
+// than waking the others; a range keeps its scratch memory. work: multiply-adds, roughly.
 template <typename Task>
 void for_ranges(int64_t tasks, int64_t work, const Task& task) {
   constexpr int64_t kWorthThreads = int64_t{1} << 18;

@@ -1,4 +1,4 @@
-// Boxes grouped by the map that they lie on, and the work items that work on them.
+// Boxes grouped by the map that they lie on, and the work items that cover them.
 //
 // Deterministic for any number of threads: every element of a result belongs to one item, which takes boxes
 // in their order; work items may be cut differently, sums are not.

@@ -12,7 +12,7 @@
 namespace cfmvit {
 namespace {
 
-using kernels::Named;
+using kernels::InverseEntries;
 using kernels::Sources;
 
 // Gathers by one index, or by two of which the second's rows go to a tensor of their own.
@@ -20,13 +20,13 @@ std::vector<Tensor> gather(const char* op, Tensor tokens,
                            const std::vector<std::pair<const char*, Tensor>>& by,
                            const std::optional<Tensor>& pos_embed, const std::optional<Tensor>& keep_pos) {
   check_tokens(op, "tokens", tokens);
-  const int64_t batch = tokens.size(0), places = tokens.size(1), width = tokens.size(2);
-  const Positions positions = checked_positions(op, tokens, pos_embed, keep_pos, places);
+  const int64_t batch = tokens.size(0), num_tokens = tokens.size(1), width = tokens.size(2);
+  const Positions positions = checked_positions(op, tokens, pos_embed, keep_pos, num_tokens);
   tokens = rows_of(tokens);
   Sources sources{};
   std::vector<Tensor> outs;
   for (size_t i = 0; i < by.size(); ++i) {
-    sources.index[i] = checked_index(op, by[i].first, by[i].second, batch, places);
+    sources.index[i] = checked_index(op, by[i].first, by[i].second, batch, num_tokens);
     sources.entries[i] = by[i].second.size(1);
     outs.push_back(like(tokens, {batch, sources.entries[i], width}));
   }
@@ -38,7 +38,7 @@ std::vector<Tensor> gather(const char* op, Tensor tokens,
                                     positions.keep(),
                                     {},
                                     batch,
-                                    places,
+                                    num_tokens,
                                     width};
     for (size_t i = 0; i < outs.size(); ++i) gather.out[i] = view<S>(outs[i]);
     on_device(tokens, [&](cudaStream_t stream) { kernels::gather_tokens(gather, stream); });
@@ -48,9 +48,9 @@ std::vector<Tensor> gather(const char* op, Tensor tokens,
 
 // Gradients of tokens and positions from those of gathered rows.
 std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<GatheredGradient>& from,
-                                           const std::optional<Tensor>& keep_pos, int64_t places,
+                                           const std::optional<Tensor>& keep_pos, int64_t num_tokens,
                                            bool needs_tokens, bool needs_pos) {
-  const std::vector<Index> indices = checked_gradients(op, from, places);
+  const std::vector<Index> indices = checked_gradients(op, from, num_tokens);
   std::vector<Tensor> grads;
   Sources sources{};
   for (size_t i = 0; i < from.size(); ++i) {
@@ -60,33 +60,33 @@ std::tuple<Tensor, Tensor> gather_backward(const char* op, const std::vector<Gat
   }
   const Tensor& first = grads[0];
   const int64_t batch = first.size(0), width = first.size(2);
-  const Positions positions = checked_positions(op, first, std::nullopt, keep_pos, places);
+  const Positions positions = checked_positions(op, first, std::nullopt, keep_pos, num_tokens);
   const Tensor none = like(first, {0});
-  const Tensor grad_tokens = needs_tokens ? like(first, {batch, places, width}) : none;
-  const Tensor grad_pos = needs_pos ? like(first, {places, width}) : none;
-  const Tensor named = workspace<Named>(first, {batch, places});
-  const int64_t samples = kernels::samples_per_part(batch, places, width),
-                parts = kernels::ceil_div(batch, samples);
-  const Tensor part = needs_pos ? like(first, {parts, places * width}, sum_type(first)) : none;
+  const Tensor grad_tokens = needs_tokens ? like(first, {batch, num_tokens, width}) : none;
+  const Tensor grad_pos = needs_pos ? like(first, {num_tokens, width}) : none;
+  const Tensor inverse = workspace<InverseEntries>(first, {batch, num_tokens});
+  const int64_t samples = kernels::samples_per_partial(batch, num_tokens, width),
+                partials = kernels::ceil_div(batch, samples);
+  const Tensor partial = needs_pos ? like(first, {partials, num_tokens * width}, acc_type(first)) : none;
   dispatch_floating(op, first.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     kernels::ScatterTokens<S> scatter{{},
                                       sources,
-                                      data<const Named>(named),
+                                      data<const InverseEntries>(inverse),
                                       positions.keep(),
                                       needs_tokens ? data<S>(grad_tokens) : nullptr,
-                                      needs_pos ? data<Sum<S>>(part) : nullptr,
+                                      needs_pos ? data<acc_t<S>>(partial) : nullptr,
                                       batch,
-                                      places,
+                                      num_tokens,
                                       width,
                                       samples};
     for (size_t i = 0; i < grads.size(); ++i) scatter.grad[i] = view<const S>(grads[i]);
     on_device(first, [&](cudaStream_t stream) {
-      kernels::invert(sources, data<Named>(named), batch, places, stream);
+      kernels::invert(sources, data<InverseEntries>(inverse), batch, num_tokens, stream);
       kernels::scatter_tokens(scatter, stream);
       if (!needs_pos) return;
-      kernels::column_sums(data<const Sum<S>>(part), places * width, data<S>(grad_pos), parts, parts,
-                           places * width, stream);
+      kernels::column_sums(data<const acc_t<S>>(partial), num_tokens * width, data<S>(grad_pos), partials,
+                           partials, num_tokens * width, stream);
     });
   });
   return {grad_tokens, grad_pos};
@@ -159,31 +159,31 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cuda(Tensor grad, Ten
   const Tensor none = like(grad, {0});
   const Tensor visible = like(grad, {batch, kept, width}), mask = like(grad, {width});
   const Tensor pos = needs_pos ? like(grad, {count, width}) : none;
-  const Tensor named = workspace<Named>(grad, {batch, kept});
-  const int64_t samples = kernels::samples_per_part(batch, count, width),
-                parts = kernels::ceil_div(batch, samples);
-  const Tensor masks = like(grad, {parts, row}, sum_type(grad));
-  const Tensor part = needs_pos ? like(grad, {parts, row}, sum_type(grad)) : none;
+  const Tensor inverse = workspace<InverseEntries>(grad, {batch, kept});
+  const int64_t samples = kernels::samples_per_partial(batch, count, width),
+                partials = kernels::ceil_div(batch, samples);
+  const Tensor masks = like(grad, {partials, row}, acc_type(grad));
+  const Tensor partial = needs_pos ? like(grad, {partials, row}, acc_type(grad)) : none;
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const kernels::RestoreBackward<S> backward{view<const S>(grad),
                                                from,
-                                               data<const Named>(named),
+                                               data<const InverseEntries>(inverse),
                                                data<S>(visible),
-                                               data<Sum<S>>(masks),
-                                               needs_pos ? data<Sum<S>>(part) : nullptr,
+                                               data<acc_t<S>>(masks),
+                                               needs_pos ? data<acc_t<S>>(partial) : nullptr,
                                                batch,
                                                kept,
                                                count,
                                                width,
                                                samples};
     on_device(grad, [&](cudaStream_t stream) {
-      kernels::invert(from, data<Named>(named), batch, kept, stream);
+      kernels::invert(from, data<InverseEntries>(inverse), batch, kept, stream);
       kernels::restore_tokens_backward(backward, stream);
-      kernels::column_sums(data<const Sum<S>>(masks), width, data<S>(mask), parts * count, parts * count,
-                           width, stream);
+      kernels::column_sums(data<const acc_t<S>>(masks), width, data<S>(mask), partials * count,
+                           partials * count, width, stream);
       if (!needs_pos) return;
-      kernels::column_sums(data<const Sum<S>>(part), row, data<S>(pos), parts, parts, row, stream);
+      kernels::column_sums(data<const acc_t<S>>(partial), row, data<S>(pos), partials, partials, row, stream);
     });
   });
   return {visible, mask, pos};

@@ -51,11 +51,11 @@ Tensor gather_patches_backward_cuda(Tensor grad, std::optional<Tensor> index, in
   const Index at =
       index ? checked_index(op, "index", *index, batch, grid.count()) : Index{nullptr, false, 0, 0};
   grad = dense(grad);
-  const Tensor named = workspace<kernels::Named>(grad, {index ? batch : 0, grid.count()});
+  const Tensor memory = workspace<kernels::InverseEntries>(grad, {index ? batch : 0, grid.count()});
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const kernels::Sources sources = kernels::one_source(at, kept);
-    auto* inverse = index ? data<kernels::Named>(named) : nullptr;
+    auto* inverse = index ? data<kernels::InverseEntries>(memory) : nullptr;
     const kernels::GatherPatchesBackward<S> backward{
         data<const S>(grad), sources, inverse, statistics_of(std::nullopt, std, false), grid,
         data<S>(out),        batch,   kept};

@@ -13,19 +13,19 @@ namespace cfmvit {
 Tensor masked_cosine_loss_cuda(Tensor pred, Tensor target, std::optional<Tensor> index, double eps) {
   constexpr const char* op = "masked_cosine_loss";
   const Tokens tokens = check_cosine(op, pred, target, index);
-  const int64_t batch = pred.size(0), places = pred.size(1), width = pred.size(2);
+  const int64_t batch = pred.size(0), num_tokens = pred.size(1), width = pred.size(2);
   pred = rows_of(pred), target = rows_of(target);
-  const Tensor losses = like(pred, {batch, tokens.masked}, sum_type(pred));
+  const Tensor losses = like(pred, {batch, tokens.masked}, acc_type(pred));
   dispatch_pair(op, pred, target, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
-    const kernels::CosineLosses<S, T> work{{view<const S>(pred), view<const T>(target), nullptr, width, eps},
+    const kernels::CosineLosses<S, T> args{{view<const S>(pred), view<const T>(target), nullptr, width, eps},
                                            tokens.index.value_or(Index{}),
-                                           data<Sum<S>>(losses),
+                                           data<acc_t<S>>(losses),
                                            batch,
-                                           places,
+                                           num_tokens,
                                            tokens.masked};
-    on_device(pred, [&](cudaStream_t stream) { kernels::cosine_losses(work, stream); });
+    on_device(pred, [&](cudaStream_t stream) { kernels::cosine_losses(args, stream); });
   });
   return losses;
 }
@@ -35,28 +35,28 @@ Tensor masked_cosine_loss_backward_cuda(Tensor grad, Tensor pred, Tensor target,
                                         double eps) {
   constexpr const char* op = "masked_cosine_loss_backward";
   const Tokens tokens = check_cosine(op, pred, target, index);
-  const int64_t batch = pred.size(0), places = pred.size(1), width = pred.size(2);
-  grad = checked_upstream(op, grad, {batch, tokens.masked}, sum_type(pred));
+  const int64_t batch = pred.size(0), num_tokens = pred.size(1), width = pred.size(2);
+  grad = checked_grad_output(op, grad, {batch, tokens.masked}, acc_type(pred));
   pred = rows_of(pred), target = rows_of(target);
-  const Tensor out = like(pred, {batch, places, width});
-  const Tensor named = workspace<kernels::Named>(pred, {index ? batch : 0, places});
+  const Tensor out = like(pred, {batch, num_tokens, width});
+  const Tensor memory = workspace<kernels::InverseEntries>(pred, {index ? batch : 0, num_tokens});
   const kernels::Sources sources = kernels::one_source(tokens.index.value_or(Index{}), tokens.masked);
-  auto* inverse = index ? data<kernels::Named>(named) : nullptr;
+  auto* inverse = index ? data<kernels::InverseEntries>(memory) : nullptr;
   dispatch_pair(op, pred, target, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
-    const kernels::CosineGradient<S, T> work{
+    const kernels::CosineGradient<S, T> args{
         {view<const S>(pred), view<const T>(target), nullptr, width, eps},
         sources,
         inverse,
-        data<const Sum<S>>(grad),
+        data<const acc_t<S>>(grad),
         data<S>(out),
         batch,
-        places,
+        num_tokens,
         tokens.masked};
     on_device(pred, [&](cudaStream_t stream) {
-      if (inverse) kernels::invert(sources, inverse, batch, places, stream);
-      kernels::cosine_gradient(work, stream);
+      if (inverse) kernels::invert(sources, inverse, batch, num_tokens, stream);
+      kernels::cosine_gradient(args, stream);
     });
   });
   return out;

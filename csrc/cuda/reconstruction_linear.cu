@@ -17,7 +17,7 @@ namespace cfmvit {
 namespace {
 
 constexpr int64_t kChunkBytes = 32 * 1048576;  // of projected rows: less than the cache of an H100
-constexpr int64_t kBlock = 256;                // rows of a part of the bias's gradient
+constexpr int64_t kBlock = 256;                // rows of a partial sum of the bias's gradient
 
 // The projection of a chunk of rows, and what the row kernels read.
 struct Projection {
@@ -71,15 +71,15 @@ Tensor linear_masked_cosine_loss_cuda(Tensor hidden, Tensor weight, std::optiona
                                       double eps) {
   constexpr const char* op = "linear_masked_cosine_loss";
   check_linear(op, hidden, weight, bias, target);
-  const Tensor losses = like(hidden, {hidden.size(0)}, sum_type(hidden));
+  const Tensor losses = like(hidden, {hidden.size(0)}, acc_type(hidden));
   Projection projection(hidden, weight, bias, target);
   dispatch_pair(op, hidden, target, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
     projection.each_chunk([&](int64_t first, int64_t count, const Tensor&, const Tensor& pred) {
-      const kernels::CosineLosses<S, T> work{
-          projection.pairs<S, T>(first, eps), Index{}, data<Sum<S>>(losses) + first, 1, count, count};
-      on_device(pred, [&](cudaStream_t stream) { kernels::cosine_losses(work, stream); });
+      const kernels::CosineLosses<S, T> args{
+          projection.pairs<S, T>(first, eps), Index{}, data<acc_t<S>>(losses) + first, 1, count, count};
+      on_device(pred, [&](cudaStream_t stream) { kernels::cosine_losses(args, stream); });
     });
   });
   return losses;
@@ -94,30 +94,30 @@ struct Gradients {
 
   Gradients(const Tensor& x, const Tensor& w, bool needs_hidden, bool needs_weight)
       : hidden(like(x, {needs_hidden ? x.size(0) : 0, x.size(1)})),
-        weight(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0, w.size(1)}, sum_type(x))),
-        bias(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0}, sum_type(x))) {}
+        weight(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0, w.size(1)}, acc_type(x))),
+        bias(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0}, acc_type(x))) {}
 };
 
-// Projects each chunk of rows and differentiates it. upstream (R,); losses (R,) where wanted.
+// Projects each chunk of rows and differentiates it. grad_output (R,); losses (R,) where wanted.
 void differentiate(const char* op, Projection& projection, const Tensor& weight, double eps,
-                   const Tensor& upstream, const std::optional<Tensor>& losses, const Gradients& grads) {
+                   const Tensor& grad_output, const std::optional<Tensor>& losses, const Gradients& grads) {
   const int64_t rows = projection.rows(), width = weight.size(0), inner = weight.size(1);
-  const ScalarType sums = sum_type(weight);
+  const ScalarType sums = acc_type(weight);
   const bool wide = weight.scalar_type() == sums, by_hidden = grads.hidden.size(0) > 0,
              by_weight = grads.weight.size(0) > 0, by_bias = by_weight && projection.bias;
   // One chunk's, of the weight's gradient.
   const Tensor share = like(weight, {wide || !by_weight ? 0 : width, inner}, sums);
-  const int64_t parts = by_bias ? kernels::ceil_div(rows, kBlock) : 0;
-  const Tensor part = like(weight, {parts, width}, sums);
+  const int64_t partials = by_bias ? kernels::ceil_div(rows, kBlock) : 0;
+  const Tensor partial = like(weight, {partials, width}, sums);
   dispatch_pair(op, projection.pred, projection.target, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
     projection.each_chunk([&](int64_t first, int64_t count, const Tensor& in, const Tensor& pred) {
       const kernels::Pairs<S, T> pairs = projection.pairs<S, T>(first, eps);
-      const kernels::CosineGradient<S, T> work{pairs,
+      const kernels::CosineGradient<S, T> args{pairs,
                                                {},
                                                nullptr,
-                                               data<const Sum<S>>(upstream) + first,
+                                               data<const acc_t<S>>(grad_output) + first,
                                                data<S>(pred),  // becomes its own gradient
                                                1,
                                                count,
@@ -125,16 +125,16 @@ void differentiate(const char* op, Projection& projection, const Tensor& weight,
       on_device(pred, [&](cudaStream_t stream) {
         if (losses) {
           kernels::cosine_losses(
-              kernels::CosineLosses<S, T>{pairs, Index{}, data<Sum<S>>(*losses) + first, 1, count, count},
+              kernels::CosineLosses<S, T>{pairs, Index{}, data<acc_t<S>>(*losses) + first, 1, count, count},
               stream);
         }
-        kernels::cosine_gradient(work, stream);
+        kernels::cosine_gradient(args, stream);
         if (!by_bias) return;
-        kernels::column_sums(data<const S>(pred), width, data<Sum<S>>(part) + first / kBlock * width, count,
-                             kBlock, width, stream);
+        kernels::column_sums(data<const S>(pred), width, data<acc_t<S>>(partial) + first / kBlock * width,
+                             count, kBlock, width, stream);
       });
       if (by_hidden) {
-        Tensor all = grads.hidden;  // narrow takes no constant
+        Tensor all = grads.hidden;  // torch::stable::narrow takes no constant
         multiply(torch::stable::narrow(all, 0, first, count), pred, weight);
       }
       if (!by_weight) return;
@@ -142,13 +142,13 @@ void differentiate(const char* op, Projection& projection, const Tensor& weight,
       if (wide) return multiply_add(grads.weight, turned, in);
       multiply_wide(share, turned, in);
       on_device(pred, [&](cudaStream_t stream) {
-        kernels::add(data<Sum<S>>(grads.weight), data<const Sum<S>>(share), width * inner, stream);
+        kernels::add(data<acc_t<S>>(grads.weight), data<const acc_t<S>>(share), width * inner, stream);
       });
     });
     if (!by_bias) return;
     on_device(weight, [&](cudaStream_t stream) {
-      kernels::column_sums(data<const Sum<S>>(part), width, data<Sum<S>>(grads.bias), parts,
-                           std::max<int64_t>(parts, 1), width, stream);
+      kernels::column_sums(data<const acc_t<S>>(partial), width, data<acc_t<S>>(grads.bias), partials,
+                           std::max<int64_t>(partials, 1), width, stream);
     });
   });
 }
@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_loss_backward_cuda(Tenso
                                                                            Tensor target, double eps) {
   constexpr const char* op = "linear_masked_cosine_loss_backward";
   check_linear(op, hidden, weight, bias, target);
-  grad = checked_upstream(op, grad, {hidden.size(0)}, sum_type(hidden));
+  grad = checked_grad_output(op, grad, {hidden.size(0)}, acc_type(hidden));
   const Gradients grads(hidden, weight, true, true);
   Projection projection(hidden, weight, bias, target);
   differentiate(op, projection, weight, eps, grad, std::nullopt, grads);
@@ -181,21 +181,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_masked_cosine_sum_cuda(Tensor 
   const int64_t rows = hidden.size(0);
   const Gradients grads(hidden, weight, needs_hidden, needs_weight);
   const Tensor losses = needs_hidden || needs_weight
-                            ? like(hidden, {rows}, sum_type(hidden))
+                            ? like(hidden, {rows}, acc_type(hidden))
                             : linear_masked_cosine_loss_cuda(hidden, weight, bias, target, eps);
   if (needs_hidden || needs_weight) {
-    Tensor ones = like(hidden, {rows}, sum_type(hidden));
+    Tensor ones = like(hidden, {rows}, acc_type(hidden));
     ones = torch::stable::fill_(ones, 1.0);
     Projection projection(hidden, weight, bias, target);
     differentiate(op, projection, weight, eps, ones, losses, grads);
   }
-  const int64_t parts = std::max<int64_t>(kernels::ceil_div(rows, kBlock), 1);
-  const Tensor part = like(losses, {parts}), total = like(losses, {});
+  const int64_t partials = std::max<int64_t>(kernels::ceil_div(rows, kBlock), 1);
+  const Tensor partial = like(losses, {partials}), total = like(losses, {});
   dispatch_floating(op, losses.scalar_type(), [&]<typename S>(S) {
-    if constexpr (std::is_same_v<S, Sum<S>>) {
+    if constexpr (std::is_same_v<S, acc_t<S>>) {
       on_device(losses, [&](cudaStream_t stream) {
-        kernels::column_sums(data<const S>(losses), 1, data<S>(part), rows, kBlock, 1, stream);
-        kernels::column_sums(data<const S>(part), 1, data<S>(total), parts, parts, 1, stream);
+        kernels::column_sums(data<const S>(losses), 1, data<S>(partial), rows, kBlock, 1, stream);
+        kernels::column_sums(data<const S>(partial), 1, data<S>(total), partials, partials, 1, stream);
       });
     }
   });

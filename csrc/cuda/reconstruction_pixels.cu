@@ -11,7 +11,7 @@ namespace {
 template <typename S>
 kernels::PatchPairs<S> pairs_of(const Tensor& pred, const Tensor& images, const MaskedPatches& patches,
                                 bool normalize) {
-  return {view<const S>(pred), pixels_of<const Sum<S>>(images), patches.grid, patches.all, normalize};
+  return {view<const S>(pred), pixels_of<const acc_t<S>>(images), patches.grid, patches.all, normalize};
 }
 
 }  // namespace
@@ -25,9 +25,9 @@ Tensor masked_pixel_loss_cuda(Tensor pred, Tensor images, Tensor index, int64_t 
   const Tensor losses = like(images, {batch, masked});
   dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const kernels::PixelLosses<S> work{pairs_of<S>(pred, images, patches, normalize), patches.index,
-                                       data<Sum<S>>(losses), batch, masked};
-    on_device(pred, [&](cudaStream_t stream) { kernels::pixel_losses(work, stream); });
+    const kernels::PixelLosses<S> args{pairs_of<S>(pred, images, patches, normalize), patches.index,
+                                       data<acc_t<S>>(losses), batch, masked};
+    on_device(pred, [&](cudaStream_t stream) { kernels::pixel_losses(args, stream); });
   });
   return losses;
 }
@@ -38,25 +38,25 @@ Tensor masked_pixel_loss_backward_cuda(Tensor grad, Tensor pred, Tensor images, 
   constexpr const char* op = "masked_pixel_loss_backward";
   const MaskedPatches patches = check_pixels(op, pred, images, index, patch_size);
   const int64_t batch = pred.size(0), rows = pred.size(1), masked = index.size(1);
-  grad = checked_upstream(op, grad, {batch, masked}, sum_type(pred));
+  grad = checked_grad_output(op, grad, {batch, masked}, acc_type(pred));
   pred = rows_of(pred);
   const Tensor out = like(pred, {batch, rows, pred.size(2)});
-  const Tensor named = workspace<kernels::Named>(pred, {patches.all ? batch : 0, rows});
+  const Tensor memory = workspace<kernels::InverseEntries>(pred, {patches.all ? batch : 0, rows});
   const kernels::Sources sources = kernels::one_source(patches.index, masked);
-  auto* inverse = patches.all ? data<kernels::Named>(named) : nullptr;
+  auto* inverse = patches.all ? data<kernels::InverseEntries>(memory) : nullptr;
   dispatch_floating(op, pred.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const kernels::PixelGradient<S> work{pairs_of<S>(pred, images, patches, normalize),
+    const kernels::PixelGradient<S> args{pairs_of<S>(pred, images, patches, normalize),
                                          sources,
                                          inverse,
-                                         data<const Sum<S>>(grad),
+                                         data<const acc_t<S>>(grad),
                                          data<S>(out),
                                          batch,
                                          rows,
                                          masked};
     on_device(pred, [&](cudaStream_t stream) {
       if (inverse) kernels::invert(sources, inverse, batch, rows, stream);
-      kernels::pixel_gradient(work, stream);
+      kernels::pixel_gradient(args, stream);
     });
   });
   return out;

@@ -43,12 +43,12 @@ Tensor pool_regions_cuda(Tensor tokens, Tensor rois, int64_t grid_height, int64_
     using S = decltype(zero);
     const auto maps = grid_of<const S>(op, tokens, num_prefix_tokens, size);
     const int64_t pixels = size.batch * grid_height * grid_width;
-    kernels::Tables<Sum<S>> tables;
-    Sum<S>* scale = nullptr;
+    kernels::Tables<acc_t<S>> tables;
+    acc_t<S>* scale = nullptr;
     kernels::MatmulBoxes products;
     const Tensor memory = carve_workspace(tokens, [&](kernels::Workspace& workspace) {
-      tables = carve_tables<Sum<S>>(workspace, rois.size(0), {size}, sampling);
-      if (normalize) scale = workspace.take<Sum<S>>(pixels);
+      tables = carve_tables<acc_t<S>>(workspace, rois.size(0), {size}, sampling);
+      if (normalize) scale = workspace.take<acc_t<S>>(pixels);
       products = kernels::matmul_boxes_of(workspace, rois.size(0), size.batch);
     });
     on_device(tokens, [&](cudaStream_t stream) {
@@ -83,7 +83,7 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
   if (num_prefix_tokens > 0) torch::stable::zero_(prefix);
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    using T = Sum<S>;
+    using T = acc_t<S>;
     const auto maps = grid_of<S>(op, out, num_prefix_tokens, size);
     kernels::Tables<T> tables;
     kernels::Groups by_map;
@@ -91,9 +91,9 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
       tables = carve_tables<T>(workspace, rois.size(0), {size}, sampling);
       by_map = kernels::groups_of(workspace, rois.size(0), batch);
     });
-    // With normalised tokens, the gradient of a token depends on all channels of that normalised.
+    // The gradient through a token's normalisation needs all its channels.
     const Tensor unit =
-        tokens ? like(grad, {batch, grid_height * grid_width, size.channels}, sum_type(grad)) : grad;
+        tokens ? like(grad, {batch, grid_height * grid_width, size.channels}, acc_type(grad)) : grad;
     on_device(grad, [&](cudaStream_t stream) {
       with_boxes(boxes, std::nullopt,
                  [&](auto views) { kernels::make_tables(views, maps, sampling, tables, stream); });

@@ -21,9 +21,9 @@ struct AlignCuda {
     dispatch_floating(op, out.scalar_type(), [&](auto zero) {
       using S = decltype(zero);
       const auto maps = pyramid_of<const S>(op, features, sizes);
-      kernels::Tables<Sum<S>> tables;
+      kernels::Tables<acc_t<S>> tables;
       const Tensor memory = carve_workspace(out, [&](kernels::Workspace& workspace) {
-        tables = carve_tables<Sum<S>>(workspace, rois.size(0), sizes, sampling);
+        tables = carve_tables<acc_t<S>>(workspace, rois.size(0), sizes, sampling);
       });
       on_device(out, [&](cudaStream_t stream) {
         with_boxes(rois, levels,
@@ -47,10 +47,10 @@ struct AlignCuda {
     dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
       using S = decltype(zero);
       const auto views = pyramid_of<S>(op, maps, sizes);
-      kernels::Tables<Sum<S>> tables;
+      kernels::Tables<acc_t<S>> tables;
       kernels::Groups by_map;
       const Tensor memory = carve_workspace(grad, [&](kernels::Workspace& workspace) {
-        tables = carve_tables<Sum<S>>(workspace, rois.size(0), sizes, sampling);
+        tables = carve_tables<acc_t<S>>(workspace, rois.size(0), sizes, sampling);
         by_map = kernels::groups_of(workspace, rois.size(0), views.images * views.levels);
       });
       on_device(grad, [&](cudaStream_t stream) {

@@ -7,21 +7,21 @@
 namespace cfmvit::kernels {
 
 // Each thread counts the keys before its own, kThreads at a time in shared memory; a whole row, as a rule, is
-// one block and one round. A token's rank is its place in keep followed by masked.
+// one block and one round. A token's rank is its position in keep followed by masked.
 template <typename S>
 __global__ void __launch_bounds__(kThreads)
     random_masking_kernel(const S* noise, int64_t sample, int64_t column, int64_t* keep, int64_t* masked,
                           int64_t* restore, int64_t count, int64_t kept, int64_t tiles) {
-  using Key = decltype(ordered(widen(S{})));
+  using Key = decltype(ordered(to_acc(S{})));
   __shared__ Key keys[kThreads];
   const int64_t b = blockIdx.x / tiles, start = blockIdx.x % tiles * kThreads, token = start + threadIdx.x;
   const S* row = noise + b * sample;
-  const Key own = token < count ? ordered(widen(row[token * column])) : Key(0);
+  const Key own = token < count ? ordered(to_acc(row[token * column])) : Key(0);
   int64_t rank = 0;
   for (int64_t first = 0; first < count; first += kThreads) {
     const int64_t other = first + threadIdx.x;
     __syncthreads();  // the last round's keys have been read
-    keys[threadIdx.x] = other == token ? own : other < count ? ordered(widen(row[other * column])) : Key(0);
+    keys[threadIdx.x] = other == token ? own : other < count ? ordered(to_acc(row[other * column])) : Key(0);
     __syncthreads();
     const int size = count - first < kThreads ? static_cast<int>(count - first) : kThreads;
     // Equal keys count where their token comes first: all of an earlier round, none of a later one, and in

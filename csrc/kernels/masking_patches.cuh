@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int64_t b = row / g.kept, j = row - b * g.kept, n = g.index.data ? g.index(b, j) : j;
     Out* to = g.out + row * width;
     if (n < 0 || n >= g.grid.count()) {
-      fill_row<V>(to, Sum<Out>(0), runs);
+      fill_row<V>(to, acc_t<Out>(0), runs);
       continue;
     }
     int column = static_cast<int>(n);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     const In* image = g.images.at(b, 0, line, int64_t{column} * size);
     constexpr int kAhead = 2;
     for (int first = threadIdx.x; first < runs; first += kAhead * blockDim.x) {
-      Pack<In, V> pixels[kAhead];
+      Vec<In, V> pixels[kAhead];
       int channel[kAhead];
 #pragma unroll
       for (int u = 0; u < kAhead; ++u) {
@@ -61,19 +61,19 @@ __global__ void __launch_bounds__(kThreads, 3)
         if (x >= runs) break;
         int y = by.runs_a_line.split(x);
         channel[u] = by.lines.split(y);
-        pixels[u] = pack<V>(image + channel[u] * g.images.channel + y * g.images.row, x);
+        pixels[u] = vec_at<V>(image + channel[u] * g.images.channel + y * g.images.row, x);
       }
 #pragma unroll
       for (int u = 0; u < kAhead; ++u) {
         const int r = first + u * static_cast<int>(blockDim.x);
         if (r >= runs) break;
         const Real times = scale[channel[u]], plus = scale[channels + channel[u]];
-        Pack<Out, V> run{};
+        Vec<Out, V> run{};
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          run.set(v, static_cast<Sum<Out>>(pixels[u][v] * times + plus));
+          run.set(v, static_cast<acc_t<Out>>(pixels[u][v] * times + plus));
         }
-        pack<V>(to, r) = run;
+        vec_at<V>(to, r) = run;
       }
     }
   }
@@ -85,7 +85,7 @@ void gather_patches(const GatherPatches<In, Out>& g, cudaStream_t stream) {
   if (rows * width == 0) return;
   constexpr int64_t kMostBlocks = 1 << 13;  // of a few rows each, so that the channels' factors cost little
   const Pixels<const In>& in = g.images;
-  with_packs<16 / sizeof(Out)>(
+  dispatch_vec<16 / sizeof(Out)>(
       g.grid.patch, {in.data, g.out}, {in.image, in.channel, in.row}, {sizeof(In), sizeof(Out)}, [&](auto v) {
         constexpr int V = decltype(v)::value;
         const dim3 block = row_block(width / V);
@@ -99,9 +99,9 @@ void gather_patches(const GatherPatches<In, Out>& g, cudaStream_t stream) {
 // The gradient of float images: of each patch, the sum of the rows that name it times scale[c].
 template <typename S>
 struct GatherPatchesBackward {
-  const S* grad;       // (B, K, C * P * P)
-  Sources sources;     // (B, K); without data: all patches
-  const Named* named;  // (B, N), or null without an index
+  const S* grad;                  // (B, K, C * P * P)
+  Sources sources;                // (B, K); without data: all patches
+  const InverseEntries* inverse;  // (B, N), or null without an index
   Statistics statistics;
   PatchGrid grid;
   S* out;  // (B, C, H, W)
@@ -119,23 +119,25 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int c = static_cast<int>(plane - b * g.grid.channels);
   int y = static_cast<int>(line - plane * height);
   const int64_t above = by.lines.split(y) * g.grid.columns, within = (int64_t{c} * size + y) * size;
-  const Sum<S> scale = static_cast<Sum<S>>(g.statistics.scale(c));
+  const acc_t<S> scale = static_cast<acc_t<S>>(g.statistics.scale(c));
   S* to = g.out + line * g.grid.columns * size;
   for (int r = threadIdx.x; r < runs; r += blockDim.x) {
     int x = r;
     const int64_t n = above + by.runs_a_line.split(x);
-    const Named named =
-        g.named ? g.named[b * g.grid.count() + n] : Named{static_cast<int32_t>(n), static_cast<int32_t>(n)};
-    Sum<S> sum[V] = {};
-    for (int32_t e = named.first; e <= named.last; e = e < named.last ? g.sources.next(b, e, n) : e + 1) {
-      const Pack<S, V> run = pack<V>(g.grad + (b * g.kept + e) * g.grid.width() + within, x);
+    const InverseEntries entries = g.inverse
+                                       ? g.inverse[b * g.grid.count() + n]
+                                       : InverseEntries{static_cast<int32_t>(n), static_cast<int32_t>(n)};
+    acc_t<S> sum[V] = {};
+    for (int32_t e = entries.first; e <= entries.last;
+         e = e < entries.last ? g.sources.next(b, e, n) : e + 1) {
+      const Vec<S, V> run = vec_at<V>(g.grad + (b * g.kept + e) * g.grid.width() + within, x);
 #pragma unroll
       for (int v = 0; v < V; ++v) sum[v] += run[v];
     }
-    Pack<S, V> run{};
+    Vec<S, V> run{};
 #pragma unroll
     for (int v = 0; v < V; ++v) run.set(v, sum[v] * scale);
-    pack<V>(to, r) = run;
+    vec_at<V>(to, r) = run;
   }
 }
 
@@ -143,7 +145,7 @@ template <typename S>
 void gather_patches_backward(const GatherPatchesBackward<S>& g, cudaStream_t stream) {
   const int64_t lines = g.batch * g.grid.channels * g.grid.rows * g.grid.patch;
   if (lines * g.grid.columns == 0) return;
-  with_packs<16 / sizeof(S)>(g.grid.patch, {g.grad, g.out}, {}, {sizeof(S)}, [&](auto v) {
+  dispatch_vec<16 / sizeof(S)>(g.grid.patch, {g.grad, g.out}, {}, {sizeof(S)}, [&](auto v) {
     constexpr int V = decltype(v)::value;
     const dim3 block = row_block(g.grid.columns * g.grid.patch / V);
     launch(gather_patches_backward_kernel<S, V>, row_grid(lines, block), block, 0, stream, g,

@@ -6,46 +6,46 @@
 
 namespace cfmvit::kernels {
 
-// How many parts a sum over `rows` rows is split into, so that `owners` threads times the parts fill a GPU;
-// the answer depends on shapes only, so the bits do not depend on the card.
-inline int64_t sum_parts(int64_t rows, int64_t owners) {
+// How many partial sums a sum over `rows` rows is split into, so that `owners` threads times their number
+// fill a GPU. It depends on shapes only, so the bits are the same on every GPU.
+inline int64_t num_partials(int64_t rows, int64_t owners) {
   constexpr int64_t kWanted = 1 << 17;
-  const int64_t parts = ceil_div(kWanted, owners < 1 ? 1 : owners), most = ceil_div(rows, 4);
-  return parts < most ? parts : most < 1 ? 1 : most;
+  const int64_t partials = ceil_div(kWanted, owners < 1 ? 1 : owners), most = ceil_div(rows, 4);
+  return partials < most ? partials : most < 1 ? 1 : most;
 }
 
-// out[c] = sum of in[r, c] over rows r of a part, in (rows, columns); out (parts, columns). Each threadIdx.y
-// adds every blockDim.y-th row; their sums are added in order.
+// out[p, c] = sum of in[r, c] over the rows r of partial sum p; in (rows, columns), out (partials, columns).
+// Each threadIdx.y adds every blockDim.y-th row; their sums are added in order.
 template <typename In, typename Out>
 __global__ void __launch_bounds__(kThreads)
-    column_sums_kernel(const In* in, int64_t stride, Out* out, int64_t rows, int64_t rows_per_part,
+    column_sums_kernel(const In* in, int64_t stride, Out* out, int64_t rows, int64_t rows_per_partial,
                        int64_t columns) {
-  __shared__ Sum<In> sums[kThreads];
-  const int64_t c = int64_t{blockIdx.x} * kLanes + threadIdx.x, first = blockIdx.y * rows_per_part;
-  const int64_t end = first + rows_per_part < rows ? first + rows_per_part : rows;
-  Sum<In> sum = 0;
+  __shared__ acc_t<In> sums[kThreads];
+  const int64_t c = int64_t{blockIdx.x} * kLanes + threadIdx.x, first = blockIdx.y * rows_per_partial;
+  const int64_t end = first + rows_per_partial < rows ? first + rows_per_partial : rows;
+  acc_t<In> sum = 0;
   if (c < columns) {
 #pragma unroll 8
-    for (int64_t r = first + threadIdx.y; r < end; r += blockDim.y) sum += widen(in[r * stride + c]);
+    for (int64_t r = first + threadIdx.y; r < end; r += blockDim.y) sum += to_acc(in[r * stride + c]);
   }
   sums[threadIdx.y * kLanes + threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || c >= columns) return;
   for (unsigned y = 1; y < blockDim.y; ++y) sum += sums[y * kLanes + threadIdx.x];
-  narrow(sum, out[blockIdx.y * columns + c]);
+  from_acc(sum, out[blockIdx.y * columns + c]);
 }
 
-// rows_per_part: at least rows / 65535
+// rows_per_partial: at least rows / 65535
 template <typename In, typename Out>
-void column_sums(const In* in, int64_t stride, Out* out, int64_t rows, int64_t rows_per_part, int64_t columns,
-                 cudaStream_t stream) {
+void column_sums(const In* in, int64_t stride, Out* out, int64_t rows, int64_t rows_per_partial,
+                 int64_t columns, cudaStream_t stream) {
   if (columns == 0) return;
-  const int64_t parts = rows > 0 ? ceil_div(rows, rows_per_part) : 1;
+  const int64_t partials = rows > 0 ? ceil_div(rows, rows_per_partial) : 1;
   unsigned across = 1;
-  while (across < kThreads / kLanes && across < rows_per_part) across *= 2;
-  const dim3 grid(grid_size(ceil_div(columns, kLanes)), grid_size(parts));
+  while (across < kThreads / kLanes && across < rows_per_partial) across *= 2;
+  const dim3 grid(grid_size(ceil_div(columns, kLanes)), grid_size(partials));
   launch(column_sums_kernel<In, Out>, grid, dim3(kLanes, across), 0, stream, in, stride, out, rows,
-         rows_per_part, columns);
+         rows_per_partial, columns);
 }
 
 template <typename Real>

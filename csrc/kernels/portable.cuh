@@ -4,7 +4,7 @@
 // A kernel is plain CUDA:
 //
 //   template <typename S>
-//   __global__ void __launch_bounds__(256) sums_kernel(const S* x, Sum<S>* out, int64_t count) {
+//   __global__ void __launch_bounds__(256) sums_kernel(const S* x, acc_t<S>* out, int64_t count) {
 //     __shared__ float of_warp[8];                 // static shared memory
 //     float* more = dynamic_shared<float>();       // the launch's shared_bytes, 16-byte aligned
 //     ... __syncthreads(), __shfl_xor_sync(kAllLanes, value, 16) ...

@@ -1,5 +1,5 @@
 // The cosine losses: a warp reads each pair of rows once, holds it in registers where it fits, and writes the
-// loss or the row's gradient. B samples, N places, M masked tokens, D width.
+// loss or the row's gradient. B samples, N tokens, M masked ones, D width.
 #pragma once
 
 #include "kernels/inverse_index.cuh"
@@ -35,19 +35,19 @@ class Pair {
       : pred_(pairs.pred.at(b, n)),
         target_(pairs.target.at(b, n)),
         bias_(pairs.bias),
-        packs_(static_cast<int>(pairs.width / V)) {
+        vecs_(static_cast<int>(pairs.width / V)) {
 #pragma unroll
     for (int u = 0; u < kHeld; ++u) {
-      if (place(u) < packs_) x_[u] = pack<V>(pred_, place(u)), y_[u] = pack<V>(target_, place(u));
+      if (position(u) < vecs_) x_[u] = vec_at<V>(pred_, position(u)), y_[u] = vec_at<V>(target_, position(u));
     }
   }
 
-  __device__ __forceinline__ Cosine<Sum<S>> cosine(double eps) const {
-    Sum<S> sums[3] = {};  // pred.target, pred.pred, target.target
-    each([&](int p, const Pack<S, V>& x, const Pack<T, V>& y) {
+  __device__ __forceinline__ Cosine<acc_t<S>> cosine(double eps) const {
+    acc_t<S> sums[3] = {};  // pred.target, pred.pred, target.target
+    each([&](int p, const Vec<S, V>& x, const Vec<T, V>& y) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const Sum<S> a = pred(x, p, v), b = static_cast<Sum<S>>(y[v]);
+        const acc_t<S> a = pred(x, p, v), b = static_cast<acc_t<S>>(y[v]);
         sums[0] += a * b;
         sums[1] += a * a;
         sums[2] += b * b;
@@ -59,40 +59,41 @@ class Pair {
   }
 
   // to = a * pred + b * target; `to` may be pred.
-  __device__ __forceinline__ void combine(S* to, Sum<S> a, Sum<S> b) const {
-    each([&](int p, const Pack<S, V>& x, const Pack<T, V>& y) {
-      Pack<S, V> out{};
+  __device__ __forceinline__ void combine(S* to, acc_t<S> a, acc_t<S> b) const {
+    each([&](int p, const Vec<S, V>& x, const Vec<T, V>& y) {
+      Vec<S, V> out{};
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        out.set(v, a * pred(x, p, v) + b * static_cast<Sum<S>>(y[v]));
+        out.set(v, a * pred(x, p, v) + b * static_cast<acc_t<S>>(y[v]));
       }
-      pack<V>(to, p) = out;
+      vec_at<V>(to, p) = out;
     });
   }
 
  private:
   static constexpr int kHeld =
-      sizeof(Sum<S>) == 8 ? 3 : 6;  // packs a lane: rows of 1,536 halves, of 768 floats
+      sizeof(acc_t<S>) == 8 ? 3 : 6;  // vectors a lane: rows of 1,536 halves, of 768 floats
 
-  __device__ __forceinline__ static int place(int u) { return static_cast<int>(threadIdx.x) + u * kLanes; }
-  __device__ __forceinline__ Sum<S> pred(const Pack<S, V>& x, int p, int v) const {
-    return bias_ ? x[v] + pack<V>(bias_, p)[v] : x[v];
+  __device__ __forceinline__ static int position(int u) { return static_cast<int>(threadIdx.x) + u * kLanes; }
+  __device__ __forceinline__ acc_t<S> pred(const Vec<S, V>& x, int p, int v) const {
+    return bias_ ? x[v] + vec_at<V>(bias_, p)[v] : x[v];
   }
   template <typename Visit>
   __device__ __forceinline__ void each(const Visit& visit) const {
 #pragma unroll
     for (int u = 0; u < kHeld; ++u) {
-      if (place(u) < packs_) visit(place(u), x_[u], y_[u]);
+      if (position(u) < vecs_) visit(position(u), x_[u], y_[u]);
     }
-    for (int p = place(kHeld); p < packs_; p += kLanes) visit(p, pack<V>(pred_, p), pack<V>(target_, p));
+    for (int p = position(kHeld); p < vecs_; p += kLanes)
+      visit(p, vec_at<V>(pred_, p), vec_at<V>(target_, p));
   }
 
   const S* pred_;
   const T* target_;
   const S* bias_;
-  int packs_;
-  Pack<S, V> x_[kHeld];
-  Pack<T, V> y_[kHeld];
+  int vecs_;
+  Vec<S, V> x_[kHeld];
+  Vec<T, V> y_[kHeld];
 };
 
 // losses[b, j] = 1 - cos of rows n = index[b, j]; rows out of range are zero, which have loss 1.
@@ -100,8 +101,8 @@ template <typename S, typename T>
 struct CosineLosses {
   Pairs<S, T> pairs;
   Index index;  // (B, M); without data: all rows
-  Sum<S>* losses;
-  int64_t batch, places, masked;
+  acc_t<S>* losses;
+  int64_t batch, num_tokens, masked;
 };
 
 template <typename S, typename T, int V>
@@ -109,53 +110,54 @@ __global__ void __launch_bounds__(kThreads, 3) cosine_losses_kernel(CosineLosses
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.y, b = row / c.masked, j = row - b * c.masked;
   if (b >= c.batch) return;
   const int64_t n = c.index.data ? c.index(b, j) : j;
-  Sum<S> loss = 1;
-  if (n >= 0 && n < c.places) loss = Pair<S, T, V>(c.pairs, b, n).cosine(c.pairs.eps).loss;
+  acc_t<S> loss = 1;
+  if (n >= 0 && n < c.num_tokens) loss = Pair<S, T, V>(c.pairs, b, n).cosine(c.pairs.eps).loss;
   if (threadIdx.x == 0) c.losses[row] = loss;
 }
 
-// out[b, n] = the sum of upstream[b, j] over the entries j that name row n, times the gradient of its loss;
-// zero
+// out[b, n] = the sum of grad_output[b, j] over the entries j that name row n, times the gradient of its
+// loss; zero where none does.
 template <typename S, typename T>
 struct CosineGradient {
   Pairs<S, T> pairs;
-  Sources sources;         // (B, M); without data: all rows
-  const Named* named;      // (B, N), or null without an index
-  const Sum<S>* upstream;  // (B, M)
-  S* out;                  // (B, N, D), may be pred
-  int64_t batch, places, masked;
+  Sources sources;                // (B, M); without data: all rows
+  const InverseEntries* inverse;  // (B, N), or null without an index
+  const acc_t<S>* grad_output;    // (B, M)
+  S* out;                         // (B, N, D), may be pred
+  int64_t batch, num_tokens, masked;
 };
 
 template <typename S, typename T, int V>
 __global__ void __launch_bounds__(kThreads, 2) cosine_gradient_kernel(CosineGradient<S, T> c) {
-  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.y, b = row / c.places, n = row - b * c.places;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.y, b = row / c.num_tokens,
+                n = row - b * c.num_tokens;
   if (b >= c.batch) return;
   S* to = c.out + row * c.pairs.width;
   const auto self = static_cast<int32_t>(n);
-  const Named named = c.named ? c.named[row] : Named{self, self};
-  if (named.last < 0) return fill_row<V>(to, Sum<S>(0), static_cast<int>(c.pairs.width / V));
-  Sum<S> upstream = c.upstream[b * c.masked + named.first];
-  for (int32_t e = named.first; e < named.last;) {
+  const InverseEntries entries = c.inverse ? c.inverse[row] : InverseEntries{self, self};
+  if (entries.last < 0) return fill_row<V>(to, acc_t<S>(0), static_cast<int>(c.pairs.width / V));
+  acc_t<S> grad_output = c.grad_output[b * c.masked + entries.first];
+  for (int32_t e = entries.first; e < entries.last;) {
     e = c.sources.next(b, e, n);
-    upstream += c.upstream[b * c.masked + e];
+    grad_output += c.grad_output[b * c.masked + e];
   }
   const Pair<S, T, V> pair(c.pairs, b, n);
-  const Cosine<Sum<S>> cosine = pair.cosine(c.pairs.eps);
-  pair.combine(to, upstream * cosine.to_pred, upstream * cosine.to_target);
+  const Cosine<acc_t<S>> cosine = pair.cosine(c.pairs.eps);
+  pair.combine(to, grad_output * cosine.to_pred, grad_output * cosine.to_target);
 }
 
 template <typename S, typename T, typename Launch>
-void with_pair_packs(const Pairs<S, T>& p, const void* out, const Launch& launch) {
+void dispatch_pair_vec(const Pairs<S, T>& p, const void* out, const Launch& launch) {
   constexpr int kMost = 16 / (sizeof(S) > sizeof(T) ? sizeof(S) : sizeof(T));
-  with_packs<kMost>(p.width, {p.pred.data, p.target.data, p.bias, out},
-                    {p.pred.sample, p.pred.token, p.target.sample, p.target.token}, {sizeof(S), sizeof(T)},
-                    launch);
+  dispatch_vec<kMost>(p.width, {p.pred.data, p.target.data, p.bias, out},
+                      {p.pred.sample, p.pred.token, p.target.sample, p.target.token}, {sizeof(S), sizeof(T)},
+                      launch);
 }
 
 template <typename S, typename T>
 void cosine_losses(const CosineLosses<S, T>& c, cudaStream_t stream) {
   const dim3 block(kLanes, kWarps);
-  with_pair_packs(c.pairs, nullptr, [&](auto v) {
+  dispatch_pair_vec(c.pairs, nullptr, [&](auto v) {
     launch(cosine_losses_kernel<S, T, decltype(v)::value>, row_grid(c.batch * c.masked, block), block, 0,
            stream, c);
   });
@@ -164,9 +166,9 @@ void cosine_losses(const CosineLosses<S, T>& c, cudaStream_t stream) {
 template <typename S, typename T>
 void cosine_gradient(const CosineGradient<S, T>& c, cudaStream_t stream) {
   const dim3 block(kLanes, kWarps);
-  with_pair_packs(c.pairs, c.out, [&](auto v) {
-    launch(cosine_gradient_kernel<S, T, decltype(v)::value>, row_grid(c.batch * c.places, block), block, 0,
-           stream, c);
+  dispatch_pair_vec(c.pairs, c.out, [&](auto v) {
+    launch(cosine_gradient_kernel<S, T, decltype(v)::value>, row_grid(c.batch * c.num_tokens, block), block,
+           0, stream, c);
   });
 }
 

@@ -12,13 +12,13 @@ namespace cfmvit::kernels {
 // Pred and the images that it predicts.
 template <typename S>
 struct PatchPairs {
-  Rows<const S> pred;           // (B, N or M, P * P * C)
-  Pixels<const Sum<S>> images;  // (B, C, H, W)
+  Rows<const S> pred;             // (B, N or M, P * P * C)
+  Pixels<const acc_t<S>> images;  // (B, C, H, W)
   PatchGrid grid;
   bool all, normalize;  // all: pred has a row for each patch
   Divider side, columns;
 
-  PatchPairs(Rows<const S> rows, Pixels<const Sum<S>> pixels, const PatchGrid& patches, bool every,
+  PatchPairs(Rows<const S> rows, Pixels<const acc_t<S>> pixels, const PatchGrid& patches, bool every,
              bool scaled)
       : pred(rows),
         images(pixels),
@@ -33,7 +33,7 @@ struct PatchPairs {
 template <typename S>
 class Patch {
  public:
-  using Real = Sum<S>;
+  using Real = acc_t<S>;
 
   __device__ __forceinline__ Patch(const PatchPairs<S>& pairs, int64_t b, int64_t n) : pairs_(pairs) {
     int column = static_cast<int>(n);
@@ -42,7 +42,7 @@ class Patch {
     count_ = static_cast<int>(pairs.grid.width());
 #pragma unroll
     for (int u = 0; u < kHeld; ++u) {
-      if (place(u) < count_) held_[u] = pixel(place(u));
+      if (position(u) < count_) held_[u] = pixel(position(u));
     }
     if (!pairs.normalize) return;
     Real sum = 0, squares = 0;
@@ -52,7 +52,7 @@ class Patch {
     scale_ = 1 / std::sqrt(warp_sum(squares) / (count_ - 1) + Real(1e-6));
   }
 
-  // Calls visit(place in MAE's order, target) for each pixel.
+  // Calls visit(position in MAE's order, target) for each pixel.
   template <typename Visit>
   __device__ __forceinline__ void targets(const Visit& visit) const {
     each([&](int i, Real value) {
@@ -67,7 +67,7 @@ class Patch {
   static constexpr int kHeld =
       sizeof(Real) == 8 ? 12 : 24;  // pixels a lane: patches of 16 x 16 in 3 channels
 
-  __device__ __forceinline__ static int place(int u) { return static_cast<int>(threadIdx.x) + u * kLanes; }
+  __device__ __forceinline__ static int position(int u) { return static_cast<int>(threadIdx.x) + u * kLanes; }
   __device__ __forceinline__ Real pixel(int i) const {
     int x = i, y = pairs_.side.split(x);
     const int c = pairs_.side.split(y);
@@ -77,9 +77,9 @@ class Patch {
   __device__ __forceinline__ void each(const Visit& visit) const {
 #pragma unroll
     for (int u = 0; u < kHeld; ++u) {
-      if (place(u) < count_) visit(place(u), held_[u]);
+      if (position(u) < count_) visit(position(u), held_[u]);
     }
-    for (int i = place(kHeld); i < count_; i += kLanes) visit(i, pixel(i));
+    for (int i = position(kHeld); i < count_; i += kLanes) visit(i, pixel(i));
   }
 
   const PatchPairs<S>& pairs_;
@@ -94,7 +94,7 @@ template <typename S>
 struct PixelLosses {
   PatchPairs<S> pairs;
   Index index;  // (B, M)
-  Sum<S>* losses;
+  acc_t<S>* losses;
   int64_t batch, masked;
 };
 
@@ -103,13 +103,13 @@ __global__ void __launch_bounds__(kThreads, 2) pixel_losses_kernel(PixelLosses<S
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.y, b = row / p.masked, j = row - b * p.masked;
   if (b >= p.batch) return;
   const int64_t n = p.index(b, j);
-  Sum<S> loss = 0;
+  acc_t<S> loss = 0;
   if (n >= 0 && n < p.pairs.grid.count()) {
     const S* pred = p.pairs.pred.at(b, p.pairs.all ? n : j);
     const Patch<S> patch(p.pairs, b, n);
-    Sum<S> sum = 0;
-    patch.targets([&](int i, Sum<S> target) {
-      const Sum<S> difference = widen(pred[i]) - target;
+    acc_t<S> sum = 0;
+    patch.targets([&](int i, acc_t<S> target) {
+      const acc_t<S> difference = to_acc(pred[i]) - target;
       sum += difference * difference;
     });
     loss = warp_sum(sum) / patch.count();
@@ -121,10 +121,10 @@ __global__ void __launch_bounds__(kThreads, 2) pixel_losses_kernel(PixelLosses<S
 template <typename S>
 struct PixelGradient {
   PatchPairs<S> pairs;
-  Sources sources;         // (B, M)
-  const Named* named;      // (B, N) where pred has all rows, else null
-  const Sum<S>* upstream;  // (B, M)
-  S* out;                  // (B, N or M, P * P * C)
+  Sources sources;                // (B, M)
+  const InverseEntries* inverse;  // (B, N) where pred has all rows, else null
+  const acc_t<S>* grad_output;    // (B, M)
+  S* out;                         // (B, N or M, P * P * C)
   int64_t batch, rows, masked;
 };
 
@@ -135,18 +135,18 @@ __global__ void __launch_bounds__(kThreads, 2) pixel_gradient_kernel(PixelGradie
   const int width = static_cast<int>(p.pairs.grid.width());
   S* to = p.out + at * width;
   const auto self = static_cast<int32_t>(row);
-  const Named named = p.named ? p.named[at] : Named{self, self};
-  const int64_t n = named.last < 0 ? -1 : p.sources(b, named.first);
-  if (n < 0 || n >= p.pairs.grid.count()) return fill_row<1>(to, Sum<S>(0), width);
-  Sum<S> upstream = p.upstream[b * p.masked + named.first];
-  for (int32_t e = named.first; e < named.last;) {
+  const InverseEntries entries = p.inverse ? p.inverse[at] : InverseEntries{self, self};
+  const int64_t n = entries.last < 0 ? -1 : p.sources(b, entries.first);
+  if (n < 0 || n >= p.pairs.grid.count()) return fill_row<1>(to, acc_t<S>(0), width);
+  acc_t<S> grad_output = p.grad_output[b * p.masked + entries.first];
+  for (int32_t e = entries.first; e < entries.last;) {
     e = p.sources.next(b, e, n);
-    upstream += p.upstream[b * p.masked + e];
+    grad_output += p.grad_output[b * p.masked + e];
   }
   const S* pred = p.pairs.pred.at(b, row);
-  const Sum<S> factor = 2 * upstream / width;
-  Patch<S>(p.pairs, b, n).targets([&](int i, Sum<S> target) {
-    narrow(factor * (widen(pred[i]) - target), to[i]);
+  const acc_t<S> factor = 2 * grad_output / width;
+  Patch<S>(p.pairs, b, n).targets([&](int i, acc_t<S> target) {
+    from_acc(factor * (to_acc(pred[i]) - target), to[i]);
   });
 }
 

@@ -21,12 +21,12 @@ struct Bins {
   }
 };
 
-// sum += weight * the pack
+// sum += weight * the vector
 template <int V, typename S, typename T>
-__device__ __forceinline__ void add_pack(const S* at, T weight, T (&sum)[V]) {
-  const auto pack = *reinterpret_cast<const Pack<S, V>*>(at);
+__device__ __forceinline__ void add_vec(const S* at, T weight, T (&sum)[V]) {
+  const auto vec = *reinterpret_cast<const Vec<S, V>*>(at);
 #pragma unroll
-  for (int v = 0; v < V; ++v) sum[v] += weight * pack[v];
+  for (int v = 0; v < V; ++v) sum[v] += weight * vec[v];
 }
 
 // Sum of the taps of a bin of a box, for V neighbouring channels. scale: factors (height * width) of the
@@ -47,13 +47,13 @@ __device__ __forceinline__ void gather_bin(const Level<const S>& on, const S* fi
 #pragma unroll 4
       for (int32_t j = first_x; j < end_x; ++j) {
         const Tap<T> x = taps_x[j];
-        add_pack<V>(row + int64_t{x.pixel} * pixel, y.weight * x.weight, sum);
+        add_vec<V>(row + int64_t{x.pixel} * pixel, y.weight * x.weight, sum);
       }
     } else {
       const T* const scale_row = scale + y.pixel * on.width;
       for (int32_t j = first_x; j < end_x; ++j) {
         const Tap<T> x = taps_x[j];
-        add_pack<V>(row + int64_t{x.pixel} * pixel, y.weight * x.weight * scale_row[x.pixel], sum);
+        add_vec<V>(row + int64_t{x.pixel} * pixel, y.weight * x.weight * scale_row[x.pixel], sum);
       }
     }
   }
@@ -63,8 +63,8 @@ __device__ __forceinline__ void gather_bin(const Level<const S>& on, const S* fi
 template <typename S>
 struct Gather {
   Pyramid<const S> maps;
-  const Sum<S>* scale;
-  Tables<Sum<S>> tables;
+  const acc_t<S>* scale;
+  Tables<acc_t<S>> tables;
   int64_t most;
   Bins<S> out;
   int32_t channels;
@@ -77,7 +77,7 @@ struct Gather {
   template <int V>
   __device__ void bin(int64_t box, int32_t p, int32_t q, int32_t c) const {
     const int32_t map = tables.map[box], images = static_cast<int32_t>(maps.images);
-    Sum<S> sum[V] = {};
+    acc_t<S> sum[V] = {};
     if (map >= 0) {
       const Level<const S>& on = maps.level[map / images];
       const int64_t image = map % images;
@@ -85,25 +85,24 @@ struct Gather {
                     scale == nullptr ? nullptr : scale + image * on.height * on.width, tables, box, p, q,
                     sum);
     }
-    Pack<S, V> result{};
+    Vec<S, V> result{};
 #pragma unroll
     for (int v = 0; v < V; ++v) result.set(v, sum[v]);
-    *reinterpret_cast<Pack<S, V>*>(out.at(box, p, q, c)) = result;
+    *reinterpret_cast<Vec<S, V>*>(out.at(box, p, q, c)) = result;
   }
 };
 
 constexpr int kGatherThreads = 256;
 
-// Threads along x own packs of channels, along y bins.
+// Threads along x own vectors of channels, along y bins.
 template <typename S, int V>
 __global__ void __launch_bounds__(kGatherThreads, 2) gather_kernel(Gather<S> op) {
   const int64_t box = blockIdx.x;
-  const int32_t packs = op.channels / V, bins_x = op.tables.x.bins, bins = bins_x * op.tables.y.bins;
+  const int32_t vecs = op.channels / V, bins_x = op.tables.x.bins, bins = bins_x * op.tables.y.bins;
   if (op.skips(box)) return;
   for (int32_t bin = blockIdx.y * blockDim.y + threadIdx.y; bin < bins; bin += gridDim.y * blockDim.y) {
     const int32_t p = bin / bins_x, q = bin % bins_x;
-    for (int32_t pack = threadIdx.x; pack < packs; pack += blockDim.x)
-      op.template bin<V>(box, p, q, pack * V);
+    for (int32_t vec = threadIdx.x; vec < vecs; vec += blockDim.x) op.template bin<V>(box, p, q, vec * V);
   }
 }
 
@@ -127,9 +126,9 @@ bool channels_are_neighbours(const Pyramid<S>& maps) {
   return true;
 }
 
-// Whether all rows of channels may be read and written in packs of V.
+// Whether all rows of channels may be read and written in vectors of V.
 template <int V, typename S, typename B>
-bool packs_fit(const Pyramid<S>& maps, const Bins<B>& bins, int64_t channels) {
+bool vectorisable(const Pyramid<S>& maps, const Bins<B>& bins, int64_t channels) {
   int64_t strides = channels | bins.box | bins.y | bins.x;
   bool fit = bins.channel == 1 && reinterpret_cast<uintptr_t>(bins.data) % (V * sizeof(B)) == 0 &&
              channels_are_neighbours(maps);
@@ -164,8 +163,8 @@ void gather(const Gather<S>& op, int64_t boxes, cudaStream_t stream) {
            dim3(static_cast<unsigned>(along), static_cast<unsigned>(across)), 0, stream, op);
   };
   constexpr int kMost = 16 / sizeof(S);
-  packs_fit<kMost>(op.maps, op.out, op.channels) ? run(std::integral_constant<int, kMost>())
-                                                 : run(std::integral_constant<int, 1>());
+  vectorisable<kMost>(op.maps, op.out, op.channels) ? run(std::integral_constant<int, kMost>())
+                                                    : run(std::integral_constant<int, 1>());
 }
 
 }  // namespace cfmvit::kernels

@@ -142,8 +142,8 @@ __device__ unsigned load_weights(const Tables<float>& tables, int32_t image, int
     for (int32_t i = lane % 2; i < count; i += 2) {
       const int32_t x = taps[i].pixel - first;
       if (x < 0 || x >= kTilePixels) continue;
-      narrow(taps[i].weight, weights[0][r][x]);
-      narrow(taps[i].weight - widen(weights[0][r][x]), weights[1][r][x]);
+      from_acc(taps[i].weight, weights[0][r][x]);
+      from_acc(taps[i].weight - to_acc(weights[0][r][x]), weights[1][r][x]);
     }
   }
   __syncwarp();
@@ -167,13 +167,12 @@ __device__ unsigned load_weights(const Tables<float>& tables, int32_t image, int
 template <typename S>
 __device__ void fetch_row(S (&to)[kTilePixels][kTileChannels], const S* from, int64_t stride, int pixels,
                           int channels) {
-  constexpr int kPack = 16 / sizeof(S), kChunks = kTileChannels / kPack;
+  constexpr int kVec = 16 / sizeof(S), kChunks = kTileChannels / kVec;
 #pragma unroll 2
   for (int i = 0; i < kTilePixels * kChunks / kMatmulThreads; ++i) {
     const int at = i * kMatmulThreads + static_cast<int>(threadIdx.x), x = at / kChunks, chunk = at % kChunks;
-    const bool valid = x < pixels && chunk * kPack < channels;
-    copy_async(&to[x][(chunk ^ x % kChunks) * kPack], valid ? from + x * stride + chunk * kPack : from,
-               valid);
+    const bool valid = x < pixels && chunk * kVec < channels;
+    copy_async(&to[x][(chunk ^ x % kChunks) * kVec], valid ? from + x * stride + chunk * kVec : from, valid);
   }
 }
 
@@ -182,7 +181,7 @@ template <typename S>
 __device__ void add_row(const S (&row)[kTilePixels][kTileChannels], unsigned steps,
                         const uint32_t (&high)[kSteps][4], const uint32_t (&low)[kSteps][4],
                         const float (&weight)[2], float (&sum)[kTiles][4]) {
-  constexpr int kPack = 16 / sizeof(S), kChunks = kTileChannels / kPack;
+  constexpr int kVec = 16 / sizeof(S), kChunks = kTileChannels / kVec;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   constexpr int kAtOnce = 4;  // sums in flight, to hide the latency of a product
 #pragma unroll
@@ -196,7 +195,7 @@ __device__ void add_row(const S (&row)[kTilePixels][kTileChannels], unsigned ste
       for (int n = 0; n < kAtOnce; n += 2) {
         const int chunk = first + n + lane / 16;
         uint32_t features[4];
-        load_transposed(features, &row[x][(chunk ^ x % kChunks) * kPack]);
+        load_transposed(features, &row[x][(chunk ^ x % kChunks) * kVec]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           multiply<S>(product[n + i], high[s], features[2 * i], features[2 * i + 1]);
@@ -278,12 +277,12 @@ __global__ void __launch_bounds__(kMatmulThreads, 3) products_kernel(Gather<S> o
     for (int half = 0; half < 2; ++half) {
       const int32_t box = shared.box[mine + 8 * half], c = 8 * n + 2 * (lane % 4);
       if (box < 0 || c >= channels) continue;
-      Pack<S, 2> pack{};
+      Vec<S, 2> vec{};
       for (int i = 0; i < 2; ++i) {
         finite = finite && regions::finite(sum[n][2 * half + i]);
-        pack.set(i, sum[n][2 * half + i]);
+        vec.set(i, sum[n][2 * half + i]);
       }
-      *reinterpret_cast<Pack<S, 2>*>(op.out.at(box, 0, 0, first_channel + c)) = pack;
+      *reinterpret_cast<Vec<S, 2>*>(op.out.at(box, 0, 0, first_channel + c)) = vec;
     }
   }
   // Zero times what is not finite is NaN: then pixels that a box does not read matter, and it is gathered.
@@ -291,17 +290,17 @@ __global__ void __launch_bounds__(kMatmulThreads, 3) products_kernel(Gather<S> o
   __syncwarp();
   for (int i = lane; i < kWarpBoxes * kTileChannels; i += 32) {
     const int32_t box = shared.box[warp * kWarpBoxes + i / kTileChannels], c = i % kTileChannels;
-    if (box < 0 || c >= channels || regions::finite(widen(*op.out.at(box, 0, 0, first_channel + c))))
+    if (box < 0 || c >= channels || regions::finite(to_acc(*op.out.at(box, 0, 0, first_channel + c))))
       continue;
     op.template bin<1>(box, 0, 0, first_channel + c);
   }
 }
 
-// Whether large boxes may be products: 16-bit features in packs, not normalised, on maps that are not huge.
+// Whether large boxes may be products: 16-bit features in vectors, not normalised, on maps that are not huge.
 template <typename S>
 bool has_products(const Gather<S>& op) {
   return kHasTensorCores<S> && op.scale == nullptr && op.maps.level[0].height <= kMostRows &&
-         op.maps.images <= INT32_MAX / kCentres && packs_fit<16 / sizeof(S)>(op.maps, op.out, op.channels);
+         op.maps.images <= INT32_MAX / kCentres && vectorisable<16 / sizeof(S)>(op.maps, op.out, op.channels);
 }
 
 // The means of all boxes, each by the cheaper way.

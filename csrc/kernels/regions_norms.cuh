@@ -16,14 +16,14 @@ __device__ T sum_of_warp(T sum) {
 }
 
 template <typename S>
-__device__ Sum<S> inverse_norm(const S* token, int64_t stride, int64_t channels) {
-  Sum<S> sum = 0;
+__device__ acc_t<S> inverse_norm(const S* token, int64_t stride, int64_t channels) {
+  acc_t<S> sum = 0;
   for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
-    const Sum<S> x = widen(token[c * stride]);
+    const acc_t<S> x = to_acc(token[c * stride]);
     sum += x * x;
   }
-  const Sum<S> length = std::sqrt(sum_of_warp(sum));
-  return 1 / (length > kSmallestNorm<Sum<S>> ? length : kSmallestNorm<Sum<S>>);
+  const acc_t<S> norm = std::sqrt(sum_of_warp(sum));
+  return 1 / (norm > kSmallestNorm<acc_t<S>> ? norm : kSmallestNorm<acc_t<S>>);
 }
 
 // Runs body(i) for i in [0, count), a warp each; no loop around it, for its state would be spilled at the
@@ -42,14 +42,14 @@ void for_each_warp(int64_t count, const Body& body, cudaStream_t stream) {
 template <typename S>
 struct InverseNorms {
   Level<const S> tokens;
-  Sum<S>* out;
+  acc_t<S>* out;
   int64_t channels;
 
   __device__ void operator()(int64_t i) const {
     const int64_t grid = tokens.height * tokens.width, image = i / grid, pixel = i % grid;
     const S* const token = tokens.data + image * tokens.image + pixel / tokens.width * tokens.row +
                            pixel % tokens.width * tokens.pixel;
-    const Sum<S> inverse = inverse_norm(token, tokens.channel, channels);
+    const acc_t<S> inverse = inverse_norm(token, tokens.channel, channels);
     if (threadIdx.x % 32 == 0) out[i] = inverse;
   }
 };
@@ -59,12 +59,12 @@ struct InverseNorms {
 template <typename S>
 struct Unnormalize {
   Level<const S> tokens;
-  const Sum<S>* grad;
+  const acc_t<S>* grad;
   Level<S> out;
   int64_t channels;
 
   __device__ void operator()(int64_t i) const {
-    using T = Sum<S>;
+    using T = acc_t<S>;
     const int64_t grid = tokens.height * tokens.width, image = i / grid;
     const auto pixel = static_cast<uint32_t>(i - image * grid), width = static_cast<uint32_t>(tokens.width);
     const int64_t y = pixel / width, x = pixel % width;
@@ -74,12 +74,12 @@ struct Unnormalize {
     const T inverse = inverse_norm(token, tokens.channel, channels);
     T along = 0;
     for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
-      along += widen(token[c * tokens.channel]) * g[c];
+      along += to_acc(token[c * tokens.channel]) * g[c];
     }
     along = sum_of_warp(along) * inverse * inverse;
-    if (inverse >= 1 / kSmallestNorm<T>) along = 0;  // where the bound holds, the length is a constant
+    if (inverse >= 1 / kSmallestNorm<T>) along = 0;  // where the bound holds, the norm is a constant
     for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
-      narrow((g[c] - along * widen(token[c * tokens.channel])) * inverse, target[c * out.channel]);
+      from_acc((g[c] - along * to_acc(token[c * tokens.channel])) * inverse, target[c * out.channel]);
     }
   }
 };

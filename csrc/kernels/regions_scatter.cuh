@@ -16,7 +16,7 @@ constexpr int kScatterThreads = 128, kScatterPixels = 32;
 
 // Channels of a thread: 8 bytes of sums.
 template <typename T>
-constexpr int kScatterPack = 8 / sizeof(T);
+constexpr int kScatterVec = 8 / sizeof(T);
 
 // A bin row of a box that reads the block's row of the map.
 template <typename T>
@@ -41,16 +41,16 @@ __device__ T weight_at(const Tap<T>* taps, int32_t begin, int32_t end, int32_t p
   return 0;
 }
 
-template <typename T, typename S, bool kPacked>
-__device__ Pack<T, kScatterPack<T>> load_gradient(const S* at, int64_t stride, int64_t channels) {
-  constexpr int V = kScatterPack<T>;
-  Pack<T, V> out{};
-  if constexpr (kPacked) {
-    const auto pack = *reinterpret_cast<const Pack<S, V>*>(at);
-    for (int v = 0; v < V; ++v) out.set(v, static_cast<T>(pack[v]));
+template <typename T, typename S, bool kVectorised>
+__device__ Vec<T, kScatterVec<T>> load_gradient(const S* at, int64_t stride, int64_t channels) {
+  constexpr int V = kScatterVec<T>;
+  Vec<T, V> out{};
+  if constexpr (kVectorised) {
+    const auto vec = *reinterpret_cast<const Vec<S, V>*>(at);
+    for (int v = 0; v < V; ++v) out.set(v, static_cast<T>(vec[v]));
   } else {
     for (int v = 0; v < V; ++v) {
-      if (v < channels) out.set(v, static_cast<T>(widen(at[v * stride])));
+      if (v < channels) out.set(v, static_cast<T>(to_acc(at[v * stride])));
     }
   }
   return out;
@@ -58,10 +58,10 @@ __device__ Pack<T, kScatterPack<T>> load_gradient(const S* at, int64_t stride, i
 
 // Adds a bin row to the sums of the thread's channels at pixels [first_pixel, first_pixel + kScatterPixels);
 // sums of neighbouring pixels are `step` apart. `at`: the thread's channels of bin (p, 0).
-template <typename T, typename S, bool kPacked>
+template <typename T, typename S, bool kVectorised>
 __device__ void scatter_row(const Tables<T>& tables, const BinRow<T>& row, const Bins<const S>& grad,
-                            const S* at, int64_t channels, int32_t first_pixel,
-                            Pack<T, kScatterPack<T>>* sums, int step) {
+                            const S* at, int64_t channels, int32_t first_pixel, Vec<T, kScatterVec<T>>* sums,
+                            int step) {
   const int32_t* const begin = tables.x.begins(row.box);
   const Tap<T>* const taps = tables.x.taps(row.box);
   for (int32_t q = 0; q < tables.x.bins; ++q) {
@@ -69,7 +69,7 @@ __device__ void scatter_row(const Tables<T>& tables, const BinRow<T>& row, const
     if (from == to || taps[from].pixel >= first_pixel + kScatterPixels || taps[to - 1].pixel < first_pixel) {
       continue;
     }
-    const auto value = load_gradient<T, S, kPacked>(at + q * grad.x, grad.channel, channels);
+    const auto value = load_gradient<T, S, kVectorised>(at + q * grad.x, grad.channel, channels);
     for (int32_t i = from; i < to; ++i) {
       const Tap<T> tap = taps[i];
       const int32_t pixel = tap.pixel - first_pixel;
@@ -77,7 +77,7 @@ __device__ void scatter_row(const Tables<T>& tables, const BinRow<T>& row, const
       const T weight = row.weight * tap.weight;
       auto& sum = sums[pixel * step];
 #pragma unroll
-      for (int v = 0; v < kScatterPack<T>; ++v) sum.set(v, sum[v] + weight * value[v]);
+      for (int v = 0; v < kScatterVec<T>; ++v) sum.set(v, sum[v] + weight * value[v]);
     }
   }
 }
@@ -100,18 +100,18 @@ struct Stretches {
   }
 };
 
-// Shared: (kScatterPixels, blockDim.x) packs of sums. S: type of the gradient of the bins, G: of the maps.
-template <typename S, typename G, bool kPacked>
+// Shared: (kScatterPixels, blockDim.x) vectors of sums. S: type of the gradient of the bins, G: of the maps.
+template <typename S, typename G, bool kVectorised>
 __global__ void __launch_bounds__(kScatterThreads, 7)
-    scatter_kernel(Pyramid<G> maps, Stretches<G> stretches, Tables<Sum<S>> tables, Groups by_map,
+    scatter_kernel(Pyramid<G> maps, Stretches<G> stretches, Tables<acc_t<S>> tables, Groups by_map,
                    Bins<const S> grad, int64_t channels) {
-  using T = Sum<S>;
-  constexpr int V = kScatterPack<T>;
+  using T = acc_t<S>;
+  constexpr int V = kScatterVec<T>;
   __shared__ BinRow<T> rows[kScatterThreads];
   __shared__ int rows_of_warp[kScatterThreads / 32];
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32, warp = thread / 32;
-  Pack<T, V>* const sums = dynamic_shared<Pack<T, V>>() + thread;
+  Vec<T, V>* const sums = dynamic_shared<Vec<T, V>>() + thread;
 
   auto stretch = static_cast<int32_t>(blockIdx.x);
   int l = 0;
@@ -144,47 +144,47 @@ __global__ void __launch_bounds__(kScatterThreads, 7)
     if (row.weight != 0) rows[at] = row;
     __syncthreads();
     for (int i = 0; i < count && mine > 0; ++i) {
-      scatter_row<T, S, kPacked>(tables, rows[i], grad, grad.at(rows[i].box, rows[i].p, 0, c), mine,
-                                 first_pixel, sums, threads);
+      scatter_row<T, S, kVectorised>(tables, rows[i], grad, grad.at(rows[i].box, rows[i].p, 0, c), mine,
+                                     first_pixel, sums, threads);
     }
     __syncthreads();
   }
 
   const int pixels = static_cast<int>(min(int64_t{kScatterPixels}, level.width - first_pixel));
   G* const out = level.data + image * level.image + y * level.row + int64_t{first_pixel} * level.pixel;
-  if constexpr (kPacked) {
+  if constexpr (kVectorised) {
     if (mine <= 0) return;
     for (int i = 0; i < pixels; ++i) {
-      Pack<G, V> pack{};
-      for (int v = 0; v < V; ++v) pack.set(v, sums[i * threads][v]);
-      *reinterpret_cast<Pack<G, V>*>(out + int64_t{i} * level.pixel + c) = pack;
+      Vec<G, V> vec{};
+      for (int v = 0; v < V; ++v) vec.set(v, sums[i * threads][v]);
+      *reinterpret_cast<Vec<G, V>*>(out + int64_t{i} * level.pixel + c) = vec;
     }
   } else {  // neighbouring threads write neighbours in memory
     __syncthreads();
     const int64_t first_channel = int64_t{blockIdx.y} * threads * V;
     const int present = static_cast<int>(min(int64_t{threads} * V, channels - first_channel));
-    const Pack<T, V>* const all = dynamic_shared<Pack<T, V>>();
+    const Vec<T, V>* const all = dynamic_shared<Vec<T, V>>();
     for (int i = thread; i < present * pixels; i += threads) {
       const int pixel = level.channel == 1 ? i / present : i % pixels;
       const int channel = level.channel == 1 ? i % present : i / pixels;
-      narrow(all[pixel * threads + channel / V][channel % V],
-             out[int64_t{pixel} * level.pixel + (first_channel + channel) * level.channel]);
+      from_acc(all[pixel * threads + channel / V][channel % V],
+               out[int64_t{pixel} * level.pixel + (first_channel + channel) * level.channel]);
     }
   }
 }
 
 // Writes all of every map. R * P and the number of stretches are below 2^31.
 template <typename S, typename G>
-void scatter(const Pyramid<G>& maps, const Tables<Sum<S>>& tables, const Groups& by_map,
+void scatter(const Pyramid<G>& maps, const Tables<acc_t<S>>& tables, const Groups& by_map,
              const Bins<const S>& grad, int64_t channels, cudaStream_t stream) {
-  constexpr int V = kScatterPack<Sum<S>>;
+  constexpr int V = kScatterVec<acc_t<S>>;
   const Stretches<G> stretches(maps);
-  const int64_t packs = (channels + V - 1) / V;
-  const int64_t threads = std::min<int64_t>(kScatterThreads, (packs + 31) / 32 * 32);
+  const int64_t vecs = (channels + V - 1) / V;
+  const int64_t threads = std::min<int64_t>(kScatterThreads, (vecs + 31) / 32 * 32);
   if (channels == 0) return;
-  launch(packs_fit<V>(maps, grad, channels) ? scatter_kernel<S, G, true> : scatter_kernel<S, G, false>,
-         dim3(static_cast<unsigned>(stretches.count), static_cast<unsigned>((packs + threads - 1) / threads)),
-         static_cast<unsigned>(threads), threads * kScatterPixels * sizeof(Pack<Sum<S>, V>), stream, maps,
+  launch(vectorisable<V>(maps, grad, channels) ? scatter_kernel<S, G, true> : scatter_kernel<S, G, false>,
+         dim3(static_cast<unsigned>(stretches.count), static_cast<unsigned>((vecs + threads - 1) / threads)),
+         static_cast<unsigned>(threads), threads * kScatterPixels * sizeof(Vec<acc_t<S>, V>), stream, maps,
          stretches, tables, by_map, grad, channels);
 }
 

@@ -39,10 +39,10 @@ struct SumOfExponentials {
   __device__ static SumOfExponentials join(SumOfExponentials a, SumOfExponentials b) {
     const T largest = a.largest > b.largest ? a.largest : b.largest;
     // What is empty, or has only minus infinities, adds nothing; infinity minus itself would be NaN.
-    const auto part = [largest](SumOfExponentials x) {
+    const auto rescaled = [largest](SumOfExponentials x) {
       return x.sum == 0 || x.largest == largest ? x.sum : x.sum * std::exp(x.largest - largest);
     };
-    return {largest, part(a) + part(b)};
+    return {largest, rescaled(a) + rescaled(b)};
   }
 };
 
@@ -51,18 +51,18 @@ template <typename T>
 __device__ SumOfExponentials<T> join_block(SumOfExponentials<T> mine) {
   constexpr int kWarps = kScoreThreads / 32;
   __shared__ T largest[kWarps], sum[kWarps];
-  using Parts = SumOfExponentials<T>;
+  using Partial = SumOfExponentials<T>;
   for (int step = 16; step > 0; step /= 2) {
     const T other = __shfl_xor_sync(kAllLanes, mine.largest, step);
-    mine = Parts::join(mine, {other, __shfl_xor_sync(kAllLanes, mine.sum, step)});
+    mine = Partial::join(mine, {other, __shfl_xor_sync(kAllLanes, mine.sum, step)});
   }
   if (threadIdx.x % 32 == 0) {
     largest[threadIdx.x / 32] = mine.largest;
     sum[threadIdx.x / 32] = mine.sum;
   }
   __syncthreads();
-  Parts all{largest[0], sum[0]};
-  for (int w = 1; w < kWarps; ++w) all = Parts::join(all, {largest[w], sum[w]});
+  Partial all{largest[0], sum[0]};
+  for (int w = 1; w < kWarps; ++w) all = Partial::join(all, {largest[w], sum[w]});
   __syncthreads();
   return all;
 }
@@ -73,9 +73,9 @@ __global__ void __launch_bounds__(kScoreThreads, 6) combine_scores_kernel(Scores
   const T* const logit = op.detector.data + region * op.detector.row;
   const T* const vlm = op.vlm.data == nullptr ? nullptr : op.vlm.data + region * op.vlm.row;
   const auto log_sum = [&](const T* row, int64_t stride) {
-    SumOfExponentials<T> parts{-INFINITY, 0};
-    for (int64_t j = threadIdx.x; j <= op.labels; j += kScoreThreads) parts.add(row[j * stride]);
-    return join_block(parts).log();
+    SumOfExponentials<T> partial{-INFINITY, 0};
+    for (int64_t j = threadIdx.x; j <= op.labels; j += kScoreThreads) partial.add(row[j * stride]);
+    return join_block(partial).log();
   };
   const T total = log_sum(logit, op.detector.label), vlm_total = vlm ? log_sum(vlm, op.vlm.label) : T(0);
   const auto log_score = [&](int64_t j) {  // of label j
@@ -86,10 +86,10 @@ __global__ void __launch_bounds__(kScoreThreads, 6) combine_scores_kernel(Scores
   };
   T shift = 0;
   if (vlm != nullptr && op.renormalize) {
-    SumOfExponentials<T> parts{-INFINITY, 0};
-    if (threadIdx.x == 0) parts.add(logit[0] - total);
-    for (int64_t j = threadIdx.x; j < op.labels; j += kScoreThreads) parts.add(log_score(j));
-    shift = join_block(parts).log();
+    SumOfExponentials<T> partial{-INFINITY, 0};
+    if (threadIdx.x == 0) partial.add(logit[0] - total);
+    for (int64_t j = threadIdx.x; j < op.labels; j += kScoreThreads) partial.add(log_score(j));
+    shift = join_block(partial).log();
   }
   const T factor =
       op.objectness == nullptr ? T(1) : std::pow(op.objectness[region * op.objectness_stride], T(op.power));

@@ -66,7 +66,7 @@ __device__ void wait_copies() {
 
 template <typename S>
 float half_of(uint32_t pair, int i) {
-  return widen(S{static_cast<uint16_t>(pair >> (16 * i))});
+  return to_acc(S{static_cast<uint16_t>(pair >> (16 * i))});
 }
 
 template <typename S>

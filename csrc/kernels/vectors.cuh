@@ -1,4 +1,4 @@
-// Rows of channels moved in packs of up to 16 bytes, and the shapes of the grids that move them. Positions
+// Rows of channels moved in vectors of up to 16 bytes, and the shapes of the grids that move them. Positions
 // inside a row are 32-bit, offsets of rows 64-bit.
 #pragma once
 
@@ -16,93 +16,93 @@ namespace cfmvit::kernels {
 constexpr int kThreads = 256;
 constexpr int kLanes = 32;
 
-constexpr int pack_alignment(int bytes) { return bytes < 16 ? bytes : 16; }
+constexpr int vec_alignment(int bytes) { return bytes < 16 ? bytes : 16; }
 
 // V neighbouring channels, moved by instructions of up to 16 bytes, read and written as sums are.
 template <typename S, int V, bool kInWords = (sizeof(S) < 4 && sizeof(S) * V % 4 == 0)>
-struct alignas(pack_alignment(sizeof(S) * V)) Pack {
+struct alignas(vec_alignment(sizeof(S) * V)) Vec {
   S at[V];
 
-  CFMVIT_INLINE auto operator[](int v) const { return widen(at[v]); }
+  CFMVIT_INLINE auto operator[](int v) const { return to_acc(at[v]); }
   template <typename Real>
   CFMVIT_INLINE void set(int v, Real value) {
-    narrow(value, at[v]);
+    from_acc(value, at[v]);
   }
 };
 
 // Numbers of less than 32 bits stay in words: each would take a register of its own.
 template <typename S, int V>
-struct alignas(pack_alignment(sizeof(S) * V)) Pack<S, V, true> {
+struct alignas(vec_alignment(sizeof(S) * V)) Vec<S, V, true> {
   static constexpr int kBits = 8 * sizeof(S), kPerWord = 32 / kBits;
   uint32_t words[V / kPerWord];
 
   CFMVIT_INLINE float operator[](int v) const {
     const uint32_t bits = words[v / kPerWord] >> v % kPerWord * kBits;
     if constexpr (std::is_same_v<S, uint8_t>) {
-      return widen(static_cast<uint8_t>(bits));
+      return to_acc(static_cast<uint8_t>(bits));
     } else {
-      return widen(S{static_cast<uint16_t>(bits)});
+      return to_acc(S{static_cast<uint16_t>(bits)});
     }
   }
   CFMVIT_INLINE void set(int v, float value) {
     constexpr uint32_t kMask = (uint32_t{1} << kBits) - 1;
-    S narrowed;
-    narrow(value, narrowed);
+    S rounded;
+    from_acc(value, rounded);
     const int shift = v % kPerWord * kBits;
     uint32_t& word = words[v / kPerWord];
-    word = (word & ~(kMask << shift)) | uint32_t{narrowed.bits} << shift;
+    word = (word & ~(kMask << shift)) | uint32_t{rounded.bits} << shift;
   }
 };
 
 template <int V, typename S>
-__device__ __forceinline__ const Pack<S, V>& pack(const S* row, int p) {
-  return reinterpret_cast<const Pack<S, V>*>(row)[p];
+__device__ __forceinline__ const Vec<S, V>& vec_at(const S* row, int p) {
+  return reinterpret_cast<const Vec<S, V>*>(row)[p];
 }
 template <int V, typename S>
-__device__ __forceinline__ Pack<S, V>& pack(S* row, int p) {
-  return reinterpret_cast<Pack<S, V>*>(row)[p];
+__device__ __forceinline__ Vec<S, V>& vec_at(S* row, int p) {
+  return reinterpret_cast<Vec<S, V>*>(row)[p];
 }
 
-// to = from + added, or = from without `added`, by the threads of one threadIdx.y. Loads of several packs are
-// issued before the first store, so that enough bytes are in flight.
+// to = from + added, or = from without `added`, by the threads of one threadIdx.y. Loads of several vectors
+// are issued before the first store, so that enough bytes are in flight.
 template <int V, typename S>
-__device__ __forceinline__ void copy_row(S* to, const S* from, const S* added, int packs) {
+__device__ __forceinline__ void copy_row(S* to, const S* from, const S* added, int vecs) {
   constexpr int kAhead = 4;
   const int step = blockDim.x;
-  for (int first = threadIdx.x; first < packs; first += kAhead * step) {
-    Pack<S, V> row[kAhead];
+  for (int first = threadIdx.x; first < vecs; first += kAhead * step) {
+    Vec<S, V> row[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      if (first + u * step < packs) row[u] = pack<V>(from, first + u * step);
+      if (first + u * step < vecs) row[u] = vec_at<V>(from, first + u * step);
     }
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int p = first + u * step;
-      if (p >= packs) break;
+      if (p >= vecs) break;
       if (added) {
-        const Pack<S, V> more = pack<V>(added, p);
+        const Vec<S, V> more = vec_at<V>(added, p);
 #pragma unroll
         for (int v = 0; v < V; ++v) row[u].set(v, row[u][v] + more[v]);
       }
-      pack<V>(to, p) = row[u];
+      vec_at<V>(to, p) = row[u];
     }
   }
 }
 
 template <int V, typename S>
-__device__ __forceinline__ void fill_row(S* to, Sum<S> value, int packs) {
-  Pack<S, V> all{};
+__device__ __forceinline__ void fill_row(S* to, acc_t<S> value, int vecs) {
+  Vec<S, V> all{};
 #pragma unroll
   for (int v = 0; v < V; ++v) all.set(v, value);
-  for (int p = threadIdx.x; p < packs; p += blockDim.x) pack<V>(to, p) = all;
+  for (int p = threadIdx.x; p < vecs; p += blockDim.x) vec_at<V>(to, p) = all;
 }
 
-// Calls launch(V) with the widest packs that the width, the strides and the addresses allow: kMost channels,
-// or 1.
+// Calls launch(V) with the widest vectors that the width, the strides and the addresses allow: kMost
+// channels, or 1.
 template <int kMost, typename Launch>
-void with_packs(int64_t width, std::initializer_list<const void*> addresses,
-                std::initializer_list<int64_t> strides, std::initializer_list<int> sizes,
-                const Launch& launch) {
+void dispatch_vec(int64_t width, std::initializer_list<const void*> addresses,
+                  std::initializer_list<int64_t> strides, std::initializer_list<int> sizes,
+                  const Launch& launch) {
   uintptr_t low = 0;
   int64_t steps = width;
   for (const void* address : addresses) low |= reinterpret_cast<uintptr_t>(address);
@@ -120,10 +120,10 @@ inline unsigned grid_size(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// A block of whole rows: as many lanes a row as it has packs, up to a warp.
-inline dim3 row_block(int64_t packs) {
+// A block of whole rows: as many lanes a row as it has vectors, up to a warp.
+inline dim3 row_block(int64_t vecs) {
   unsigned lanes = 1;
-  while (lanes < kLanes && lanes < packs) lanes *= 2;
+  while (lanes < kLanes && lanes < vecs) lanes *= 2;
   return dim3(lanes, kThreads / lanes);
 }
 inline dim3 row_grid(int64_t rows, dim3 block) { return dim3(grid_size(ceil_div(rows, block.y))); }

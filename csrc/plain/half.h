@@ -23,10 +23,11 @@ struct Half {
   uint16_t bits;
 };
 
-// The type of sums of features of type S.
+// The accumulation type of features of type S.
 template <typename S>
-using Sum = std::conditional_t<std::is_same_v<S, double>, double, float>;
+using acc_t = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
+// The wider of two accumulation types.
 template <typename S, typename T>
 using Wider = std::conditional_t<std::is_same_v<S, double> || std::is_same_v<T, double>, double, float>;
 
@@ -40,11 +41,12 @@ CFMVIT_INLINE uint32_t bits_of(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
-CFMVIT_INLINE float widen(float x) { return x; }
-CFMVIT_INLINE double widen(double x) { return x; }
-CFMVIT_INLINE float widen(uint8_t x) { return x; }
-CFMVIT_INLINE float widen(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
-CFMVIT_INLINE float widen(Half x) {
+// To the accumulation type, exactly.
+CFMVIT_INLINE float to_acc(float x) { return x; }
+CFMVIT_INLINE double to_acc(double x) { return x; }
+CFMVIT_INLINE float to_acc(uint8_t x) { return x; }
+CFMVIT_INLINE float to_acc(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+CFMVIT_INLINE float to_acc(Half x) {
 #ifdef __CUDA_ARCH__  // one instruction
   return __half2float(__ushort_as_half(x.bits));
 #else
@@ -54,16 +56,16 @@ CFMVIT_INLINE float widen(Half x) {
   return float_of(bits | uint32_t(x.bits & 0x8000u) << 16);
 #endif
 }
-// To nearest, ties to even.
+// From the accumulation type, to nearest, ties to even.
 template <typename Real>
-CFMVIT_INLINE void narrow(Real x, float& out) {
+CFMVIT_INLINE void from_acc(Real x, float& out) {
   out = static_cast<float>(x);
 }
 template <typename Real>
-CFMVIT_INLINE void narrow(Real x, double& out) {
+CFMVIT_INLINE void from_acc(Real x, double& out) {
   out = x;
 }
-CFMVIT_INLINE void narrow(float x, BFloat16& out) {
+CFMVIT_INLINE void from_acc(float x, BFloat16& out) {
 #ifdef __CUDA_ARCH__
   out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
 #else
@@ -72,7 +74,7 @@ CFMVIT_INLINE void narrow(float x, BFloat16& out) {
   out.bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
 #endif
 }
-CFMVIT_INLINE void narrow(float x, Half& out) {
+CFMVIT_INLINE void from_acc(float x, Half& out) {
 #ifdef __CUDA_ARCH__
   out.bits = __half_as_ushort(__float2half_rn(x));
 #else

@@ -35,7 +35,7 @@ inline Index checked_index(const char* op, const char* name, const Tensor& index
   return view;
 }
 
-// checked_index of entries that name each of `count` places at most once in each row.
+// checked_index of entries that name each of `count` tokens at most once in each row.
 inline Index checked_distinct_index(const char* op, const char* name, const Tensor& index, int64_t batch,
                                     int64_t count) {
   const Index view = checked_index(op, name, index, batch, count);

@@ -6,28 +6,28 @@
 
 namespace cfmvit {
 
-// Positional embedding and PED coins of a gather, contiguous.
+// Positional embedding of a gather, and which samples keep it (PED), contiguous.
 struct Positions {
-  std::optional<Tensor> embed;  // (N, D)
-  std::optional<Tensor> coins;  // (B,)
+  std::optional<Tensor> embed;     // (N, D)
+  std::optional<Tensor> keep_pos;  // (B,)
 
   const Tensor* table() const { return embed ? &*embed : nullptr; }
-  const bool* keep() const { return coins ? data<const bool>(*coins) : nullptr; }
+  const bool* keep() const { return keep_pos ? data<const bool>(*keep_pos) : nullptr; }
 };
 
 inline Positions checked_positions(const char* op, const Tensor& tokens, const std::optional<Tensor>& embed,
-                                   const std::optional<Tensor>& coins, int64_t places) {
+                                   const std::optional<Tensor>& keep_pos, int64_t num_tokens) {
   Positions out;
   if (embed) {
-    check_shape(op, "pos_embed", *embed, {places, tokens.size(2)});
+    check_shape(op, "pos_embed", *embed, {num_tokens, tokens.size(2)});
     check_type(op, "pos_embed", *embed, tokens);
     out.embed = dense(*embed);
   }
-  if (coins) {
-    check_shape(op, "keep_pos", *coins, {tokens.size(0)});
-    CFMVIT_CHECK(coins->scalar_type() == ScalarType::Bool, op, ": keep_pos must be bool, got ",
-                 torch::headeronly::toString(coins->scalar_type()));
-    out.coins = dense(*coins);
+  if (keep_pos) {
+    check_shape(op, "keep_pos", *keep_pos, {tokens.size(0)});
+    CFMVIT_CHECK(keep_pos->scalar_type() == ScalarType::Bool, op, ": keep_pos must be bool, got ",
+                 torch::headeronly::toString(keep_pos->scalar_type()));
+    out.keep_pos = dense(*keep_pos);
   }
   return out;
 }
@@ -73,7 +73,7 @@ inline std::vector<Index> checked_gradients(const char* op, const std::vector<Ga
   return found;
 }
 
-// restore (B, N): a permutation of N places, of which the first `kept` are visible tokens.
+// restore (B, N): a permutation of N tokens, of which the first `kept` are visible tokens.
 inline Index checked_restore(const char* op, const Tensor& restore, int64_t batch, int64_t kept,
                              int64_t count) {
   CFMVIT_CHECK(restore.dim() == 2 && restore.size(1) == count, op, ": restore must have shape (B, ", count,

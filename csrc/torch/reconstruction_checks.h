@@ -24,8 +24,8 @@ inline Tokens check_cosine(const char* op, const Tensor& pred, const Tensor& tar
 }
 
 // The gradient of the losses of `shape`, contiguous.
-inline Tensor checked_upstream(const char* op, const Tensor& grad, const std::vector<int64_t>& shape,
-                               ScalarType type) {
+inline Tensor checked_grad_output(const char* op, const Tensor& grad, const std::vector<int64_t>& shape,
+                                  ScalarType type) {
   check_shape(op, "grad", grad, shape);
   CFMVIT_CHECK(grad.scalar_type() == type, op, ": grad must have the losses' dtype");
   return dense(grad);
@@ -61,7 +61,7 @@ inline MaskedPatches check_pixels(const char* op, const Tensor& pred, const Tens
   const Index at = checked_distinct_index(op, "index", index, images.size(0), grid.count());
   const bool all = pred.dim() == 3 && pred.size(1) == grid.count();
   check_shape(op, "pred", pred, {images.size(0), all ? grid.count() : index.size(1), grid.width()});
-  CFMVIT_CHECK(images.scalar_type() == sum_type(pred), op,
+  CFMVIT_CHECK(images.scalar_type() == acc_type(pred), op,
                ": images must be float32, or float64 with a float64 pred");
   return {at, grid, all};
 }

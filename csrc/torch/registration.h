@@ -55,7 +55,7 @@ struct CheckedCall<Op, kFunction> {
   }
 };
 
-// m.impl(#op, ...) of a function that the checks above precede.
+// m.impl(#op, ...), with the checks above before the function.
 #define CFMVIT_IMPL(library, op, function)                                     \
   do {                                                                         \
     struct Op {                                                                \

@@ -16,20 +16,20 @@ Pixels<S> pixels_of(const Tensor& x) {
   return {data<S>(x), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
 
-// Which entry names each of `places` in each row, -1 for none: with it tokens are read in the order in which
-// they lie. place_of(b, j): the place that entry j of row b names.
-template <typename PlaceOf>
-std::vector<int64_t> entries_by_place(int64_t batch, int64_t places, int64_t entries,
-                                      const PlaceOf& place_of) {
-  auto found = filled<int64_t>({batch, places}, -1);
+// Which entry names each token of each row, -1 for none: with it tokens are read in memory order. token_of(b,
+// j): the token that entry j of row b names.
+template <typename TokenOf>
+std::vector<int64_t> entries_by_token(int64_t batch, int64_t num_tokens, int64_t entries,
+                                      const TokenOf& token_of) {
+  auto found = filled<int64_t>({batch, num_tokens}, -1);
   for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t j = 0; j < entries; ++j) found[b * places + place_of(b, j)] = j;
+    for (int64_t j = 0; j < entries; ++j) found[b * num_tokens + token_of(b, j)] = j;
   }
   return found;
 }
 
-// The dtype of sums of x.
-inline ScalarType sum_type(const Tensor& x) {
+// The accumulation type of x.
+inline ScalarType acc_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 

@@ -30,7 +30,7 @@ WATCHES = {
 }
 SEEDS = (1, 2)
 DTYPES = list(TOLERANCES)
-# Channels around a lane, a warp, a block and a pack.
+# Channels around a lane, a warp, a block and a vector.
 WIDTHS = (1, 31, 32, 33, 255, 256, 257, 1000)
 
 Input = Tensor | int | float | None

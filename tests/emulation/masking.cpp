@@ -19,10 +19,11 @@ kernels::Sources sources(const Job& job, const char* name, const char* second) {
   return out;
 }
 
-kernels::Named* inverse(Job& job, const kernels::Sources& from, int64_t batch, int64_t places) {
-  auto* named = reinterpret_cast<kernels::Named*>(job.scratch<int64_t>(batch * places));
-  kernels::invert(from, named, batch, places, nullptr);
-  return named;
+kernels::InverseEntries* inverse_of(Job& job, const kernels::Sources& from, int64_t batch,
+                                    int64_t num_tokens) {
+  auto* inverse = reinterpret_cast<kernels::InverseEntries*>(job.scratch<int64_t>(batch * num_tokens));
+  kernels::invert(from, inverse, batch, num_tokens, nullptr);
+  return inverse;
 }
 
 KERNEL(random_masking) {
@@ -41,7 +42,7 @@ KERNEL(random_masking) {
 // By one index, or by two as split_tokens does.
 KERNEL(gather_tokens) {
   const Array& tokens = job["tokens"];
-  const int64_t batch = tokens.size(0), places = tokens.size(1), width = tokens.size(2);
+  const int64_t batch = tokens.size(0), num_tokens = tokens.size(1), width = tokens.size(2);
   const kernels::Sources from = sources(job, "index", "second");
   with_floating(tokens, [&](auto zero) {
     using S = decltype(zero);
@@ -54,7 +55,7 @@ KERNEL(gather_tokens) {
                                job.data<bool>("keep_pos"),
                                {out("out", from.entries[0]), out("out2", from.entries[1])},
                                batch,
-                               places,
+                               num_tokens,
                                width},
                               nullptr);
   });
@@ -62,56 +63,70 @@ KERNEL(gather_tokens) {
 
 KERNEL(gather_tokens_backward) {
   const Array& grad = job["grad"];
-  const int64_t batch = grad.size(0), width = grad.size(2), places = job.integer("num_tokens");
+  const int64_t batch = grad.size(0), width = grad.size(2), num_tokens = job.integer("num_tokens");
   const kernels::Sources from = sources(job, "index", "second");
-  const kernels::Named* named = inverse(job, from, batch, places);
+  const kernels::InverseEntries* inverse = inverse_of(job, from, batch, num_tokens);
   with_floating(grad, [&](auto zero) {
     using S = decltype(zero);
     const Rows<const S> first = grad.rows<S>(), second = job.has("grad2") ? job["grad2"].rows<S>() : first;
-    const int64_t samples = job.integer("samples"), parts = kernels::ceil_div(batch, samples);
-    S* out = job.output<S>("grad_tokens", {batch, places, width});
-    Sum<S>* part = job.integer("needs_pos") ? job.scratch<Sum<S>>(parts * places * width) : nullptr;
-    kernels::scatter_tokens<S>(
-        {{first, second}, from, named, job.data<bool>("keep_pos"), out, part, batch, places, width, samples},
-        nullptr);
-    if (!part) return;
-    kernels::column_sums<Sum<S>, S>(part, places * width, job.output<S>("grad_pos", {places, width}), parts,
-                                    parts, places * width, nullptr);
+    const int64_t samples = job.integer("samples"), partials = kernels::ceil_div(batch, samples);
+    S* out = job.output<S>("grad_tokens", {batch, num_tokens, width});
+    acc_t<S>* partial =
+        job.integer("needs_pos") ? job.scratch<acc_t<S>>(partials * num_tokens * width) : nullptr;
+    kernels::scatter_tokens<S>({{first, second},
+                                from,
+                                inverse,
+                                job.data<bool>("keep_pos"),
+                                out,
+                                partial,
+                                batch,
+                                num_tokens,
+                                width,
+                                samples},
+                               nullptr);
+    if (!partial) return;
+    kernels::column_sums<acc_t<S>, S>(partial, num_tokens * width,
+                                      job.output<S>("grad_pos", {num_tokens, width}), partials, partials,
+                                      num_tokens * width, nullptr);
   });
 }
 
 KERNEL(restore_tokens) {
   const Array &visible = job["visible"], &restore = job["restore"];
   const int64_t batch = visible.size(0), kept = visible.size(1), width = visible.size(2),
-                places = restore.size(1);
+                num_tokens = restore.size(1);
   with_floating(visible, [&](auto zero) {
     using S = decltype(zero);
     kernels::restore_tokens<S>(
         {visible.rows<S>(), job.data<S>("mask_token"), job.index("restore"), job.data<S>("pos_embed"),
-         dense(job.output<S>("out", {batch, places, width}), places, width), batch, kept, places, width},
+         dense(job.output<S>("out", {batch, num_tokens, width}), num_tokens, width), batch, kept, num_tokens,
+         width},
         nullptr);
   });
 }
 
 KERNEL(restore_tokens_backward) {
   const Array& grad = job["grad"];
-  const int64_t batch = grad.size(0), places = grad.size(1), width = grad.size(2), kept = job.integer("kept");
+  const int64_t batch = grad.size(0), num_tokens = grad.size(1), width = grad.size(2),
+                kept = job.integer("kept");
   const kernels::Sources from = sources(job, "restore", "");
-  const kernels::Named* named = inverse(job, from, batch, kept);
+  const kernels::InverseEntries* inverse = inverse_of(job, from, batch, kept);
   with_floating(grad, [&](auto zero) {
     using S = decltype(zero);
-    const int64_t samples = job.integer("samples"), parts = kernels::ceil_div(batch, samples);
-    Sum<S>* masks = job.scratch<Sum<S>>(parts * places * width);
-    Sum<S>* part = job.integer("needs_pos") ? job.scratch<Sum<S>>(parts * places * width) : nullptr;
+    const int64_t samples = job.integer("samples"), partials = kernels::ceil_div(batch, samples);
+    acc_t<S>* masks = job.scratch<acc_t<S>>(partials * num_tokens * width);
+    acc_t<S>* partial =
+        job.integer("needs_pos") ? job.scratch<acc_t<S>>(partials * num_tokens * width) : nullptr;
     kernels::restore_tokens_backward<S>(
-        {grad.rows<S>(), from, named, job.output<S>("grad_visible", {batch, kept, width}), masks, part, batch,
-         kept, places, width, samples},
+        {grad.rows<S>(), from, inverse, job.output<S>("grad_visible", {batch, kept, width}), masks, partial,
+         batch, kept, num_tokens, width, samples},
         nullptr);
-    kernels::column_sums<Sum<S>, S>(masks, width, job.output<S>("grad_mask", {width}), parts * places,
-                                    parts * places, width, nullptr);
-    if (!part) return;
-    kernels::column_sums<Sum<S>, S>(part, places * width, job.output<S>("grad_pos", {places, width}), parts,
-                                    parts, places * width, nullptr);
+    kernels::column_sums<acc_t<S>, S>(masks, width, job.output<S>("grad_mask", {width}),
+                                      partials * num_tokens, partials * num_tokens, width, nullptr);
+    if (!partial) return;
+    kernels::column_sums<acc_t<S>, S>(partial, num_tokens * width,
+                                      job.output<S>("grad_pos", {num_tokens, width}), partials, partials,
+                                      num_tokens * width, nullptr);
   });
 }
 

@@ -42,16 +42,16 @@ KERNEL(gather_patches_backward) {
   const Sizes sizes{grad.size(0), job.integer("channels"), job.integer("height"), job.integer("width")};
   const PatchGrid grid = grid_of(sizes, job.integer("patch_size"));
   const kernels::Sources from = kernels::one_source(index_or_all(job), grad.size(1));
-  kernels::Named* named = nullptr;
+  kernels::InverseEntries* inverse = nullptr;
   if (job.has("index")) {
-    named = reinterpret_cast<kernels::Named*>(job.scratch<int64_t>(sizes[0] * grid.count()));
-    kernels::invert(from, named, sizes[0], grid.count(), nullptr);
+    inverse = reinterpret_cast<kernels::InverseEntries*>(job.scratch<int64_t>(sizes[0] * grid.count()));
+    kernels::invert(from, inverse, sizes[0], grid.count(), nullptr);
   }
   with_floating(grad, [&](auto zero) {
     using S = decltype(zero);
     kernels::gather_patches_backward<S>({grad.data<const S>(),
                                          from,
-                                         named,
+                                         inverse,
                                          {nullptr, job.data<double>("std"), false},
                                          grid,
                                          job.output<S>("grad_images", sizes),

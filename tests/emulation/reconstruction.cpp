@@ -14,11 +14,12 @@ kernels::Sources sources(const Job& job, int64_t rows) {
 }
 
 // Null without an index.
-kernels::Named* inverse(Job& job, const kernels::Sources& from, int64_t batch, int64_t places) {
+kernels::InverseEntries* inverse_of(Job& job, const kernels::Sources& from, int64_t batch,
+                                    int64_t num_tokens) {
   if (!job.has("index")) return nullptr;
-  auto* named = reinterpret_cast<kernels::Named*>(job.scratch<int64_t>(batch * places));
-  kernels::invert(from, named, batch, places, nullptr);
-  return named;
+  auto* inverse = reinterpret_cast<kernels::InverseEntries*>(job.scratch<int64_t>(batch * num_tokens));
+  kernels::invert(from, inverse, batch, num_tokens, nullptr);
+  return inverse;
 }
 
 // Calls run(S{}, T{}) with the types of pred and target: of one type, or one of them float32.
@@ -45,14 +46,14 @@ kernels::Pairs<S, T> pairs_of(const Job& job) {
 }
 
 KERNEL(masked_cosine_loss) {
-  const int64_t batch = job["pred"].size(0), places = job["pred"].size(1);
-  const kernels::Sources from = sources(job, places);
+  const int64_t batch = job["pred"].size(0), num_tokens = job["pred"].size(1);
+  const kernels::Sources from = sources(job, num_tokens);
   with_pair(job, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
     kernels::cosine_losses<S, T>(
-        {pairs_of<S, T>(job), from.index[0], job.output<Sum<S>>("losses", {batch, from.entries[0]}), batch,
-         places, from.entries[0]},
+        {pairs_of<S, T>(job), from.index[0], job.output<acc_t<S>>("losses", {batch, from.entries[0]}), batch,
+         num_tokens, from.entries[0]},
         nullptr);
   });
 }
@@ -60,9 +61,9 @@ KERNEL(masked_cosine_loss) {
 // With the integer `in_place`, pred is overwritten by its gradient first, as the chunks of a projection are.
 KERNEL(masked_cosine_loss_backward) {
   const Array& pred = job["pred"];
-  const int64_t batch = pred.size(0), places = pred.size(1), width = pred.size(2);
-  const kernels::Sources from = sources(job, places);
-  const kernels::Named* named = inverse(job, from, batch, places);
+  const int64_t batch = pred.size(0), num_tokens = pred.size(1), width = pred.size(2);
+  const kernels::Sources from = sources(job, num_tokens);
+  const kernels::InverseEntries* inverse = inverse_of(job, from, batch, num_tokens);
   with_pair(job, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
@@ -70,16 +71,17 @@ KERNEL(masked_cosine_loss_backward) {
     kernels::Pairs<S, T> pairs = pairs_of<S, T>(job);
     if (job.has("in_place")) {
       std::memcpy(out, pred.data<S>(), pred.bytes);
-      pairs.pred = {out, places * width, width};
+      pairs.pred = {out, num_tokens * width, width};
     }
     kernels::cosine_gradient<S, T>(
-        {pairs, from, named, job.data<Sum<S>>("grad"), out, batch, places, from.entries[0]}, nullptr);
+        {pairs, from, inverse, job.data<acc_t<S>>("grad"), out, batch, num_tokens, from.entries[0]}, nullptr);
     if (!job.has("bias")) return;
-    const int64_t rows = batch * places, of_part = 4, parts = kernels::ceil_div(rows, of_part);
-    Sum<S>* part = job.scratch<Sum<S>>(parts * width);
-    kernels::column_sums<S, Sum<S>>(out, width, part, rows, of_part, width, nullptr);
-    kernels::column_sums<Sum<S>, Sum<S>>(part, width, job.output<Sum<S>>("grad_bias", {width}), parts, parts,
-                                         width, nullptr);
+    const int64_t rows = batch * num_tokens, rows_per_partial = 4,
+                  partials = kernels::ceil_div(rows, rows_per_partial);
+    acc_t<S>* partial = job.scratch<acc_t<S>>(partials * width);
+    kernels::column_sums<S, acc_t<S>>(out, width, partial, rows, rows_per_partial, width, nullptr);
+    kernels::column_sums<acc_t<S>, acc_t<S>>(partial, width, job.output<acc_t<S>>("grad_bias", {width}),
+                                             partials, partials, width, nullptr);
   });
 }
 
@@ -90,7 +92,7 @@ kernels::PatchPairs<S> patches_of(const Job& job) {
   const PatchGrid grid{images.size(1), images.size(2) / size, images.size(3) / size, size};
   return {
       job["pred"].rows<S>(),
-      {images.data<const Sum<S>>(), images.stride(0), images.stride(1), images.stride(2), images.stride(3)},
+      {images.data<const acc_t<S>>(), images.stride(0), images.stride(1), images.stride(2), images.stride(3)},
       grid,
       job["pred"].size(1) == grid.count(),
       job.integer("normalize") != 0};
@@ -101,7 +103,7 @@ KERNEL(masked_pixel_loss) {
   with_floating(pred, [&](auto zero) {
     using S = decltype(zero);
     kernels::pixel_losses<S>({patches_of<S>(job), job.index("index"),
-                              job.output<Sum<S>>("losses", index.sizes), index.size(0), index.size(1)},
+                              job.output<acc_t<S>>("losses", index.sizes), index.size(0), index.size(1)},
                              nullptr);
   });
 }
@@ -113,8 +115,8 @@ KERNEL(masked_pixel_loss_backward) {
   with_floating(pred, [&](auto zero) {
     using S = decltype(zero);
     const kernels::PatchPairs<S> pairs = patches_of<S>(job);
-    const kernels::Named* named = pairs.all ? inverse(job, from, batch, rows) : nullptr;
-    kernels::pixel_gradient<S>({pairs, from, named, job.data<Sum<S>>("grad"),
+    const kernels::InverseEntries* inverse = pairs.all ? inverse_of(job, from, batch, rows) : nullptr;
+    kernels::pixel_gradient<S>({pairs, from, inverse, job.data<acc_t<S>>("grad"),
                                 job.output<S>("grad_pred", pred.sizes), batch, rows, from.entries[0]},
                                nullptr);
   });

@@ -90,7 +90,7 @@ KERNEL(align) {
     const Sampling sampling = sampling_of(job, false);
     const auto maps = pyramid_of<const S>(job, maps_of(job));
     const int64_t boxes = job["rois"].size(0), channels = job["map0"].size(1);
-    const auto tables = tables_for<Sum<S>>(job, maps, sampling, [](auto&) {});
+    const auto tables = tables_for<acc_t<S>>(job, maps, sampling, [](auto&) {});
     const Array out = output_map<S>(job, "out", {boxes, channels, sampling.bins_y, sampling.bins_x},
                                     job.integer("channels_last"));
     kernels::gather<S>({maps, nullptr, tables, INT64_MAX, bins_of<S>(out), static_cast<int32_t>(channels)},
@@ -113,7 +113,7 @@ KERNEL(align_backward) {
     }
     const auto maps = pyramid_of<S>(job, outs);
     kernels::Groups by_map;
-    const auto tables = tables_for<Sum<S>>(job, maps, sampling, [&](kernels::Workspace& workspace) {
+    const auto tables = tables_for<acc_t<S>>(job, maps, sampling, [&](kernels::Workspace& workspace) {
       by_map = kernels::groups_of(workspace, grad.size(0), maps.images * maps.levels);
     });
     kernels::make_groups(tables.map, grad.size(0), by_map, nullptr);
@@ -146,12 +146,12 @@ KERNEL(pool) {
     const int64_t boxes = job["rois"].size(0), channels = tokens.size(2);
     const auto maps = grid_of<const S>(job, tokens, job.integer("prefix"));
     const int64_t pixels = maps.images * maps.level[0].height * maps.level[0].width;
-    Sum<S>* scale = nullptr;
+    acc_t<S>* scale = nullptr;
     kernels::MatmulBoxes products;
     const bool normalize = job.integer("normalize");
     const auto tables =
-        tables_for<Sum<S>>(job, maps, sampling_of(job, true), [&](kernels::Workspace& workspace) {
-          if (normalize) scale = workspace.take<Sum<S>>(pixels);
+        tables_for<acc_t<S>>(job, maps, sampling_of(job, true), [&](kernels::Workspace& workspace) {
+          if (normalize) scale = workspace.take<acc_t<S>>(pixels);
           products = kernels::matmul_boxes_of(workspace, boxes, maps.images);
         });
     if (normalize) {
@@ -169,7 +169,7 @@ KERNEL(pool_backward) {
   const Array& grad = job["grad"];
   with_floating(grad, [&](auto zero) {
     using S = decltype(zero);
-    using T = Sum<S>;
+    using T = acc_t<S>;
     const int64_t images = job.integer("images"), channels = grad.size(1);
     const int64_t pixels = job.data<int64_t>("sizes")[0] * job.data<int64_t>("sizes")[1];
     const Sizes size{images, pixels, channels};

@@ -14,7 +14,7 @@ from ..ops.families import strided
 from .emulator import DTYPES, WIDTHS, Emulator, assert_matches, rand
 
 B, N = 3, 13
-COINS = torch.tensor([True, False, True])
+KEEP_POS = torch.tensor([True, False, True])
 MASKING = ops.random_masking(B, N, 0.6, generator=torch.Generator().manual_seed(5))
 KEPT = MASKING.keep.shape[1]
 # Entries of an index that names some tokens twice, thrice or never, and of one that is out of range.
@@ -57,7 +57,7 @@ def check_gather_backward(masking: Emulator, inputs: dict[str, Any], lead: int =
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_gather_tokens(masking: Emulator, width: int, dtype: torch.dtype) -> None:
-    more = {"index": MASKING.masked, "keep_pos": COINS}
+    more = {"index": MASKING.masked, "keep_pos": KEEP_POS}
     tokens, pos = rand(B, N, width, dtype=dtype), rand(N, width, dtype=dtype, seed=1)
     check_gather(masking, {"tokens": tokens, "pos_embed": pos, **more})
     check_gather_backward(masking, {"grad": rand(*MASKING.masked.shape, width, dtype=dtype), **more})
@@ -75,12 +75,12 @@ def test_split_tokens(masking: Emulator, dtype: torch.dtype) -> None:
         "grad2": rand(*MASKING.masked.shape, 72, dtype=dtype, seed=1),
     }
     for needs_pos in (0, 1):
-        check_gather_backward(masking, {**grads, **both, "keep_pos": COINS, "needs_pos": needs_pos})
+        check_gather_backward(masking, {**grads, **both, "keep_pos": KEEP_POS, "needs_pos": needs_pos})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gather_tokens_anywhere_in_memory(masking: Emulator, dtype: torch.dtype) -> None:
-    """Rows with gaps, addresses that no pack fits, narrow and strided indices."""
+    """Rows with gaps, addresses that no vector fits, narrow and strided indices."""
     narrow = MASKING.masked.int()
     for lead in (0, 1):
         check_gather(masking, {"tokens": strided(rand(B, N, 64, dtype=dtype)), "index": narrow}, lead)
@@ -98,13 +98,13 @@ def test_repeated_entries_add_up(masking: Emulator, width: int, dtype: torch.dty
     check_gather_backward(masking, {"grad": grad, "index": REPEATED})
     check_gather_backward(
         masking,
-        {"grad": grad, "index": REPEATED, "grad2": -grad, "second": REPEATED.flip(1), "keep_pos": COINS},
+        {"grad": grad, "index": REPEATED, "grad2": -grad, "second": REPEATED.flip(1), "keep_pos": KEEP_POS},
     )
 
 
 @pytest.mark.parametrize("samples", [1, 4, 5, 9])
 def test_sums_over_many_samples(masking: Emulator, samples: int) -> None:
-    """More samples than a thread loads ahead, in parts of any size."""
+    """More samples than a thread loads ahead, in partial sums of any size."""
     index = ops.random_masking(9, N, 0.5, generator=torch.Generator().manual_seed(1)).keep
     grad = rand(*index.shape, 24, dtype=torch.float32)
     check_gather_backward(masking, {"grad": grad, "index": index, "samples": samples})

@@ -12,7 +12,7 @@ from .emulator import DTYPES, Emulator, assert_matches, rand
 
 MEAN, STD = torch.tensor([0.1, 0.2, 0.3]).double(), torch.tensor([1.0, 2.0, 0.5]).double()
 INDEX = torch.tensor([[5, 0], [2, 11]])
-# A patch of one pixel, of no pack, of packs of some dtypes, of packs of all, of more than a warp's.
+# A patch of one pixel, of no vector, of vectors of some dtypes, of vectors of all, of more than a warp's.
 PATCH_SIZES = [1, 3, 4, 14, 16, 72]
 
 

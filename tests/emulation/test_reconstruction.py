@@ -32,9 +32,9 @@ def check_cosine(reconstruction: Emulator, inputs: dict[str, Any], lead: int = 0
     losses = ops.masked_cosine_loss(exact, target.double(), index, reduction="none", impl="reference")
     assert found.dtype == wide(pred.dtype)
     assert_matches(found, losses.detach())
-    upstream = rand(*losses.shape, dtype=found.dtype, seed=7)
-    (expected,) = torch.autograd.grad(losses, exact, upstream.double())
-    given = {"grad": upstream, "eps": 1e-8, **inputs}
+    grad_output = rand(*losses.shape, dtype=found.dtype, seed=7)
+    (expected,) = torch.autograd.grad(losses, exact, grad_output.double())
+    given = {"grad": grad_output, "eps": 1e-8, **inputs}
     back = reconstruction("masked_cosine_loss_backward", given, lead=lead)
     assert_matches(back["grad_pred"], expected)
     if bias is not None:
@@ -96,8 +96,8 @@ def test_zero_vectors_and_indices_that_no_check_saw(reconstruction: Emulator) ->
     inputs = {"pred": pred, "target": target, "index": index, "eps": 1e-8}
     losses = reconstruction("masked_cosine_loss", inputs)["losses"]
     assert losses[0, [0, 1, 2, 5]].tolist() == [1.0] * 4
-    upstream = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
-    back = reconstruction("masked_cosine_loss_backward", {**inputs, "grad": upstream})["grad_pred"][0]
+    grad_output = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+    back = reconstruction("masked_cosine_loss_backward", {**inputs, "grad": grad_output})["grad_pred"][0]
     assert (back[[0, 1, 3]] == 0).all()
     exact = pred[:, 2:3].double().requires_grad_()
     loss = 9 * ops.masked_cosine_loss(exact, target[:, 2:3].double(), reduction="sum", impl="reference")
@@ -125,9 +125,11 @@ def check_pixels(
     options: dict[str, Any] = {"normalize": normalize, "reduction": "none", "impl": "reference"}
     losses = ops.masked_pixel_loss(exact, images.double(), index, size, **options)
     torch.testing.assert_close(found.double(), losses.detach(), atol=1e-5, rtol=1e-5)
-    upstream = rand(*losses.shape, dtype=found.dtype, seed=7)
-    (expected,) = torch.autograd.grad(losses, exact, upstream.double())
-    back = reconstruction("masked_pixel_loss_backward", {**given, "grad": upstream}, lead=lead)["grad_pred"]
+    grad_output = rand(*losses.shape, dtype=found.dtype, seed=7)
+    (expected,) = torch.autograd.grad(losses, exact, grad_output.double())
+    back = reconstruction("masked_pixel_loss_backward", {**given, "grad": grad_output}, lead=lead)[
+        "grad_pred"
+    ]
     assert_matches(back, expected)
 
 

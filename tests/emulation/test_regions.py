@@ -102,8 +102,8 @@ def test_roi_align(regions: Emulator, last: bool, channels: int, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_roi_align_in_packs(regions: Emulator, dtype: torch.dtype) -> None:
-    """Channels in packs of 16 bytes, more than one block of them; addresses and rows that no pack fits; boxes in float64."""
+def test_roi_align_in_vectors(regions: Emulator, dtype: torch.dtype) -> None:
+    """Channels in vectors of 16 bytes, more than one block of them; addresses and rows that no vector fits; boxes in float64."""
     wide = channels_last(rand(B, 272, 5, 34, dtype=dtype))
     for sampling in SAMPLINGS:
         check_align(regions, [wide], boxes(20, torch.float64), sampling)
@@ -201,7 +201,7 @@ def test_pool_regions(regions: Emulator, normalize: bool, channels: int, dtype: 
 def test_pool_regions_anywhere_in_memory(regions: Emulator, dtype: torch.dtype) -> None:
     rois = torch.cat([hostile(), boxes(10)])
     padded = F.pad(rand(B, 5 * 34, 48, dtype=dtype), (8, 8, 1, 0), value=NAN)
-    check_pool(regions, padded[:, 1:, 8:56], (5, 34), rois, SAMPLINGS[0], False)  # packs, rows with gaps
+    check_pool(regions, padded[:, 1:, 8:56], (5, 34), rois, SAMPLINGS[0], False)  # vectors, rows with gaps
     check_pool(regions, padded[:, 1:, 8:55:2], (5, 34), rois, SAMPLINGS[1], True)
     check_pool(regions, rand(B, 17, 5 * 34, dtype=dtype).transpose(1, 2), (5, 34), rois, SAMPLINGS[2], False)
 

@@ -12,7 +12,7 @@ def tokens(op: str, value: Tensor, pos_embed: Tensor | None, keep_pos: Tensor | 
     """Raise unless tokens are (B, N, D), pos_embed (N, D) and keep_pos (B,) bool."""
     check.floating(op, "tokens", value, 3, "(B, N, D)")
     positions(op, pos_embed, value.shape[1], value.shape[2])
-    coins(op, keep_pos, value.shape[0])
+    keep_pos_mask(op, keep_pos, value.shape[0])
 
 
 def gather(
@@ -38,8 +38,8 @@ def positions(op: str, value: Tensor | None, count: int, width: int) -> None:
     check.shape(op, "pos_embed", value, (count, width))
 
 
-def coins(op: str, value: Tensor | None, batch: int) -> None:
-    """Raise unless positional-embedding dropout's coins are bool, (batch,)."""
+def keep_pos_mask(op: str, value: Tensor | None, batch: int) -> None:
+    """Raise unless keep_pos is bool, (batch,)."""
     if value is None:
         return
     check.tensor(op, "keep_pos", value, 1, "(B,)")

@@ -27,7 +27,7 @@ class Masking(NamedTuple):
 
     keep: Tensor  # (B, K) visible tokens
     masked: Tensor  # (B, M) the others
-    restore: Tensor  # (B, N) place of each token in keep followed by masked
+    restore: Tensor  # (B, N) position of each token in keep followed by masked
 
 
 def random_masking(
@@ -87,13 +87,13 @@ def gather_tokens(
     keep_pos: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Take tokens by index and add their positional embedding: out[b, j] = tokens[b, i] + coin[b] * pos[i], i = index[b, j].
+    """Take tokens by index and add their positional embedding: out[b, j] = tokens[b, i] + keep_pos[b] * pos[i], i = index[b, j].
 
     Args:
         tokens: (B, N, D) floating, any strides.
         index: (B, K) int32 or int64 in 0..N-1.
         pos_embed: (N, D) floating.
-        keep_pos: (B,) bool, positional-embedding dropout's coin (CFM-ViT section 3.1): False drops the embedding of a
+        keep_pos: (B,) bool, for positional-embedding dropout (CFM-ViT section 3.1): False drops the embedding of a
             whole sample. All are kept by default.
 
     Returns:
@@ -142,7 +142,7 @@ def restore_tokens(
     pos_embed: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Build the decoder's input: visible tokens in their places, the mask token elsewhere, plus positions.
+    """Build the decoder's input: visible tokens at their positions, the mask token elsewhere, plus the positional embedding.
 
     Args:
         visible: (B, K, D) floating.

@@ -15,7 +15,7 @@ def random_masking(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gather_tokens(tokens: Tensor, index: Tensor, pos_embed: Tensor | None, keep_pos: Tensor | None) -> Tensor:
-    """Gather, then add the positions of the samples whose coin keeps them."""
+    """Gather, then add the positional embedding where keep_pos is true."""
     index = index.long()
     out = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
     if pos_embed is None:
@@ -35,7 +35,7 @@ def split_tokens(
 
 
 def restore_tokens(visible: Tensor, mask_token: Tensor, restore: Tensor, pos_embed: Tensor | None) -> Tensor:
-    """Append mask tokens, put all in their places, add positions."""
+    """Append mask tokens, put all at their positions, add the positional embedding."""
     batch, kept, width = visible.shape
     masks = mask_token.to(visible.dtype).reshape(1, 1, width).expand(batch, restore.shape[1] - kept, width)
     out = torch.cat([visible, masks], dim=1).gather(1, restore.long().unsqueeze(-1).expand(-1, -1, width))

@@ -149,7 +149,7 @@ def masked_pixel_loss(
     checks.pixels(op, pred, images, index, patch_size, values=not is_native)
     checks.options(op, reduction)
     if is_native:
-        pixels = images.detach().to(native.sum_type(pred))
+        pixels = images.detach().to(native.acc_type(pred))
         losses = _NATIVE[op](pred, pixels, index, patch_size, normalize)
     else:
         losses = reference.masked_pixel_loss(pred, images, index, patch_size, normalize)

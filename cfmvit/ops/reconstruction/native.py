@@ -58,14 +58,14 @@ def register() -> dict[str, NativeOp]:
     return {op.name: op for op in ops}
 
 
-def sum_type(x: Tensor) -> torch.dtype:
-    """Return the dtype of sums of x: float32, or float64 for float64."""
+def acc_type(x: Tensor) -> torch.dtype:
+    """Return the accumulation type of x: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _masked_cosine_loss(pred: Tensor, target: Tensor, index: Tensor | None, eps: float) -> Tensor:
     checks.cosine("masked_cosine_loss", pred, target, index, values=False)
-    return pred.new_empty(pred.shape[:2] if index is None else index.shape, dtype=sum_type(pred))
+    return pred.new_empty(pred.shape[:2] if index is None else index.shape, dtype=acc_type(pred))
 
 
 def _cosine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -80,11 +80,11 @@ def _cosine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _linear_masked_cosine_loss(hidden, weight, bias, target, eps):
     check.floating("linear_masked_cosine_loss", "hidden", hidden, 2, "(R, H)")
     checks.linear("linear_masked_cosine_loss", hidden, weight, bias, target)
-    return hidden.new_empty(hidden.shape[0], dtype=sum_type(hidden))
+    return hidden.new_empty(hidden.shape[0], dtype=acc_type(hidden))
 
 
 def _linear_backward_fake(grad, hidden, weight, bias, target, eps):
-    dtype = sum_type(hidden)
+    dtype = acc_type(hidden)
     return (
         hidden.new_empty(hidden.shape),
         weight.new_empty(weight.shape, dtype=dtype),
@@ -110,7 +110,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _linear_sum(hidden, weight, bias, target, eps, needs_hidden, needs_weight):
-    dtype, width = sum_type(hidden), weight.shape[0] if needs_weight else 0
+    dtype, width = acc_type(hidden), weight.shape[0] if needs_weight else 0
     _linear_masked_cosine_loss(hidden, weight, bias, target, eps)
     return (
         hidden.new_empty((), dtype=dtype),

@@ -46,10 +46,10 @@ def linear_masked_cosine_sum(
     """Sum those losses of hidden (R, H), with the gradients of hidden, weight and bias, of no elements where not needed."""
     total = linear_masked_cosine_loss(hidden, weight, bias, target, eps).sum()
     pred, target = F.linear(hidden, weight, bias).to(total.dtype), target.detach().to(total.dtype)
-    norm, length = (x.norm(dim=-1, keepdim=True).clamp(min=eps) for x in (pred, target))
-    cosine = (pred * target).sum(-1, keepdim=True) / (norm * length)
+    norm, target_norm = (x.norm(dim=-1, keepdim=True).clamp(min=eps) for x in (pred, target))
+    cosine = (pred * target).sum(-1, keepdim=True) / (norm * target_norm)
     radial = torch.where(norm > eps, cosine * pred / norm.square(), 0)
-    grad = torch.where((pred == 0).all(-1, keepdim=True), 0, radial - target / (norm * length))
+    grad = torch.where((pred == 0).all(-1, keepdim=True), 0, radial - target / (norm * target_norm))
     by_hidden = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
     by_weight, by_bias = grad.T @ hidden.to(grad.dtype), grad.sum(0)
     return (
