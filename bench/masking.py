@@ -35,7 +35,7 @@ def pick(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def placed(tokens: Tensor, pos_embed: Tensor, keep_pos: Tensor) -> Tensor:
-    """Add the positions to the samples whose coin keeps them, before anything is masked, as in MAE's encoder."""
+    """Add the positions to the samples where keep_pos is true, before anything is masked, as in MAE's encoder."""
     return tokens + pos_embed * keep_pos.to(tokens.dtype)[:, None, None]
 
 

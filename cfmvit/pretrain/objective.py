@@ -35,7 +35,7 @@ def pretraining_losses(
     Args:
         images: (B, 3, H, W), uint8 or float in [0, 1].
         texts: B captions, or ids (B, L).
-        generator: source of the masks and of the positional-embedding coins, on the images' device.
+        generator: source of the masks and of keep_pos, on the images' device.
 
     Returns:
         0-d losses: ``loss`` = ``contrastive`` + weight * ``reconstruction``, the two parts, ``logit_scale``.
@@ -63,9 +63,9 @@ def pretraining_losses(
 
 
 def draw_keep_pos(model: CFMViT, images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw PED's coins, (B,) boolean: True keeps the positional embedding (section 3.1)."""
-    coins = images.shape[0] if model.config.ped_granularity == "sample" else 1
-    draw = torch.rand(coins, generator=generator, device=images.device)
+    """Draw keep_pos for positional-embedding dropout, (B,) boolean: True keeps the embedding (section 3.1)."""
+    draws = images.shape[0] if model.config.ped_granularity == "sample" else 1
+    draw = torch.rand(draws, generator=generator, device=images.device)
     return (draw >= model.config.ped_prob).expand(images.shape[0])
 
 
@@ -93,7 +93,7 @@ def _embed_and_encode(
 
 
 def gather_positions(index: Tensor, pos_embed: Tensor, keep_pos: Tensor) -> Tensor:
-    """Return (B, K, C): the positional embedding of each indexed token, zero where the coin drops it."""
+    """Return (B, K, C): the positional embedding of each indexed token, zero where keep_pos is False."""
     return pos_embed[index.long()] * keep_pos[:, None, None].to(pos_embed.dtype)
 
 

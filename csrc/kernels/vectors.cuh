@@ -18,7 +18,8 @@ constexpr int kLanes = 32;
 
 constexpr int vec_alignment(int bytes) { return bytes < 16 ? bytes : 16; }
 
-// V neighbouring channels, moved by instructions of up to 16 bytes, read and written as sums are.
+// V neighbouring channels, moved by instructions of up to 16 bytes; elements are read and set in the
+// accumulation type.
 template <typename S, int V, bool kInWords = (sizeof(S) < 4 && sizeof(S) * V % 4 == 0)>
 struct alignas(vec_alignment(sizeof(S) * V)) Vec {
   S at[V];

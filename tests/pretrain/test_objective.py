@@ -125,8 +125,8 @@ def test_complementary_branches_share_no_pixel() -> None:
 def test_ped_drops_the_whole_embedding_per_sample() -> None:
     model = make(ped_prob=0.5)
     images = torch.zeros(400, 3, 64, 64)
-    coins = draw_keep_pos(model, images, seeded())
-    assert coins.shape == (400,) and 150 < coins.sum() < 250
+    keep_pos = draw_keep_pos(model, images, seeded())
+    assert keep_pos.shape == (400,) and 150 < keep_pos.sum() < 250
     together = draw_keep_pos(make(ped_granularity="batch"), images, seeded())
     assert together.shape == (400,) and together.unique().numel() == 1
     images, ids = batch()
