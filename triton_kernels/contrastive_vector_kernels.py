@@ -173,10 +173,12 @@ def _direction(b_positive, b_shift, b_sum, scale, weight, grad_sum, i_x, m_x):
     """Weighted softplus(log-sum-exp - logit of the pair) in one direction, and its slope; the gradient by the sum is stored.
 
     A direction without weight adds nothing, not even a NaN; a pair without negatives has a probability of one, unless
-    its similarity is NaN.
+    its similarity is not finite.
     """
-    m_loss = (weight != 0) & ((b_sum != 0) | (b_positive != b_positive))
+    b_odd = b_positive - b_positive  # NaN unless it is finite
+    m_loss = (weight != 0) & ((b_sum != 0) | (b_odd != 0))
     b_lead = scale * (b_shift - b_positive) + tl.log2(tl.where(m_loss, b_sum, 1.0)) * LN2
+    b_lead = tl.where(b_sum == 0, b_lead + b_odd, b_lead)
     b_loss, b_slope = softplus(tl.where(m_loss, b_lead, NEG_INF))
     b_loss, b_slope = tl.where(m_loss, b_loss * weight, 0.0), tl.where(m_loss, b_slope * weight, 0.0)
     tl.store(grad_sum + i_x, b_slope / tl.where(m_loss, b_sum, 1.0), mask=m_x)

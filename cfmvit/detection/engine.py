@@ -18,11 +18,11 @@ from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.vocabulary import clean_labels
 from cfmvit.models import CFMViT
-from cfmvit.training import LoopConfig, fit, format_config, param_groups, warmup_steps, warmup_within
+from cfmvit.training import LoopConfig, fit, format_config, param_groups, warmup_steps
 from cfmvit.training.device import choose_device
 from cfmvit.training.field_ranges import below_one, check, not_negative, positive
 from cfmvit.training.precision import with_precision
-from cfmvit.training.run_folder import run_folder, start_run
+from cfmvit.training.run_folder import run_folder, start_run, with_warmup
 
 _DETECTOR = "detector"
 
@@ -117,8 +117,9 @@ def finetune(
 
 def _finetune(config: FinetuneConfig, output: Path, resume: bool) -> Detector:
     device = choose_device(config.device)
-    optim = replace(config.optim, warmup=warmup_within(config.optim.warmup, config.loop.steps))
-    config = replace(config, loop=with_precision(config.loop, device), optim=optim)
+    config = with_warmup(config, output, resume=resume)
+    config = replace(config, loop=with_precision(config.loop, device))
+    optim = config.optim
     torch.manual_seed(config.loop.seed)
     dataset = open_detection(
         config.data,

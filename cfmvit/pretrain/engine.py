@@ -13,10 +13,10 @@ from cfmvit.data import SeededLoader, collate_captions, open_captions
 from cfmvit.models import CFMViT, Tokenizer, create_model, model_config
 from cfmvit.pretrain.config import VOCAB_SIZE, PretrainConfig
 from cfmvit.pretrain.objective import pretraining_losses
-from cfmvit.training import fit, format_config, param_groups, warmup_cosine, warmup_linear, warmup_within
+from cfmvit.training import fit, format_config, param_groups, warmup_cosine, warmup_linear
 from cfmvit.training.device import choose_device
 from cfmvit.training.precision import with_precision
-from cfmvit.training.run_folder import run_folder, start_run
+from cfmvit.training.run_folder import run_folder, start_run, with_warmup
 
 _TOKENIZER, _MODEL = "tokenizer.json", "model"
 
@@ -50,8 +50,9 @@ def pretrain(
 
 def _pretrain(config: PretrainConfig, output: Path, resume: bool) -> CFMViT:
     device = choose_device(config.device)
-    optim = replace(config.optim, warmup=warmup_within(config.optim.warmup, config.loop.steps))
-    config = replace(config, loop=with_precision(config.loop, device), optim=optim)
+    config = with_warmup(config, output, resume=resume)
+    config = replace(config, loop=with_precision(config.loop, device))
+    optim = config.optim
     print(format_config(config))
     torch.manual_seed(config.loop.seed)
     options: dict[str, Any] = dict(config.model_options)

@@ -7,9 +7,9 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from torch import nn
 from cfmvit._io import atomic_write, clean, parse_json
 from cfmvit.training.checkpoint import NAME, PREVIOUS, load_checkpoint
 from cfmvit.training.config import save_config
+from cfmvit.training.optim import warmup_within
+
+Config = TypeVar("Config", bound=Any)
 
 CONFIG = "config.json"
 _DATA = "data.txt"
@@ -75,6 +78,19 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool, product: str) -> 
     finally:
         _LOCKS.discard(lock)
         os.close(lock)
+
+
+def with_warmup(config: Config, output: Path, *, resume: bool) -> Config:
+    """Return a run's configuration with a warm-up that ends within it; a resumed run keeps the one that it began with."""
+    saved = output / CONFIG
+    if (
+        resume
+        and saved.is_file()
+        and _flat(parse_json(saved.read_text(encoding="utf-8"))).get("optim.warmup") == config.optim.warmup
+    ):
+        return config
+    warmup = warmup_within(config.optim.warmup, config.loop.steps)
+    return replace(config, optim=replace(config.optim, warmup=warmup))
 
 
 def start_run(

@@ -57,8 +57,9 @@ Sums pair_losses(const Vectors& vectors, const std::array<Tensor, 3>& grads, dou
   // What pair i adds in one direction; returns the slope of its loss. Without weight not even a NaN counts.
   const auto add = [&](Sums& sums, double weight, T own, T shift, T sum, T& grad) {
     grad = 0;
-    if (weight == 0 || sum == 0) return 0.0;  // without negatives a pair has a probability of one
-    const double lead = double(shift) - own;
+    if (weight == 0 || (sum == 0 && std::isfinite(own))) return 0.0;  // no negatives: a probability of one
+    const bool undefined = sum == 0 || scale * own == HUGE_VAL;  // infinity less infinity, as of a softmax
+    const double lead = undefined ? std::nan("") : double(shift) - own;
     const Softplus loss(scale * lead + std::log(double(sum)));
     const double slope = weight * loss.slope;
     sums.loss += weight * loss.value;

@@ -31,6 +31,11 @@ def arguments(sample: Sample, factor: float, shift: int = 0) -> tuple[Tensor, ..
     return torch.tensor(factor), *(x.roll(shift, 0) for x in sample.indices.values())
 
 
+def close(ours: Tensor, truth: Tensor) -> bool:
+    """To rounding: under a trace, groups are summed in another order."""
+    return torch.allclose(ours, truth, rtol=1e-5, atol=1e-6)
+
+
 @each
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of shapes
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -52,7 +57,7 @@ def test_a_trace_is_the_layer(sample: Sample) -> None:
             found = [x.grad for x in graph.weights.parameters()]
             for ours, truth in zip(found, gradients, strict=True):
                 assert (ours is None) == (truth is None)
-                assert truth is None or torch.equal(ours, truth)
+                assert truth is None or close(ours, truth)
             graph.zero_grad()
 
 

@@ -5,6 +5,7 @@ Letters: B images, T texts, D width. Features of any floating dtype are taken to
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -172,9 +173,11 @@ def pair_losses(
     losses = torch.zeros_like(positive)
     for weight, shift, total in ((image_weight, image_shift, image_sum), (text_weight, text_shift, text_sum)):
         if weight:
-            alone = total == 0  # no negatives, no loss
+            # Infinity less infinity, as of a softmax: NaN, and so is its gradient.
+            undefined = (logit_scale * positive == math.inf) | ((total == 0) & ~positive.isfinite())
+            alone = (total == 0) & ~undefined  # no negatives, no loss
             ahead = torch.where(alone, 0, logit_scale * (positive - shift))
-            ahead = _with_gradient_of(logit_scale * positive, ahead)
+            ahead = _with_gradient_of(logit_scale * positive, ahead) + torch.where(undefined, math.nan, 0.0)
             loss = -F.logsigmoid(ahead - torch.where(alone, 1, total).log())
             losses = losses + weight * torch.where(alone, 0, loss)
     return losses
