@@ -37,7 +37,7 @@ def near(picture: Image.Image, colour: tuple[int, int, int], tolerance: int = 40
 @pytest.mark.parametrize("novel", [True, False], ids=["novel", "base"])
 def test_the_box_is_drawn_at_its_place(novel: bool) -> None:
     picture = overlay(grey(640, 480), found(boxes=[[160, 200, 480, 400]]), {"dodo"} if novel else set())
-    assert picture.size == (512, 384)
+    assert picture.size == (640, 480)
     drawn = near(picture, category_colour("dodo", vivid=novel))
     # Along the right and the bottom edge, away from the label.
     assert drawn[300, 472:488].any()
