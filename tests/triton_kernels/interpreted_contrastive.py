@@ -78,7 +78,7 @@ def lse_of(logit_scale: Tensor, shift: Tensor, total: Tensor) -> Tensor:
 
 def check(image: Tensor, text: Tensor, scale: float, label_offset: int | None, tolerance: float) -> None:
     rows, texts = len(image), len(text)
-    logit_scale = torch.tensor(scale)
+    logit_scale = torch.tensor(float(scale))
     groups = torch.arange(rows) % 3, torch.arange(texts) % 5
     leaves = [x.double().requires_grad_() for x in (image, text, logit_scale)]
     expected = reference.contrastive_lse(*leaves, label_offset, *groups)
@@ -180,7 +180,7 @@ def test_trained_pairs_in_bfloat16(scale: float, cosine: float) -> None:
     image = F.normalize(image, dim=1)
     noise = F.normalize(noise - (noise * image).sum(1, keepdim=True) * image, dim=1)
     image, text = rounded(image), rounded(cosine * image + (1 - cosine**2) ** 0.5 * noise)
-    logit_scale = torch.tensor(scale)
+    logit_scale = torch.tensor(float(scale))
     leaves = [x.double().requires_grad_() for x in (image, text, logit_scale)]
     found = reference.contrastive_lse(*leaves, 0)[:5]
     loss = reference.pair_loss(*found, leaves[2], 0.5, 0.5, True)
