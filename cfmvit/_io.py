@@ -38,7 +38,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         os.replace(name, target)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        raise _named(error, target) from None
+        _name_disk_error(error, target)
+        raise
 
 
 @contextmanager
@@ -61,7 +62,8 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
             _replace(staging, target)
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise _named(error, target) from None
+        _name_disk_error(error, target)
+        raise
 
 
 @contextmanager
@@ -70,7 +72,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _named(error, path) from None
+        _name_disk_error(error, path)
+        raise
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -123,11 +126,10 @@ def _replace(staging: Path, target: Path) -> None:
         shutil.rmtree(retired)
 
 
-def _named(error: BaseException, path: Path) -> BaseException:
-    """Return an error of the disk with the path, which the system leaves out."""
+def _name_disk_error(error: BaseException, path: Path) -> None:
+    """Raise an error of the disk anew with the path, which the system leaves out; do nothing about others."""
     if isinstance(error, OSError) and error.errno in _DISK and error.filename is None:
-        return OSError(error.errno, error.strerror, str(path))
-    return error
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _umask() -> int:

@@ -37,35 +37,30 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     try:
         arguments.run(arguments)
-    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+    except Exception as error:
         if os.environ.get("CFMVIT_TRACEBACK") or isinstance(error, BrokenPipeError):
             raise
-        print(f"cfmvit {arguments.command}: error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except MemoryError as error:
-        if os.environ.get("CFMVIT_TRACEBACK"):
-            raise
-        print(
-            f"cfmvit {arguments.command}: error: out of memory {printable(str(error))}".rstrip(),
-            file=sys.stderr,
-        )
-        return 2
-    except Exception as error:
-        if os.environ.get("CFMVIT_TRACEBACK"):
-            raise
-        what = printable(f"{type(error).__name__}: {error}")
-        print(
-            f"cfmvit {arguments.command}: internal error: {what}; this is a defect of cfmvit or a file of a kind that it does "
-            "not know: CFMVIT_TRACEBACK=1 shows where it happened",
-            file=sys.stderr,
-        )
-        return 70
+        message, code = _told(error)
+        print(f"cfmvit {arguments.command}: {printable(message)}", file=sys.stderr)
+        return code
     except KeyboardInterrupt as interrupt:
         resumable = hasattr(arguments, "resume") and (arguments.output / "checkpoint.pt").exists()
         hint = "; --resume goes on from the last checkpoint" if resumable else ""
         print(f"cfmvit {arguments.command}: interrupted{hint}", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     return 0
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """Return what to say of an error, and the exit status: 2 where a user can act on it, 70 where we must."""
+    if isinstance(error, MemoryError):
+        return f"error: out of memory {error}".rstrip(), 2
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError)):
+        return f"error: {error}", 2
+    return (
+        f"internal error: {type(error).__name__}: {error}; this is a defect of cfmvit or a file of a kind that it does not "
+        "know: CFMVIT_TRACEBACK=1 shows where it happened"
+    ), 70
 
 
 def _open_standard_streams() -> None:

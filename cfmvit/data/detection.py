@@ -59,7 +59,7 @@ class DetectionDataset:
     def annotations_path(self) -> Path:
         """The ground truth for evaluation; for shards a COCO file that is made here and lives as long as the process."""
         if self._annotations is None:
-            self._annotations = shard_annotations(self.entries, self.categories)
+            self._annotations = shard_annotations(self.entries, self.categories, self._orientation)
         return self._annotations
 
     def fingerprint(self) -> str:

@@ -53,12 +53,6 @@ def log_corrupt(error: CorruptSample) -> None:
     _LOG.warning("skipped a corrupt sample: %s (%s)", error.path, error.reason)
 
 
-def log_remarks(path: str, remarks: list[str]) -> None:
-    """Log what is odd about a sample that is taken all the same."""
-    for remark in remarks:
-        _LOG.warning("%s: %s", path, remark)
-
-
 def log_corrupt_count(count: int, total: int) -> None:
     """Log how many samples were skipped, if any were."""
     if count:
@@ -66,7 +60,7 @@ def log_corrupt_count(count: int, total: int) -> None:
 
 
 def read_rgb(path: str | Path) -> NDArray[np.uint8]:
-    """Return the image at ``path`` as uint8 (H, W, 3), as it is stored.
+    """Return the image at ``path`` as uint8 (H, W, 3), upright.
 
     Raises:
         CorruptSample: not an image, truncated, or no longer there.
@@ -103,12 +97,12 @@ def read_regular(path: str | Path) -> bytes:
 
 
 def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
-    """Return an encoded image as uint8 (H, W, 3), as it is stored.
+    """Return an encoded image as uint8 (H, W, 3), turned upright by its EXIF orientation.
 
     Raises:
         CorruptSample: naming ``name``.
     """
-    return decode_frame(content, name, None, "stored")[0]
+    return decode_frame(content, name, None, "upright")[0]
 
 
 def decode_frame(
@@ -190,9 +184,8 @@ def _is_for_upright(image: Picture, size: tuple[int, int] | None) -> bool | None
 def _orientation(image: Picture) -> int:
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except (
-        Exception
-    ):  # Pillow raises nearly anything on damaged metadata, which is no reason to refuse the pixels
+    # Pillow raises nearly anything on damaged metadata, which is no reason to refuse the pixels.
+    except Exception:
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 

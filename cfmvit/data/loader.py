@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfmvit.data.images import CorruptSample, log_corrupt, log_remarks
+from cfmvit.data.images import CorruptSample, log_corrupt
+from cfmvit.data.remarks import Remarks
 
 _PATIENCE = 1000
 
@@ -71,7 +72,7 @@ class SeededLoader:
         self.workers = workers
         self.batches_per_epoch = max(1, len(dataset) // (batch_size * world_size))
         self._skipped: dict[str, str] = {}
-        self._remarked: dict[str, list[str]] = {}
+        self._remarks = Remarks()
         self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size)
 
     @property
@@ -87,7 +88,7 @@ class SeededLoader:
     @property
     def remarked(self) -> int:
         """Number of samples met so far that were taken although something about them is odd; the log says what."""
-        return len(self._remarked)
+        return len(self._remarks)
 
     def iterate(self, start: int = 0) -> Iterator[Sample]:
         """Yield batches ``start``, ``start + 1``, ... without end.
@@ -106,9 +107,7 @@ class SeededLoader:
                     last.path, f"{last.reason}; so are all of {self._batches.patience} samples in a row"
                 )
             for key, remarks in zip(batch.get("keys", ()), batch.get("remarks", ())):
-                if remarks and key not in self._remarked:
-                    self._remarked[key] = remarks
-                    log_remarks(key, remarks)
+                self._remarks.note(key, remarks)
             yield batch
 
     def _results(self, start: int) -> Iterator[Result]:

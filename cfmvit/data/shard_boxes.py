@@ -12,7 +12,7 @@ from typing import Any
 from cfmvit.data.boxes import Usable, log_dropped
 from cfmvit.data.categories import Category, CategorySplit, shard_categories
 from cfmvit.data.entries import DetectionEntry, Found
-from cfmvit.data.images import CorruptSample, decode_frame, log_corrupt, log_corrupt_count
+from cfmvit.data.images import CorruptSample, Orientation, decode_frame, log_corrupt, log_corrupt_count
 from cfmvit.data.shards import BrokenShards, ShardSample, index_shards
 
 
@@ -75,17 +75,21 @@ def xywh(box: Any) -> list[float] | None:
     return [x1, y1, x2 - x1, y2 - y1] if 0 <= x1 < x2 < 1e6 and 0 <= y1 < y2 < 1e6 else None
 
 
-def shard_annotations(entries: list[DetectionEntry], categories: list[Category]) -> Path:
+def shard_annotations(
+    entries: list[DetectionEntry], categories: list[Category], orientation: Orientation
+) -> Path:
     """Write the ground truth of shards as a COCO file, in a temporary folder that is removed at exit.
 
-    Corrupt images are logged and left out, as they are in training.
+    Corrupt images are logged and left out, as they are in training; images are oriented as there.
     """
     images, annotations = [], []
     for entry in entries:
         assert isinstance(entry.source, ShardSample)
         try:
             # Decoded wholly: an image whose header alone is sound gets no detections, so it must not count.
-            height, width = decode_frame(entry.source.read("image"), entry.key, None, "auto")[0].shape[:2]
+            height, width = decode_frame(entry.source.read("image"), entry.key, None, orientation)[0].shape[
+                :2
+            ]
         except CorruptSample as error:
             log_corrupt(error)
             continue

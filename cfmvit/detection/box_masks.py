@@ -42,8 +42,7 @@ class BoxMasks:
     def __getitem__(self, index: Any) -> BoxMasks | Tensor:
         if isinstance(index, int):
             mask = torch.zeros(self.size, dtype=torch.bool)
-            rows, columns, inside = self._drawn(range(len(self))[index])
-            mask[rows, columns] = inside
+            self._draw(range(len(self))[index], mask)
             return mask
         return BoxMasks(self.probabilities[index], self.boxes[index], self.size)
 
@@ -54,8 +53,7 @@ class BoxMasks:
         """Return all masks as bool (n, H, W)."""
         masks = torch.zeros(len(self), *self.size, dtype=torch.bool)
         for row, mask in enumerate(masks):
-            rows, columns, inside = self._drawn(row)
-            mask[rows, columns] = inside
+            self._draw(row, mask)
         return masks
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -70,22 +68,14 @@ class BoxMasks:
             codes.append({"size": list(code["size"]), "counts": code["counts"].decode("ascii")})
         return codes
 
-    def _drawn(self, row: int) -> tuple[slice, slice, Tensor]:
-        """Resize one mask to its box, as torchvision does; return the rows and columns it covers, and bool values there."""
+    def _draw(self, row: int, mask: Tensor) -> None:
+        """Resize one mask to its box, as torchvision does, and draw it into a bool (H, W)."""
         heads = require("torchvision.models.detection.roi_heads", extra="detection")
-        height, width = self.size
         wide, scale = heads.expand_masks(self.probabilities[row : row + 1, None], padding=1)
         box = heads.expand_boxes(self.boxes[row : row + 1], scale).to(torch.int64)[0]
         # In a frame that begins at the box's corner; whole pixels, so that nothing is resampled otherwise.
         left, top = (int(corner.clamp(min=0)) for corner in box[:2])
-        right, bottom = min(int(box[2]) + 1, width), min(int(box[3]) + 1, height)
-        rows, columns = slice(top, max(top, bottom)), slice(left, max(left, right))
-        if rows.start >= rows.stop or columns.start >= columns.stop:
-            return (
-                rows,
-                columns,
-                torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=torch.bool),
-            )
-        moved = box - torch.tensor([left, top, left, top])
-        inside = heads.paste_mask_in_image(wide[0, 0], moved, rows.stop - top, columns.stop - left)
-        return rows, columns, inside > 0.5
+        inside = mask[top : max(top, int(box[3]) + 1), left : max(left, int(box[2]) + 1)]
+        if inside.numel():
+            moved = box - torch.tensor([left, top, left, top])
+            inside[:] = heads.paste_mask_in_image(wide[0, 0], moved, *inside.shape) > 0.5

@@ -8,7 +8,8 @@ from typing import Any
 
 from cfmvit._io import atomic_write
 from cfmvit.data import CorruptSample
-from cfmvit.data.images import log_corrupt, log_remarks
+from cfmvit.data.images import log_corrupt
+from cfmvit.data.remarks import Remarks
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.image_input import Prepared
 from cfmvit.progress import progress
@@ -40,6 +41,7 @@ def predict_dataset(
     ids = [category.id for category in dataset.categories]
     text = detector.vocabulary(names)
     results: list[dict[str, Any]] = []
+    remarks = Remarks()
     bar = progress(len(dataset), desc="predict")
     try:
         for start in range(0, len(dataset), batch_size):
@@ -48,7 +50,7 @@ def predict_dataset(
                 sample for sample in (_load(dataset, index) for index in indices) if sample is not None
             ]
             for sample in samples:
-                log_remarks(sample["key"], sample["remarks"])
+                remarks.note(sample["key"], sample["remarks"])
             images = [
                 Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in samples
             ]
@@ -58,6 +60,8 @@ def predict_dataset(
             bar.update(len(indices))
     finally:
         bar.close()
+    if remarks:
+        print(f"predict: {len(remarks)} images were odd in size or orientation; the log says which and how")
     path = output / "results.json"
     with atomic_write(path, "w") as file:
         json.dump(results, file)

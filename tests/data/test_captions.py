@@ -169,11 +169,11 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert abs(int(pixels.mean()) - value) <= 3
 
 
-def test_exif_orientation_is_left_alone(tmp_path: Path) -> None:
+def test_a_photograph_on_its_side_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (9, 7)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_rgb(tmp_path / "a.jpg").shape == (7, 9, 3)
+    assert read_rgb(tmp_path / "a.jpg").shape == (9, 7, 3)
 
 
 def test_an_empty_file_is_corrupt() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cfmvit.data import CorruptSample, SeededLoader
+from cfmvit.data.remarks import Remarks
 
 
 class Numbers:
@@ -149,3 +150,15 @@ def test_bad_arguments(options: dict[str, int], message: str) -> None:
 def test_an_empty_data_set() -> None:
     with pytest.raises(ValueError, match="dataset must not be empty"):
         make(Numbers(0))
+
+
+def test_odd_samples_are_counted_and_the_first_named(caplog: pytest.LogCaptureFixture) -> None:
+    remarks = Remarks()
+    with caplog.at_level(logging.WARNING, logger="cfmvit.data"):
+        for number in [*range(25), 3]:
+            remarks.note(f"{number}.jpg", ["it is turned", "it is small"])
+        remarks.note("sound.jpg", [])
+    assert len(remarks) == 25
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[:2] == ["0.jpg: it is turned", "0.jpg: it is small"]
+    assert messages[20:] == ["further odd samples are counted, not named"]

@@ -26,7 +26,12 @@ SUFFIXES = (".h", ".cuh", ".cu", ".cpp")
 SUITES = {
     "masking": ["test_masking.py"],
     "reconstruction": ["test_reconstruction.py"],
-    "regions": ["test_regions.py", "test_regions_pool.py", "test_regions_scores.py"],
+    "regions": [
+        "test_regions.py",
+        "test_regions_pyramid.py",
+        "test_regions_pool.py",
+        "test_regions_scores.py",
+    ],
 }
 # What is no question to a kernel; what a GPU does otherwise: values of noise and boxes are not looked at, chunks of a projection are
 # larger; and many tokens, which take long.

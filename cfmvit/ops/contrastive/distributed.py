@@ -19,8 +19,8 @@ from cfmvit.ops.contrastive.native import compute_dtype
 from cfmvit.ops.contrastive.text_exchange import EXCHANGES, Block, Gather
 
 
-class Place(NamedTuple):
-    """Where a loss over many ranks is computed, and by what."""
+class Ranks(NamedTuple):
+    """The ranks that a loss is computed over, and how they do it."""
 
     group: dist.ProcessGroup
     exchange: str  # a key of EXCHANGES
@@ -34,37 +34,37 @@ class Place(NamedTuple):
 
 
 def contrastive_lse(
-    image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, place: Place
+    image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, ranks: Ranks
 ) -> tuple[Tensor, ...]:
     """Do what the op of that name does, for the own rows of the logits of all ranks and the columns of the own texts.
 
     image (b, D), text (b, D), groups (b,) -> positive, image_shift, image_sum, text_shift, text_sum, image_max, text_max: (b,)
     each, the last two of no elements without groups. The gradients given back are those of the sum of the ranks' losses. `groups` is compared across ranks.
     """
-    return _Lse.apply(image, text, logit_scale, groups, place)
+    return _Lse.apply(image, text, logit_scale, groups, ranks)
 
 
 def sigmoid_loss(
-    image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, place: Place
+    image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, ranks: Ranks
 ) -> Tensor:
     """Do what the op of that name does, for the own rows of the logits of all ranks. Gradients as above."""
-    return _Sigmoid.apply(image, text, logit_scale, logit_bias, place)
+    return _Sigmoid.apply(image, text, logit_scale, logit_bias, ranks)
 
 
 class _Lse(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, place: Place
+        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None, ranks: Ranks
     ) -> tuple[Tensor, ...]:
-        world, rows = dist.get_world_size(place.group), text.shape[0]
-        exchange = EXCHANGES[place.exchange].start(text.contiguous(), place.group)
-        all_groups = None if groups is None else collectives.gather_rows(groups, place.group)
+        world, rows = dist.get_world_size(ranks.group), text.shape[0]
+        exchange = EXCHANGES[ranks.exchange].start(text.contiguous(), ranks.group)
+        all_groups = None if groups is None else collectives.gather_rows(groups, ranks.group)
         # What each rank knows of every text: shift, sum and, with groups, the largest among others.
         columns = image.new_empty(2 if groups is None else 3, world * rows, dtype=compute_dtype(image))
         of_rows = []
         for block in exchange.blocks():
             theirs = None if all_groups is None else all_groups[block.columns]
-            found = place.op("contrastive_lse")(
+            found = ranks.op("contrastive_lse")(
                 image, block.text, logit_scale, block.label_offset, groups, theirs
             )
             if block.label_offset == 0:
@@ -72,7 +72,7 @@ class _Lse(torch.autograd.Function):
             of_rows.append([found[1], found[2], found[5]])
             for of_rank, of_block in zip(columns, (found[3], found[4], found[6]), strict=False):
                 of_rank[block.columns] = of_block
-        of_columns = collectives.exchange(columns.view(-1, world, rows).transpose(0, 1), place.group)
+        of_columns = collectives.exchange(columns.view(-1, world, rows).transpose(0, 1), ranks.group)
         shifts, row_sums = (torch.stack(x) for x in list(zip(*of_rows, strict=True))[:2])
         image_shift, image_sum = _merged(shifts, row_sums, logit_scale)
         text_shift, text_sum = _merged(of_columns[:, 0], of_columns[:, 1], logit_scale)
@@ -83,7 +83,7 @@ class _Lse(torch.autograd.Function):
 
         ctx.mark_non_differentiable(image_shift, text_shift, image_max, text_max)
         ctx.save_for_backward(image, text, logit_scale, exchange.kept, image_shift, text_shift)
-        ctx.place = place
+        ctx.ranks = ranks
         return positive, image_shift, image_sum, text_shift, text_sum, image_max, text_max
 
     @staticmethod
@@ -91,7 +91,7 @@ class _Lse(torch.autograd.Function):
         ctx: Any, grad_positive: Tensor, _: None, grad_image_sum: Tensor, __: None, grad_text_sum: Tensor, *___: None
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         image, _, logit_scale, kept, image_shift, text_shift = (x.detach() for x in ctx.saved_tensors)
-        group, (needs_image, needs_text, needs_scale, *_) = ctx.place.group, ctx.needs_input_grad
+        group, (needs_image, needs_text, needs_scale, *_) = ctx.ranks.group, ctx.needs_input_grad
         shifts, grad_sums = (
             x.contiguous()
             for x in collectives.gather_rows(torch.stack((text_shift, grad_text_sum), 1), group).unbind(1)
@@ -100,7 +100,7 @@ class _Lse(torch.autograd.Function):
 
         def gradient_of(block: Block) -> Tensor:
             own = block.label_offset is not None
-            grad_image, grad_text, grad_scale = ctx.place.op("contrastive_lse_backward")(
+            grad_image, grad_text, grad_scale = ctx.ranks.op("contrastive_lse_backward")(
                 image, block.text, logit_scale, block.label_offset, image_shift, shifts[block.columns],
                 grad_positive if own else grad_positive[:0], grad_image_sum, grad_sums[block.columns],
                 needs_image, needs_text, True,
@@ -108,7 +108,7 @@ class _Lse(torch.autograd.Function):
             sums.add(grad_image, grad_scale)
             return grad_text
 
-        grad_text = EXCHANGES[ctx.place.exchange](kept, group).scatter(gradient_of, needs_text)
+        grad_text = EXCHANGES[ctx.ranks.exchange](kept, group).scatter(gradient_of, needs_text)
         grad_scale = sums.scalars[0] if needs_scale else None
         grads = sums.image if needs_image else None, grad_text, grad_scale
         return *_once(grads, ctx.saved_tensors), None, None
@@ -121,18 +121,18 @@ class _Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, place: Place
+        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, ranks: Ranks
     ) -> Tensor:
-        exchange = EXCHANGES[place.exchange].start(text.contiguous(), place.group)
+        exchange = EXCHANGES[ranks.exchange].start(text.contiguous(), ranks.group)
         needed = ctx.needs_input_grad[:2] if isinstance(exchange, Gather) else (False, False)
         sums, grad_texts = _Sums(), {}
         for block in exchange.blocks():
-            loss, grad_image, grad_texts[block.columns.start], *scalars = place.op("sigmoid_loss_with_gradients")(
+            loss, grad_image, grad_texts[block.columns.start], *scalars = ranks.op("sigmoid_loss_with_gradients")(
                 image, block.text, logit_scale, logit_bias, block.label_offset, *needed
             )  # fmt: skip
             sums.add(grad_image, loss, *scalars)
         loss, *grads = sums.scalars
-        ctx.place, ctx.columns = place, list(grad_texts)
+        ctx.ranks, ctx.columns = ranks, list(grad_texts)
         inputs = (image, text, logit_scale, logit_bias)
         ctx.save_for_backward(*inputs, exchange.kept, sums.image, *grads, *grad_texts.values())
         return loss
@@ -141,14 +141,14 @@ class _Sigmoid(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         image, _, logit_scale, logit_bias, kept, grad_image, *grads = (x.detach() for x in ctx.saved_tensors)
         grad, grad_texts = grad.detach(), dict(zip(ctx.columns, grads[2:], strict=True))
-        exchange = EXCHANGES[ctx.place.exchange](kept, ctx.place.group)
+        exchange = EXCHANGES[ctx.ranks.exchange](kept, ctx.ranks.group)
         needs_image, needs_text, *needs_scalars = ctx.needs_input_grad[:4]
         sums = _Sums()
 
         def gradient_of(block: Block) -> Tensor:
             if isinstance(exchange, Gather):
                 return grad_texts[block.columns.start] * grad
-            _, grad_image, grad_text, *_ = ctx.place.op("sigmoid_loss_with_gradients")(
+            _, grad_image, grad_text, *_ = ctx.ranks.op("sigmoid_loss_with_gradients")(
                 image, block.text, logit_scale, logit_bias, block.label_offset, needs_image, needs_text
             )
             sums.add(grad_image)

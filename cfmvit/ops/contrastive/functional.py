@@ -141,18 +141,18 @@ def info_nce(
     chosen = _implementation("info_nce", "info_nce", image, impl)
     weights = {"image_to_text": (1.0, 0.0), "text_to_image": (0.0, 1.0)}.get(direction, (0.5, 0.5))
     own = slice(label_offset, label_offset + image.shape[0])
-    place = None
+    ranks = None
     if process_group is not None:
         options = return_stats, group_ids is not None
-        place = _place("info_nce", image, text, process_group, exchange, chosen, *options)
+        ranks = _agree("info_nce", image, text, process_group, exchange, chosen, *options)
         image, text = _unrounded(image, text)
-    if place is None and chosen != "reference" and reduction != "none" and not return_stats:
+    if ranks is None and chosen != "reference" and reduction != "none" and not return_stats:
         loss, *_ = native.OPS["info_nce"](
             image, text, logit_scale, label_offset, *weights, reduction == "mean"
         )
     else:
-        groups = _stats_groups(text, group_ids, place) if return_stats else None
-        *found, image_max, text_max = _lse(image, text, logit_scale, own, groups, place, chosen)
+        groups = _stats_groups(text, group_ids, ranks) if return_stats else None
+        *found, image_max, text_max = _lse(image, text, logit_scale, own, groups, ranks, chosen)
         loss = _reduced(found, logit_scale, weights, reduction, chosen)
     if group_ids is not None or label_smoothing > 0:
         leads = lead_over_target(image, text, own, group_ids, label_smoothing, process_group)
@@ -173,12 +173,12 @@ def _lse(
     logit_scale: Tensor,
     own: slice,
     groups: Tensor | None,
-    place: distributed.Place | None,
+    ranks: distributed.Ranks | None,
     impl: str,
 ) -> tuple[Tensor, ...]:
     """What contrastive_lse gives for the own pairs: (B,) each, the maxima only with groups (T,)."""
-    if place is not None:
-        return distributed.contrastive_lse(image, text, logit_scale, groups, place)
+    if ranks is not None:
+        return distributed.contrastive_lse(image, text, logit_scale, groups, ranks)
     op = reference.contrastive_lse if impl == "reference" else native.OPS["contrastive_lse"]
     of_images = None if groups is None else groups[own]
     found = op(image, text, logit_scale, own.start, of_images, groups)
@@ -280,8 +280,8 @@ def siglip_loss(
     logit_bias = torch.zeros_like(logit_scale) if logit_bias is None else logit_bias.to(logit_scale.dtype)
     chosen = _implementation(op, "sigmoid_loss", image, impl)
     if process_group is not None:
-        place = _place(op, image, text, process_group, exchange, chosen)
-        loss = distributed.sigmoid_loss(*_unrounded(image, text), logit_scale, logit_bias, place)
+        ranks = _agree(op, image, text, process_group, exchange, chosen)
+        loss = distributed.sigmoid_loss(*_unrounded(image, text), logit_scale, logit_bias, ranks)
     elif chosen == "reference":
         loss = reference.sigmoid_loss(image, text, logit_scale, logit_bias, 0)
     else:
@@ -296,9 +296,9 @@ def _implementation(function: str, op: str, image: Tensor, impl: str | None) -> 
     return implementation(op, image, impl, native.why_not_triton, name=function)
 
 
-def _place(
+def _agree(
     op: str, image: Tensor, text: Tensor, group: ProcessGroup, exchange: str | None, impl: str, *options: bool
-) -> distributed.Place:
+) -> distributed.Ranks:
     """Agree with the other ranks on what is to be exchanged."""
     exchange = text_exchange.choose(exchange, text, group)
     collectives.check_alike(
@@ -310,7 +310,7 @@ def _place(
         exchange=list(text_exchange.EXCHANGES).index(exchange),
         options=tuple(map(int, options)),
     )
-    return distributed.Place(group, exchange, impl)
+    return distributed.Ranks(group, exchange, impl)
 
 
 def _unrounded(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -328,8 +328,8 @@ def _autocast(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     return image.to(dtype), text.to(dtype)
 
 
-def _stats_groups(text: Tensor, group_ids: Tensor | None, place: distributed.Place | None) -> Tensor:
+def _stats_groups(text: Tensor, group_ids: Tensor | None, ranks: distributed.Ranks | None) -> Tensor:
     if group_ids is not None:
         return group_ids.to(torch.int64)
-    first = 0 if place is None else dist.get_rank(place.group) * text.shape[0]
+    first = 0 if ranks is None else dist.get_rank(ranks.group) * text.shape[0]
     return torch.arange(first, first + text.shape[0], device=text.device)

@@ -38,7 +38,6 @@ from cfmvit.ops.contrastive.op_checks import (
     check_weights,
 )
 from cfmvit.ops.shared import library
-from cfmvit.ops.shared.checks import same_device
 from cfmvit.ops.shared.fake_kernel import on_one_device, register_fake
 from cfmvit.ops.shared.native_op import NativeOp
 
@@ -252,18 +251,14 @@ def why_not_triton(features: Tensor) -> str:
 
 
 def _in_triton(name: str):
-    schema = getattr(torch.ops.cfmvit, name).default._schema
-
     def run(*args):
         from cfmvit.triton_kernels import contrastive  # only here: importing cfmvit.ops must not need Triton
 
-        named = zip((x.name for x in schema.arguments), args, strict=True)
-        same_device(name, **{argument: x for argument, x in named if isinstance(x, Tensor)})
         _CHECKS[name](*args)
         with torch.cuda.device(args[0].device):  # Triton launches on the current device
             return getattr(contrastive, name)(*args)
 
-    return run
+    return on_one_device(name, run)
 
 
 def _register() -> dict[str, NativeOp]:

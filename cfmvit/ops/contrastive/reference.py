@@ -6,18 +6,18 @@ Letters: B images, T texts, D width. Features of any floating dtype are taken to
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfmvit.ops.shared.precision import no_autocast
+
 
 def similarities_of(image: Tensor, text: Tensor) -> Tensor:
     """Similarities (B, T) of image (B, D) and text (T, D) in at least float32."""
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
-    device = image.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+    with no_autocast(image):
         return image.to(dtype) @ text.to(dtype).T
 
 
@@ -127,9 +127,10 @@ def pair_loss_with_gradients(
     loss = pair_loss(*found, image_weight, text_weight, mean)
     slopes, by_sums = [], []
     for weight, shift, total in ((image_weight, image_shift, image_sum), (text_weight, text_shift, text_sum)):
-        counts = (total != 0) & (weight != 0)
+        alone, undefined = _without_loss(positive, total, logit_scale)
+        counts = ~alone & (weight != 0)
         safe = torch.where(counts, total, 1)
-        slope = (safe.log() - logit_scale * (positive - shift)).sigmoid()
+        slope = (safe.log() - logit_scale * (positive - shift) + undefined).sigmoid()
         slopes.append(torch.where(counts, (weight / positive.shape[0] if mean else weight) * slope, 0))
         by_sums.append(slopes[-1] / safe)
     slope = slopes[0] + slopes[1]
@@ -173,14 +174,18 @@ def pair_losses(
     losses = torch.zeros_like(positive)
     for weight, shift, total in ((image_weight, image_shift, image_sum), (text_weight, text_shift, text_sum)):
         if weight:
-            # Infinity less infinity, as of a softmax: NaN, and so is its gradient.
-            undefined = (logit_scale * positive == math.inf) | ((total == 0) & ~positive.isfinite())
-            alone = (total == 0) & ~undefined  # no negatives, no loss
+            alone, undefined = _without_loss(positive, total, logit_scale)
             ahead = torch.where(alone, 0, logit_scale * (positive - shift))
-            ahead = _with_gradient_of(logit_scale * positive, ahead) + torch.where(undefined, math.nan, 0.0)
+            ahead = _with_gradient_of(logit_scale * positive, ahead) - undefined
             loss = -F.logsigmoid(ahead - torch.where(alone, 1, total).log())
             losses = losses + weight * torch.where(alone, 0, loss)
     return losses
+
+
+def _without_loss(positive: Tensor, total: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pairs (B,) have a probability of one, having no negatives; and NaN (B,) where infinity less infinity is, else 0."""
+    undefined = (logit_scale * positive == math.inf) | ((total == 0) & ~positive.isfinite())
+    return (total == 0) & ~undefined, torch.where(undefined, math.nan, 0.0).to(positive.dtype)
 
 
 def _own(image: Tensor, text: Tensor, label_offset: int | None) -> Tensor:

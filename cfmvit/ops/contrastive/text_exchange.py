@@ -28,7 +28,7 @@ class Block(NamedTuple):
     """Texts of one or more ranks."""
 
     text: Tensor  # (n, D)
-    columns: slice  # their place among the texts of all ranks
+    columns: slice  # which of the texts of all ranks they are
     label_offset: int | None  # 0 for the own texts, None for those of others
 
 
