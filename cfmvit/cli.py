@@ -310,3 +310,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from cfmvit.info import report
 
     print(report())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

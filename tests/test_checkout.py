@@ -63,10 +63,13 @@ def test_the_installed_libraries_are_found(checkout: Path, installed: Path) -> N
     assert all(path.startswith(str(installed)) for path in others)
 
 
-@pytest.mark.parametrize("command", ["cfmvit.cli info", "bench --help"])
-def test_modules_run_there(checkout: Path, installed: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "printed"), [("cfmvit.cli info", "cfmvit 0."), ("bench --help", "usage: cfmvit bench")]
+)
+def test_modules_run_there(checkout: Path, installed: Path, command: str, printed: str) -> None:
     done = python(checkout, "-m", *command.split(), also=installed)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(printed)
     assert "many times slower" not in done.stderr
 
 

@@ -43,6 +43,11 @@ def test_the_package_is_the_command() -> None:
     assert done.stderr.startswith("cfmvit evaluate: error: either --results")
 
 
+@pytest.mark.parametrize("module", ["cfmvit", "cfmvit.cli", "cfmvit.bench"])
+def test_a_module_is_the_command(module: str) -> None:
+    assert python("-m", module, "--help").stdout.startswith("usage: cfmvit")
+
+
 @pytest.mark.parametrize(
     ("hidden", "statement", "needs"),
     [
