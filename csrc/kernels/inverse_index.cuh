@@ -51,8 +51,7 @@ __global__ void __launch_bounds__(kBlock)
 inline void invert(const Sources& sources, InverseEntries* inverse, int64_t batch, int64_t num_tokens,
                    cudaStream_t stream) {
   if (batch * num_tokens == 0) return;
-  launch(invert_kernel<kThreads>, dim3(grid_size(batch)), dim3(kThreads), 0, stream, sources, inverse,
-         num_tokens);
+  launch(invert_kernel<kThreads>, grid_size(batch), dim3(kThreads), 0, stream, sources, inverse, num_tokens);
 }
 
 }  // namespace cfmvit::kernels

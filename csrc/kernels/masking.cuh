@@ -120,8 +120,7 @@ inline dim3 owner_block(int64_t vecs) {
   return dim3(static_cast<unsigned>(lanes), static_cast<unsigned>(kThreads / lanes));
 }
 inline dim3 owner_grid(int64_t num_tokens, int64_t partials, int64_t vecs, dim3 block) {
-  return dim3(grid_size(ceil_div(num_tokens, block.y)), grid_size(partials),
-              grid_size(ceil_div(vecs, block.x)));
+  return grid_size(ceil_div(num_tokens, block.y), partials, ceil_div(vecs, block.x));
 }
 
 // How many samples each partial sum over the batch adds.
@@ -133,9 +132,9 @@ inline int64_t samples_per_partial(int64_t batch, int64_t num_tokens, int64_t wi
 template <typename S>
 void scatter_tokens(ScatterTokens<S> s, cudaStream_t stream) {
   if (s.batch * s.num_tokens * s.width == 0) return;
-  constexpr int64_t kSamples = 4, kMaxPartials = 65535;
-  if (!s.partial)
-    s.samples = kSamples < ceil_div(s.batch, kMaxPartials) ? ceil_div(s.batch, kMaxPartials) : kSamples;
+  constexpr int64_t kSamples = 4;
+  const int64_t least = ceil_div(s.batch, kMostBlocksYZ);
+  if (!s.partial) s.samples = kSamples < least ? least : kSamples;
   dispatch_vec<16 / sizeof(S)>(
       s.width, {s.grad[0].data, s.grad[1].data, s.out},
       {s.grad[0].sample, s.grad[0].token, s.grad[1].sample, s.grad[1].token}, {sizeof(S)}, [&](auto v) {

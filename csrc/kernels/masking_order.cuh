@@ -49,8 +49,8 @@ void random_masking(const S* noise, int64_t sample, int64_t column, int64_t* kee
                     int64_t* restore, int64_t batch, int64_t count, int64_t kept, cudaStream_t stream) {
   if (batch * count == 0) return;
   const int64_t tiles = ceil_div(count, kThreads);
-  launch(random_masking_kernel<S>, dim3(grid_size(batch * tiles)), dim3(kThreads), 0, stream, noise, sample,
-         column, keep, masked, restore, count, kept, tiles);
+  launch(random_masking_kernel<S>, grid_size(batch * tiles), dim3(kThreads), 0, stream, noise, sample, column,
+         keep, masked, restore, count, kept, tiles);
 }
 
 }  // namespace cfmvit::kernels

@@ -90,7 +90,7 @@ void gather_patches(const GatherPatches<In, Out>& g, cudaStream_t stream) {
         constexpr int V = decltype(v)::value;
         const dim3 block = row_block(width / V);
         const int64_t blocks = ceil_div(rows, block.y);
-        const dim3 grid(grid_size(blocks < kMostBlocks ? blocks : kMostBlocks));
+        const dim3 grid = grid_size(blocks < kMostBlocks ? blocks : kMostBlocks);
         launch(gather_patches_kernel<In, Out, V>, grid, block, 2 * g.grid.channels * sizeof(Wider<In, Out>),
                stream, g, PatchDividers(g.grid, V));
       });

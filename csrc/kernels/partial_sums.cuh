@@ -7,10 +7,11 @@
 namespace cfmvit::kernels {
 
 // How many partial sums a sum over `rows` rows is split into, so that `owners` threads times their number
-// fill a GPU. It depends on shapes only, so the bits are the same on every GPU.
+// fill a GPU, and a grid takes them. It depends on shapes only, so the bits are the same on every GPU.
 inline int64_t num_partials(int64_t rows, int64_t owners) {
   constexpr int64_t kWanted = 1 << 17;
-  const int64_t partials = ceil_div(kWanted, owners < 1 ? 1 : owners), most = ceil_div(rows, 4);
+  const int64_t wanted = ceil_div(kWanted, owners < 1 ? 1 : owners), most = ceil_div(rows, 4);
+  const int64_t partials = wanted < kMostBlocksYZ ? wanted : kMostBlocksYZ;
   return partials < most ? partials : most < 1 ? 1 : most;
 }
 
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
   from_acc(sum, out[blockIdx.y * columns + c]);
 }
 
-// rows_per_partial: at least rows / 65535
+// One launch for as many partial sums as a grid takes.
 template <typename In, typename Out>
 void column_sums(const In* in, int64_t stride, Out* out, int64_t rows, int64_t rows_per_partial,
                  int64_t columns, cudaStream_t stream) {
@@ -43,9 +44,13 @@ void column_sums(const In* in, int64_t stride, Out* out, int64_t rows, int64_t r
   const int64_t partials = rows > 0 ? ceil_div(rows, rows_per_partial) : 1;
   unsigned across = 1;
   while (across < kThreads / kLanes && across < rows_per_partial) across *= 2;
-  const dim3 grid(grid_size(ceil_div(columns, kLanes)), grid_size(partials));
-  launch(column_sums_kernel<In, Out>, grid, dim3(kLanes, across), 0, stream, in, stride, out, rows,
-         rows_per_partial, columns);
+  for (int64_t first = 0; first < partials; first += kMostBlocksYZ) {
+    const int64_t left = partials - first, skipped = first * rows_per_partial;
+    launch(column_sums_kernel<In, Out>,
+           grid_size(ceil_div(columns, kLanes), left < kMostBlocksYZ ? left : kMostBlocksYZ),
+           dim3(kLanes, across), 0, stream, in + skipped * stride, stride, out + first * columns,
+           rows - skipped, rows_per_partial, columns);
+  }
 }
 
 template <typename Real>

@@ -144,7 +144,7 @@ bool vectorisable(const Pyramid<S>& maps, const Bins<B>& bins, int64_t channels)
 template <typename S>
 void gather(const Gather<S>& op, int64_t boxes, cudaStream_t stream) {
   const auto blocks = [](int64_t count, int64_t each) {
-    return static_cast<unsigned>(std::min<int64_t>((count + each - 1) / each, 65535));
+    return static_cast<unsigned>(std::min<int64_t>((count + each - 1) / each, kMostBlocksYZ));
   };
   const int64_t bins = int64_t{op.tables.y.bins} * op.tables.x.bins;
   const auto boxes_x = static_cast<unsigned>(boxes);

@@ -312,8 +312,7 @@ void pool(Gather<S> op, const MatmulBoxes& products, int64_t boxes, cudaStream_t
       const auto rows = static_cast<int32_t>(op.maps.level[0].height);
       for_each(boxes, MatmulGroup{op.tables, rows, products.group}, stream);
       make_groups(products.group, boxes, products.groups, stream);
-      const dim3 grid(static_cast<unsigned>((boxes + kTileBoxes - 1) / kTileBoxes),
-                      static_cast<unsigned>((op.channels + kTileChannels - 1) / kTileChannels));
+      const dim3 grid = grid_size(ceil_div(boxes, kTileBoxes), ceil_div(op.channels, kTileChannels));
       launch(products_kernel<S>, grid, kMatmulThreads, 0, stream, op, products.groups);
     }
   }

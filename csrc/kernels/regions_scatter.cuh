@@ -183,9 +183,9 @@ void scatter(const Pyramid<G>& maps, const Tables<acc_t<S>>& tables, const Group
   const int64_t threads = std::min<int64_t>(kScatterThreads, (vecs + 31) / 32 * 32);
   if (channels == 0) return;
   launch(vectorisable<V>(maps, grad, channels) ? scatter_kernel<S, G, true> : scatter_kernel<S, G, false>,
-         dim3(static_cast<unsigned>(stretches.count), static_cast<unsigned>((vecs + threads - 1) / threads)),
-         static_cast<unsigned>(threads), threads * kScatterPixels * sizeof(Vec<acc_t<S>, V>), stream, maps,
-         stretches, tables, by_map, grad, channels);
+         grid_size(stretches.count, ceil_div(vecs, threads)), static_cast<unsigned>(threads),
+         threads * kScatterPixels * sizeof(Vec<acc_t<S>, V>), stream, maps, stretches, tables, by_map, grad,
+         channels);
 }
 
 }  // namespace cfmvit::kernels

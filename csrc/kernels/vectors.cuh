@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "kernels/portable.cuh"
@@ -115,10 +116,14 @@ void dispatch_vec(int64_t width, std::initializer_list<const void*> addresses,
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A number of blocks as a grid takes it.
-inline unsigned grid_size(int64_t blocks) {
-  if (blocks > INT32_MAX) throw std::length_error("a grid of more than 2**31 - 1 blocks");
-  return static_cast<unsigned>(blocks);
+// Numbers of blocks as a grid takes them.
+constexpr int64_t kMostBlocksYZ = 65535;
+inline dim3 grid_size(int64_t x, int64_t y = 1, int64_t z = 1) {
+  if (x > INT32_MAX || y > kMostBlocksYZ || z > kMostBlocksYZ) {
+    throw std::length_error("sizes must fit a grid, of at most 2**31 - 1, 65535 and 65535 blocks, got (" +
+                            std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")");
+  }
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
 // A block of whole rows: as many lanes a row as it has vectors, up to a warp.
@@ -127,6 +132,6 @@ inline dim3 row_block(int64_t vecs) {
   while (lanes < kLanes && lanes < vecs) lanes *= 2;
   return dim3(lanes, kThreads / lanes);
 }
-inline dim3 row_grid(int64_t rows, dim3 block) { return dim3(grid_size(ceil_div(rows, block.y))); }
+inline dim3 row_grid(int64_t rows, dim3 block) { return grid_size(ceil_div(rows, block.y)); }
 
 }  // namespace cfmvit::kernels

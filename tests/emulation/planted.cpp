@@ -1,6 +1,6 @@
 // Kernels with planted faults: what the emulation must catch.
 #include "cases.h"
-#include "kernels/portable.cuh"
+#include "kernels/masking.cuh"
 
 namespace cfmvit::emulation {
 
@@ -93,6 +93,27 @@ KERNEL(launches) {
   const auto word = [&](int i) { return static_cast<unsigned>(size[i]); };
   kernels::launch(nothing, dim3(word(0), word(1), word(2)), dim3(word(3), word(4), word(5)), word(6),
                   nullptr);
+}
+
+KERNEL(grids) {
+  const int64_t* size = job["size"].data<const int64_t>();
+  kernels::launch(nothing, kernels::grid_size(size[0], size[1], size[2]), 1, 0, nullptr);
+}
+
+KERNEL(samples_per_partial) {
+  const int64_t* shapes = job["shapes"].data<const int64_t>();  // batch, tokens, width
+  const int64_t count = job["shapes"].size(0);
+  int64_t* out = job.output<int64_t>("out", {count});
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = kernels::samples_per_partial(shapes[3 * i], shapes[3 * i + 1], shapes[3 * i + 2]);
+  }
+}
+
+KERNEL(column_sums) {
+  const int64_t rows = job["in"].size(0), columns = job["in"].size(1), each = job.integer("each");
+  kernels::column_sums(job.data<float>("in"), columns,
+                       job.output<float>("out", {kernels::ceil_div(rows, each), columns}), rows, each,
+                       columns, nullptr);
 }
 
 }  // namespace cfmvit::emulation

@@ -86,3 +86,27 @@ def test_launches_beyond_any_gpu(planted: Emulator, size: tuple[int, ...], messa
     planted("launches", {"size": torch.tensor([0, 1, 1, 2048, 1, 1, 0])})  # an empty grid is no launch
     with pytest.raises(EmulationError, match=message):
         planted("launches", {"size": torch.tensor(size)})
+
+
+@pytest.mark.parametrize("size", [(2**31, 1, 1), (1, 65536, 1), (1, 1, 65536)])
+def test_grids_beyond_any_gpu_are_refused_before_the_launch(planted: Emulator, size: tuple[int, ...]) -> None:
+    planted("grids", {"size": torch.tensor([3, 1, 2])})
+    with pytest.raises(
+        EmulationError, match="sizes must fit a grid, .* got .*{}".format(", ".join(map(str, size)))
+    ):
+        planted("grids", {"size": torch.tensor(size)})
+
+
+def test_partial_sums_over_a_batch_fit_a_grid(planted: Emulator) -> None:
+    shapes = torch.tensor(
+        [(batch, n, d) for batch in (4, 262_141, 2**31) for n, d in ((1, 1), (1, 9), (196, 768))]
+    )
+    samples = planted("samples_per_partial", {"shapes": shapes})["out"]
+    assert (-(-shapes[:, 0] // samples) <= 65_535).all()
+
+
+@pytest.mark.long
+def test_sums_of_more_rows_than_a_grid_takes(planted: Emulator) -> None:
+    """More than 65,535 partial sums: by 256 rows each, as the projection's bias has them, 16,776,960 rows."""
+    numbers = torch.arange(65_537.0)[:, None]
+    assert torch.equal(planted("column_sums", {"in": numbers, "each": 1}, seeds=[1])["out"], numbers)
