@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import chain, count, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,19 +33,20 @@ class Dataset(Protocol):
 class SeededLoader:
     """Batches of a data set without end, each addressable by its number.
 
-    Each epoch is a permutation, cut into batches of all ranks; what is left over, less than one batch, waits for another
+    Each epoch is a permutation, cut into batches; what is left over, less than one batch, waits for another
     epoch. So no sample comes twice in a batch, where a contrastive loss would take it for its own negative. Only data
     with fewer samples than a batch repeats them. A sample's own randomness is seeded by (seed, epoch, index). So the batches
-    are the same for any number of workers, and an interrupted run goes on exactly.
+    are the same for any number of workers, ranks and pieces, and an interrupted run goes on exactly.
 
     A corrupt sample is replaced by the next sound one that is not in the batch, logged once and counted.
 
     Args:
         dataset: see ``Dataset``.
-        batch_size: samples in a batch of this rank.
+        batch_size: samples in a batch of all ranks.
         workers: processes that load ahead; 0 loads in this one.
         collate: makes a batch from a list of samples.
-        rank, world_size: this process takes every ``world_size``-th batch.
+        rank, world_size: this process takes the ``rank``-th of ``world_size`` equal parts of each batch.
+        pieces: it yields its part in as many equal pieces, one after another.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class SeededLoader:
         collate: Callable[[list[Sample]], Sample],
         rank: int = 0,
         world_size: int = 1,
+        pieces: int = 1,
     ) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
             if value < least:
@@ -66,14 +68,18 @@ class SeededLoader:
             raise ValueError(
                 f"SeededLoader: rank must lie in 0 .. world_size - 1, got {rank} of {world_size}"
             )
+        if pieces < 1 or batch_size % (world_size * pieces):
+            raise ValueError(
+                f"SeededLoader: batch_size must be a multiple of {world_size} ranks times {pieces} pieces, got {batch_size}"
+            )
         if len(dataset) == 0:
             raise ValueError("SeededLoader: dataset must not be empty, got 0 samples")
         self.batch_size = batch_size
         self.workers = workers
-        self.batches_per_epoch = max(1, len(dataset) // (batch_size * world_size))
+        self.batches_per_epoch = max(1, len(dataset) // batch_size)
         self._skipped: dict[str, str] = {}
         self._remarks = Remarks()
-        self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size)
+        self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size, pieces)
 
     @property
     def skipped(self) -> int:
@@ -91,7 +97,7 @@ class SeededLoader:
         return len(self._remarks)
 
     def iterate(self, start: int = 0) -> Iterator[Sample]:
-        """Yield batches ``start``, ``start + 1``, ... without end.
+        """Yield pieces ``start``, ``start + 1``, ... of this rank without end; the first batch's come first.
 
         Raises:
             CorruptSample: 1000 samples in a row, or all there are, are corrupt.
@@ -127,7 +133,7 @@ class SeededLoader:
 
 
 class _Batches(torch.utils.data.Dataset[Result]):
-    """Maps a batch number to the batch and the corrupt samples met in making it."""
+    """Maps a piece's number to the piece and the corrupt samples met in making it."""
 
     def __init__(
         self,
@@ -137,28 +143,42 @@ class _Batches(torch.utils.data.Dataset[Result]):
         collate: Callable[[list[Sample]], Sample],
         rank: int,
         world_size: int,
+        pieces: int,
     ) -> None:
         self.dataset, self.collate, self.seed = dataset, collate, seed
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.batch_size, self.pieces = batch_size, pieces
+        self.piece, self.first = batch_size // (world_size * pieces), rank * pieces
         self.patience = min(len(dataset), _PATIENCE)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def __getitem__(self, number: int) -> Result:
-        whole = self.batch_size * self.world_size
-        epoch, within = divmod(number, max(1, len(self.dataset) // whole))
+        number, piece = divmod(number, self.pieces)
+        epoch, within = divmod(number, max(1, len(self.dataset) // self.batch_size))
         order = self._permutation(epoch)
-        planned = order[within * whole : (within + 1) * whole]
-        mine = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        taken = {int(index) for index in planned}
+        mine = range((self.first + piece) * self.piece, (self.first + piece + 1) * self.piece)
         corrupt: list[CorruptSample] = []
-        samples = []
+        samples: list[Sample] = []
+        taken: set[int] = set()
         for place in mine:
-            sample = self._load(int(planned[place % len(planned)]), epoch, taken, corrupt)
+            sample = self._load(self._candidates(order, within, place), epoch, taken, corrupt)
             if sample is None:
                 # Returned, not raised: what a worker raises reaches the main process as another type.
                 return None, corrupt
             samples.append(sample)
         return self.collate(samples), corrupt
+
+    def _candidates(self, order: NDArray[np.int64], within: int, place: int) -> Iterator[int]:
+        """Yield the sample of a place in a batch, then those that may replace it: its own share of the samples that are not in
+        the batch, so that no other piece takes the same, the rest of them, and those of the batch last.
+        """
+        start, count = within * self.batch_size, len(order)
+        planned = order[start : start + self.batch_size]
+        yield int(planned[place % len(planned)])
+        left = count - len(planned)
+        own = range(place, left, self.batch_size)
+        for number in chain(own, (n for n in range(left) if n not in own)):
+            yield int(order[(start + self.batch_size + number) % count])
+        yield from (int(index) for index in planned)
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._order[0] != epoch:
@@ -166,18 +186,31 @@ class _Batches(torch.utils.data.Dataset[Result]):
             self._order = (epoch, rng.permutation(len(self.dataset)))
         return self._order[1]
 
-    def _load(self, index: int, epoch: int, taken: set[int], corrupt: list[CorruptSample]) -> Sample | None:
-        """Load a sample, or the next sound one that is not ``taken`` yet; where all others are, one that is."""
-        others = [(index + step) % len(self.dataset) for step in range(1, self.patience)]
-        for candidate in (index, *sorted(others, key=lambda other: other in taken)):
+    def _load(
+        self, candidates: Iterator[int], epoch: int, taken: set[int], corrupt: list[CorruptSample]
+    ) -> Sample | None:
+        """Load the first sound candidate that is not ``taken`` yet; where all others are, one that is."""
+        first = next(candidates)
+        for index in chain([first], islice(_free_first(candidates, taken), self.patience - 1)):
             try:
-                sample = self.dataset.load(candidate, np.random.default_rng((self.seed, epoch, candidate)))
+                sample = self.dataset.load(index, np.random.default_rng((self.seed, epoch, index)))
             except CorruptSample as error:
                 corrupt.append(error)
                 continue
-            taken.add(candidate)
+            taken.add(index)
             return sample
         return None
+
+
+def _free_first(candidates: Iterator[int], taken: set[int]) -> Iterator[int]:
+    """Yield those that are not taken, then those that are."""
+    others = []
+    for index in candidates:
+        if index in taken:
+            others.append(index)
+        else:
+            yield index
+    yield from others
 
 
 class _From(torch.utils.data.Sampler[int]):

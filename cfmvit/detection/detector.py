@@ -25,6 +25,7 @@ from cfmvit.detection.region_heads import Aligner, BoxHead, MaskHead, box_loss, 
 from cfmvit.detection.result import Detections
 from cfmvit.detection.sampling import check_truth, sample_regions
 from cfmvit.detection.vocabulary import TextBank, Vocabulary, clean_labels
+from cfmvit.training.world import World
 
 
 class Detector(nn.Module):
@@ -76,7 +77,9 @@ class Detector(nn.Module):
         """Return the text matrix of labels, each encoded once in the detector's life."""
         return self._bank.vocabulary(labels)
 
-    def losses(self, batch: dict[str, Any], text: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, batch: dict[str, Any], text: Tensor, generator: torch.Generator, world: World | None = None
+    ) -> dict[str, Tensor]:
         """Return the losses of a batch; ``"loss"`` is their sum.
 
         Args:
@@ -85,26 +88,31 @@ class Detector(nn.Module):
                 known, ``valid_size`` (h, w).
             text: (1 + base categories, C) text matrix; row 0 is background.
             generator: all random draws come from it.
+            world: the processes over which a larger batch is spread, in order; then the mean of their losses, and of the
+                gradients, is that of the whole batch. Their generators must be alike.
         """
-        device, heads = self.device, self.config.heads
+        device, heads, world = self.device, self.config.heads, world or World(self.device)
         images = batch["images"].to(device, non_blocking=True)
         boxes = [value.to(device).float() for value in batch["boxes"]]
         labels = [value.to(device) for value in batch["labels"]]
         check_truth(boxes, labels, len(text) - 1, batch.get("keys"))
         features = self._features(images)[0]
         dense = self.proposals(features)
-        losses = self.proposals.losses(dense, boxes, generator)
+        generators = _per_image(generator, len(images), world)
+        losses = self.proposals.losses(dense, boxes, generators)
         proposals, _ = self.proposals.select(dense, torch.tensor(batch["valid_size"], device=device))
-        regions = sample_regions(proposals, boxes, labels, heads, generator)
+        regions = sample_regions(proposals, boxes, labels, heads, generators)
         embeds, deltas = self.box_head(self._align(features, regions.boxes, heads.box_size))
-        losses["class"] = self._class_loss(embeds, regions.labels, text.to(device))
-        losses["box"] = box_loss(deltas, regions)
+        losses["class"] = self._class_loss(embeds, regions.labels, text.to(device), world)
+        losses["box"] = box_loss(deltas, regions) / world.mean_count(len(deltas))
         if self.mask_head is not None:
             known = batch.get("has_mask") or [torch.ones(len(box), dtype=torch.bool) for box in boxes]
             chosen = regions.foreground(heads.mask_samples, [value.to(device) for value in known])
             logits = self.mask_head(self._align(features, chosen.boxes, heads.mask_size))
             masks = [value.to(device, non_blocking=True) for value in batch["masks"]]
-            losses["mask"] = mask_loss(logits, chosen.boxes, chosen.index, masks)
+            losses["mask"] = mask_loss(logits, chosen.boxes, chosen.index, masks) / world.mean_count(
+                logits.numel()
+            )
         losses["loss"] = torch.stack(list(losses.values())).sum()
         losses["temperature"] = self.temperature.detach()
         return losses
@@ -223,13 +231,14 @@ class Detector(nn.Module):
         patch = self.model.visual.patch_size
         return images.shape[-2] // patch, images.shape[-1] // patch
 
-    def _class_loss(self, embeds: Tensor, labels: Tensor, text: Tensor) -> Tensor:
+    def _class_loss(self, embeds: Tensor, labels: Tensor, text: Tensor, world: World) -> Tensor:
         # Cosines are divided by about 0.01, more than bf16 can bear.
         with torch.autocast(embeds.device.type, enabled=False):
             logits = F.normalize(embeds.float(), dim=-1) @ text.T / (0.01 * self.temperature)
             weight = torch.ones_like(text[:, 0])
             weight[0] = self.config.heads.background_weight
-            return F.cross_entropy(logits, labels, weight=weight)
+            total = F.cross_entropy(logits, labels, weight=weight, reduction="sum")
+            return total / world.mean_count(weight[labels].sum().item())
 
     def _masks(self, features: list[Tensor], picked: list[Picked]) -> list[Tensor | None]:
         if self.mask_head is None:
@@ -263,6 +272,12 @@ class Detector(nn.Module):
             ValueError: a file is corrupt, or the folder holds something else than a detector.
         """
         return load_detector(cls, shipped_checkpoint() if folder is None else folder)
+
+
+def _per_image(generator: torch.Generator, images: int, world: World) -> list[torch.Generator]:
+    """Return a generator for each image that depends on the image's place in the whole batch alone."""
+    seeds = torch.randint(2**62, (images * world.size,), generator=generator, device=generator.device)
+    return [torch.Generator(generator.device).manual_seed(seed) for seed in world.share(seeds).tolist()]
 
 
 _MODES = threading.Lock()

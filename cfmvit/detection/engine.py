@@ -7,22 +7,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfmvit.data import SeededLoader, collate_detection, open_detection
 from cfmvit.data.categories import VocabularyRule
-from cfmvit.data.detection import SizeMismatch
+from cfmvit.data.detection import DetectionDataset, SizeMismatch
 from cfmvit.data.images import Orientation
 from cfmvit.data.shards import BrokenShards
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.vocabulary import clean_labels
 from cfmvit.models import CFMViT
-from cfmvit.training import LoopConfig, fit, format_config, param_groups, warmup_steps
-from cfmvit.training.device import choose_device
+from cfmvit.training import (
+    LoopConfig,
+    MeanGradients,
+    World,
+    fit,
+    format_config,
+    join,
+    param_groups,
+    warmup_steps,
+)
 from cfmvit.training.field_ranges import below_one, check, not_negative, positive
+from cfmvit.training.gradients import check_parts, data_parallel
 from cfmvit.training.precision import with_precision
 from cfmvit.training.run_folder import run_folder, start_run, with_warmup
+from cfmvit.training.world import quiet
 
 _DETECTOR = "detector"
 
@@ -92,7 +102,7 @@ class FinetuneConfig:
 def finetune(
     config: FinetuneConfig, output: Path, *, resume: bool = False, overwrite: bool = False
 ) -> Detector:
-    """Finetune a detector; boxes of novel categories are never read.
+    """Finetune a detector, in one process or in those that ``torchrun`` has started; boxes of novel categories are never read.
 
     Writes into ``output``: ``config.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoint.pt`` and, at the end,
     the detector as ``detector/``.
@@ -105,22 +115,98 @@ def finetune(
     Raises:
         ValueError, FileNotFoundError: a bad configuration, or a model or data that can't be opened.
         FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``overwrite``.
-        RuntimeError: another process is running in ``output``.
+        RuntimeError: another run is going on in ``output``, or a process of this one is missing.
         NonFiniteLossError: the loss became NaN or infinite.
     """
     for name in ("model", "data"):
         if not getattr(config, name):
             raise ValueError(f"finetune: {name} must be given; see cfmvit finetune --help")
-    with run_folder(output, resume=resume, overwrite=overwrite, product=_DETECTOR):
-        return _finetune(config, output, resume)
+    with (
+        join(config.device, config.loop.timeout) as world,
+        run_folder(output, world, resume=resume, overwrite=overwrite, product=_DETECTOR),
+    ):
+        return _finetune(config, output, resume, world)
 
 
-def _finetune(config: FinetuneConfig, output: Path, resume: bool) -> Detector:
-    device = choose_device(config.device)
-    config = with_warmup(config, output, resume=resume)
-    config = replace(config, loop=with_precision(config.loop, device))
-    optim = config.optim
-    torch.manual_seed(config.loop.seed)
+def _finetune(config: FinetuneConfig, output: Path, resume: bool, world: World) -> Detector:
+    with world.together(), quiet(world):
+        config = with_warmup(config, output, resume=resume)
+        config = replace(config, loop=with_precision(config.loop, world.device))
+        check_parts(config.batch_size, config.loop.accumulate, world)
+        torch.manual_seed(config.loop.seed)
+        config, dataset = _open(config)
+        print(format_config(config))
+        print(f"data: {dataset.summary}")
+        if config.detector.heads.mask is False and not dataset.masks:
+            print("data: no object has a segmentation, so the detector has no mask head")
+        trained = _Trained(config, dataset, world)
+        optimizer = make_optimizer(trained.detector, config.optim)
+    optim, steps, detector = config.optim, config.loop.steps, trained.detector
+    loader = SeededLoader(
+        dataset,
+        config.batch_size,
+        seed=config.loop.seed,
+        workers=config.workers,
+        collate=collate_detection,
+        rank=world.rank,
+        world_size=world.size,
+        pieces=config.loop.accumulate,
+    )
+    start = start_run(config, output, detector, optimizer, dataset.fingerprint(), world, resume=resume)
+    trained.encode_labels()  # by the weights of a resumed checkpoint
+    fit(
+        model=detector,
+        gradients=MeanGradients(data_parallel(trained, world, some_unused=True), world),
+        optimizer=optimizer,
+        schedule=warmup_steps(optim.warmup, [round(part * steps) for part in optim.milestones], optim.gamma),
+        loader=loader,
+        config=config.loop,
+        output=output,
+        world=world,
+        start=start,
+        name="finetune",
+    )
+    skipped = set().union(*world.gather(loader.skipped_paths))
+    if skipped:
+        print(f"finetune: {len(skipped)} corrupt images were skipped; their paths are in the log")
+    remarked = sum(world.gather(loader.remarked))
+    if remarked:
+        print(f"finetune: {remarked} images were odd in size or annotations; the log says which and how")
+    with world.together():
+        if world.main:
+            detector.eval().save_pretrained(output / _DETECTOR)
+            print(f"finetune: the detector is in {output / _DETECTOR}")
+    return detector
+
+
+class _Trained(nn.Module):
+    """A detector and the text matrix of its base categories, as one module whose forward pass gives the losses."""
+
+    def __init__(self, config: FinetuneConfig, dataset: DetectionDataset, world: World) -> None:
+        super().__init__()
+        base = [number for number, category in enumerate(dataset.categories) if not category.novel]
+        self._labels = clean_labels([dataset.categories[number].name for number in base])
+        self._world = world
+        self.detector = Detector(
+            CFMViT.from_pretrained(config.model), replace(config.detector, base_labels=self._labels)
+        ).to(world.device)
+        self.encode_labels()  # so that labels are refused before anything is written
+        # Row of each category of the data set among the base ones; -1 for novel ones, which the losses refuse.
+        self._rows = torch.full((len(dataset.categories),), -1)
+        self._rows[base] = torch.arange(len(base))
+
+    def encode_labels(self) -> None:
+        """Make the text matrix, by the weights as they are now."""
+        self._text = self.detector.vocabulary(self._labels).embeddings
+
+    def forward(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the losses of a batch; see ``Detector.losses``."""
+        labels = [self._rows[label] for label in batch["labels"]]
+        return self.detector.losses({**batch, "labels": labels}, self._text, generator, self._world)
+
+
+def _open(config: FinetuneConfig) -> tuple[FinetuneConfig, DetectionDataset]:
+    """Return the data, and the configuration without a mask head where they have no mask."""
     dataset = open_detection(
         config.data,
         split="train",
@@ -135,56 +221,10 @@ def _finetune(config: FinetuneConfig, output: Path, resume: bool) -> Detector:
         orientation=config.orientation,
         broken_shards=config.broken_shards,
     )
-    without_masks = config.detector.heads.mask and not dataset.masks
-    if without_masks:
+    if not dataset.masks:
         heads = replace(config.detector.heads, mask=False)
         config = replace(config, detector=replace(config.detector, heads=heads))
-    print(format_config(config))
-    print(f"data: {dataset.summary}")
-    if without_masks:
-        print("data: no object has a segmentation, so the detector has no mask head")
-    base = [number for number, category in enumerate(dataset.categories) if not category.novel]
-    labels = clean_labels([dataset.categories[number].name for number in base])
-    detector = Detector(
-        CFMViT.from_pretrained(config.model), replace(config.detector, base_labels=labels)
-    ).to(device)
-    detector.vocabulary(labels)  # so that labels are refused before anything is written
-    # Row of each category of the data set among the base ones; -1 for novel ones, which the losses refuse.
-    rows = torch.full((len(dataset.categories),), -1)
-    rows[base] = torch.arange(len(base))
-
-    def losses(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
-        return detector.losses(
-            {**batch, "labels": [rows[label] for label in batch["labels"]]}, text, generator
-        )
-
-    loader = SeededLoader(
-        dataset, config.batch_size, seed=config.loop.seed, workers=config.workers, collate=collate_detection
-    )
-    steps = config.loop.steps
-    optimizer = make_optimizer(detector, optim)
-    start = start_run(config, output, detector, optimizer, dataset.fingerprint(), resume=resume)
-    text = detector.vocabulary(labels).embeddings  # by the weights of a resumed checkpoint
-    fit(
-        model=detector,
-        losses=losses,
-        optimizer=optimizer,
-        schedule=warmup_steps(optim.warmup, [round(part * steps) for part in optim.milestones], optim.gamma),
-        loader=loader,
-        config=config.loop,
-        output=output,
-        start=start,
-        name="finetune",
-    )
-    if loader.skipped:
-        print(f"finetune: {loader.skipped} corrupt images were skipped; their paths are in the log")
-    if loader.remarked:
-        print(
-            f"finetune: {loader.remarked} images were odd in size or annotations; the log says which and how"
-        )
-    detector.eval().save_pretrained(output / _DETECTOR)
-    print(f"finetune: the detector is in {output / _DETECTOR}")
-    return detector
+    return config, dataset
 
 
 def make_optimizer(detector: Detector, optim: FinetuneOptim) -> torch.optim.Optimizer:

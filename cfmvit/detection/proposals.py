@@ -69,7 +69,9 @@ class ProposalNetwork(nn.Module):
         anchors = make_anchors(shapes, self.strides, self.config.anchor_scale, output.device)
         return Dense(output[..., 0], output[..., 1:], anchors, [height * width for height, width in shapes])
 
-    def losses(self, dense: Dense, boxes: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, dense: Dense, boxes: list[Tensor], generators: list[torch.Generator]
+    ) -> dict[str, Tensor]:
         """Return ``rpn_center`` (L1 on the sigmoid) and ``rpn_box`` (1 - IoU, weighted).
 
         Both are sums over the batch divided by its number of samples. Boxes learn from matched places only, those
@@ -77,10 +79,11 @@ class ProposalNetwork(nn.Module):
 
         Args:
             boxes: (M_i, 4) ground truth an image.
+            generators: one an image, for its random subsets.
         """
         config = self.config
         center_index, center_target, box_index, box_target = [], [], [], []
-        for number, truth in enumerate(boxes):
+        for number, (truth, generator) in enumerate(zip(boxes, generators, strict=True)):
             offset = number * len(dense.anchors)
             matches = match(truth, dense.anchors, config.center_match, config.center_unmatched, force=True)
             positive, negative = choose(matches, config.samples, config.center_foreground, generator)

@@ -95,11 +95,11 @@ class MaskHead(nn.Module):
 
 
 def box_loss(deltas: Tensor, regions: Regions) -> Tensor:
-    """Return the Huber loss of the foreground's deltas, summed and divided by the number of sampled regions."""
+    """Return the Huber loss of the foreground's deltas, summed; it is meant to be divided by the number of sampled regions."""
     foreground = regions.labels > 0
     boxes = torch.cat(regions.boxes)[foreground]
     wanted = _coder().encode_single(regions.targets[foreground], boxes)
-    return F.huber_loss(deltas[foreground], wanted, reduction="sum") / max(1, len(deltas))
+    return F.huber_loss(deltas[foreground], wanted, reduction="sum")
 
 
 def decode_boxes(deltas: Tensor, boxes: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def decode_boxes(deltas: Tensor, boxes: Tensor) -> Tensor:
 
 
 def mask_loss(logits: Tensor, boxes: list[Tensor], index: list[Tensor], masks: list[Tensor]) -> Tensor:
-    """Return the binary cross-entropy of predicted masks, averaged over all their pixels.
+    """Return the binary cross-entropy of predicted masks, summed over all their pixels.
 
     Args:
         logits: (R, S, S), the images one after another.
@@ -124,7 +124,7 @@ def mask_loss(logits: Tensor, boxes: list[Tensor], index: list[Tensor], masks: l
             wanted.append(roi_align(mask[:, None].to(box), rois, size, aligned=True)[:, 0])
     if not wanted:
         return logits.sum() * 0.0
-    return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted))
+    return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted), reduction="sum")
 
 
 def _coder() -> Any:

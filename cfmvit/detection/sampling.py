@@ -122,7 +122,7 @@ def sample_regions(
     boxes: list[Tensor],
     labels: list[Tensor],
     config: HeadConfig,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
 ) -> Regions:
     """Sample the regions that the heads learn from; the ground truth is mixed into the proposals.
 
@@ -130,9 +130,10 @@ def sample_regions(
         proposals: (K_i, 4) an image.
         boxes: (M_i, 4) ground truth an image.
         labels: (M_i,) category index an image, 0 the first category (row 1 of the text matrix).
+        generators: one an image.
     """
     chosen, rows, targets, indices = [], [], [], []
-    for candidates, truth, label in zip(proposals, boxes, labels):
+    for candidates, truth, label, generator in zip(proposals, boxes, labels, generators, strict=True):
         candidates = torch.cat([truth, candidates])
         matches = match(truth, candidates, config.match, config.match)
         positive, negative = choose(matches, config.samples, config.foreground, generator)

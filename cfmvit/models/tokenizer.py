@@ -50,11 +50,20 @@ class Tokenizer:
             FileNotFoundError: no such file.
             ValueError: the file is not a tokenizer.
         """
-        tokenizers = require("tokenizers", extra="models")
         if not Path(path).is_file():
             raise FileNotFoundError(f"tokenizer: no file at {path}")
+        return cls.from_str(Path(path).read_text(encoding="utf-8", errors="replace"), str(path))
+
+    @classmethod
+    def from_str(cls, text: str, source: str = "the text") -> Tokenizer:
+        """Read the content of a ``tokenizer.json``; ``str(tokenizer)`` gives it.
+
+        Raises:
+            ValueError: it is not a tokenizer; names the source.
+        """
+        tokenizers = require("tokenizers", extra="models")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_str(text)
             # A file may ask for rows of any length; texts are cut and padded here.
             backend.no_padding()
             backend.no_truncation()
@@ -62,12 +71,15 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exception, and a panic of its Rust is none
-            raise ValueError(f"tokenizer: {path} can't be read: {error}") from error
+            raise ValueError(f"tokenizer: {source} can't be read: {error}") from error
+
+    def __str__(self) -> str:
+        return self._backend.to_str()
 
     def save(self, path: str | Path) -> None:
         """Write ``tokenizer.json``."""
         with atomic_write(path, "w") as file:
-            file.write(self._backend.to_str())
+            file.write(str(self))
 
     @property
     def vocab_size(self) -> int:

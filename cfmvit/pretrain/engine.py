@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from cfmvit.data import SeededLoader, collate_captions, open_captions
+from cfmvit.data import CaptionDataset, SeededLoader, collate_captions, open_captions
 from cfmvit.models import CFMViT, Tokenizer, create_model, model_config
 from cfmvit.pretrain.config import VOCAB_SIZE, PretrainConfig
-from cfmvit.pretrain.objective import pretraining_losses
-from cfmvit.training import fit, format_config, param_groups, warmup_cosine, warmup_linear
-from cfmvit.training.device import choose_device
+from cfmvit.pretrain.gradients import ContrastiveGradients
+from cfmvit.training import World, fit, format_config, join, param_groups, warmup_cosine, warmup_linear
+from cfmvit.training.gradients import check_parts
 from cfmvit.training.precision import with_precision
 from cfmvit.training.run_folder import run_folder, start_run, with_warmup
+from cfmvit.training.world import quiet
 
 _TOKENIZER, _MODEL = "tokenizer.json", "model"
 
@@ -24,7 +24,7 @@ _TOKENIZER, _MODEL = "tokenizer.json", "model"
 def pretrain(
     config: PretrainConfig, output: Path, *, resume: bool = False, overwrite: bool = False
 ) -> CFMViT:
-    """Pretrain a CFM-ViT on image-text pairs.
+    """Pretrain a CFM-ViT on image-text pairs, in one process or in those that ``torchrun`` has started.
 
     Writes into ``output``: ``config.json``, ``tokenizer.json``, ``metrics.jsonl``, TensorBoard events,
     ``checkpoint.pt`` and, at the end, the model as ``model/``.
@@ -37,24 +37,73 @@ def pretrain(
     Raises:
         ValueError, FileNotFoundError: a bad configuration, or data that can't be opened.
         FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``overwrite``.
-        RuntimeError: another process is running in ``output``.
+        RuntimeError: another run is going on in ``output``, or a process of this one is missing.
         NonFiniteLossError: the loss became NaN or infinite.
     """
     if not config.data:
         raise ValueError(
             "pretrain: data must be given, as coco:DIR, lvis:DIR, shards:GLOB or captions.json@image_folder"
         )
-    with run_folder(output, resume=resume, overwrite=overwrite, product=_MODEL):
-        return _pretrain(config, output, resume)
+    with (
+        join(config.device, config.loop.timeout) as world,
+        run_folder(output, world, resume=resume, overwrite=overwrite, product=_MODEL),
+    ):
+        return _pretrain(config, output, resume, world)
 
 
-def _pretrain(config: PretrainConfig, output: Path, resume: bool) -> CFMViT:
-    device = choose_device(config.device)
-    config = with_warmup(config, output, resume=resume)
-    config = replace(config, loop=with_precision(config.loop, device))
-    optim = config.optim
-    print(format_config(config))
-    torch.manual_seed(config.loop.seed)
+def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) -> CFMViT:
+    with world.together(), quiet(world):
+        config = with_warmup(config, output, resume=resume)
+        config = replace(config, loop=with_precision(config.loop, world.device))
+        check_parts(config.batch_size, config.loop.accumulate, world)
+        print(format_config(config))
+        torch.manual_seed(config.loop.seed)
+        dataset = _open(config)
+        print(f"data: {dataset.summary}")
+    made = world.from_main(lambda: str(_tokenizer(config, output, dataset, resume)))
+    tokenizer, optim = Tokenizer.from_str(made), config.optim
+    with world.together():
+        model = create_model(config.model, tokenizer=tokenizer, **config.model_options).to(world.device)
+        _say_what_is_cut(tokenizer, dataset.texts(), model.config.context_length)
+        groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))
+    decay = warmup_linear if optim.decay == "linear" else warmup_cosine
+    loader = SeededLoader(
+        dataset,
+        config.batch_size,
+        seed=config.loop.seed,
+        workers=config.workers,
+        collate=collate_captions,
+        rank=world.rank,
+        world_size=world.size,
+        pieces=config.loop.accumulate,
+    )
+    start = start_run(config, output, model, optimizer, dataset.fingerprint(), world, resume=resume)
+    if world.main:
+        tokenizer.save(output / _TOKENIZER)
+    fit(
+        model=model,
+        gradients=ContrastiveGradients(model, world, config.reconstruction_weight),
+        optimizer=optimizer,
+        schedule=decay(optim.warmup, config.loop.steps),
+        loader=loader,
+        config=config.loop,
+        output=output,
+        world=world,
+        start=start,
+        name="pretrain",
+    )
+    skipped = set().union(*world.gather(loader.skipped_paths))
+    if skipped:
+        print(f"pretrain: {len(skipped)} corrupt images were skipped; their paths are in the log")
+    with world.together():
+        if world.main:
+            model.save_pretrained(output / _MODEL)
+            print(f"pretrain: the model is in {output / _MODEL}")
+    return model
+
+
+def _open(config: PretrainConfig) -> CaptionDataset:
     options: dict[str, Any] = dict(config.model_options)
     dataset = open_captions(
         config.data,
@@ -70,41 +119,7 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool) -> CFMViT:
             f"pretrain: batch_size must lie between 2 and the {len(dataset)} images of {config.data}, since a pair learns from "
             f"the others of its batch, got {config.batch_size}"
         )
-    print(f"data: {dataset.summary}")
-    tokenizer = _tokenizer(config, output, dataset, resume)
-    model = create_model(config.model, tokenizer=tokenizer, **options).to(device)
-    _say_what_is_cut(tokenizer, dataset.texts(), model.config.context_length)
-    groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))
-    decay = warmup_linear if optim.decay == "linear" else warmup_cosine
-    loader = SeededLoader(
-        dataset, config.batch_size, seed=config.loop.seed, workers=config.workers, collate=collate_captions
-    )
-
-    def losses(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
-        images = batch["images"].to(device, non_blocking=True)
-        return pretraining_losses(
-            model, images, batch["texts"], generator, reconstruction_weight=config.reconstruction_weight
-        )
-
-    start = start_run(config, output, model, optimizer, dataset.fingerprint(), resume=resume)
-    tokenizer.save(output / _TOKENIZER)
-    fit(
-        model=model,
-        losses=losses,
-        optimizer=optimizer,
-        schedule=decay(optim.warmup, config.loop.steps),
-        loader=loader,
-        config=config.loop,
-        output=output,
-        start=start,
-        name="pretrain",
-    )
-    if loader.skipped:
-        print(f"pretrain: {loader.skipped} corrupt images were skipped; their paths are in the log")
-    model.save_pretrained(output / _MODEL)
-    print(f"pretrain: the model is in {output / _MODEL}")
-    return model
+    return dataset
 
 
 def _tokenizer(config: PretrainConfig, output: Path, dataset: Any, resume: bool) -> Tokenizer:

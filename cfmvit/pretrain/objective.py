@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfmvit.models import CFMViT
 from cfmvit.ops import (
@@ -40,37 +40,92 @@ def pretraining_losses(
     Returns:
         0-d losses: ``loss`` = ``contrastive`` + weight * ``reconstruction``, the two parts, ``logit_scale``.
     """
-    config = model.config
+    clamp_scale(model)
+    draws = draw(model, images.shape[-2:], images.shape[0], images.device, generator)
+    embedded = Branches(model)(images, model.tokenize(texts), draws)
+    return total_loss(embedded, info_nce(*embedded[:3]), reconstruction_weight)
+
+
+class Draws(NamedTuple):
+    """The random choices of a batch."""
+
+    keep_pos: Tensor  # (B,) bool: whether a sample keeps its positional embedding
+    noise: Tensor  # (B, N): the order of its tokens, those that are kept first
+
+
+class Embedded(NamedTuple):
+    """What the losses of a batch are made of."""
+
+    image: Tensor  # (B, C) of unit length
+    text: Tensor  # (B, C) of unit length
+    logit_scale: Tensor  # () already exponentiated
+    reconstruction: Tensor | None  # () mean loss over masked tokens
+
+
+def clamp_scale(model: CFMViT) -> None:
+    """Keep the learnt temperature within its bound; called before a step."""
     with torch.no_grad():
-        model.logit_scale.clamp_(max=math.log(config.logit_scale_max))
-    positions = model.visual.positions(images)
-    keep_pos = draw_keep_pos(model, images, generator)
-    masking = random_masking(
-        images.shape[0], positions.shape[0], config.mask_ratio, generator=generator, device=images.device
-    )
-    visible, features = _embed_and_encode(model, images, masking, positions, keep_pos)
-    image_embeds = F.normalize(features.mean(dim=1), dim=-1)
-    text_embeds = model.encode_text(texts)
-    scale = model.logit_scale.exp()
-    losses = {"contrastive": info_nce(image_embeds, text_embeds, scale), "logit_scale": scale.detach()}
-    losses["loss"] = losses["contrastive"]
-    if visible is not None:
-        if config.contrastive_input == "full":
-            features = gather_tokens(features, masking.masked)
-        losses["reconstruction"] = _reconstruction(model, images, masking, visible, features.detach())
-        losses["loss"] = losses["contrastive"] + reconstruction_weight * losses["reconstruction"]
+        model.logit_scale.clamp_(max=math.log(model.config.logit_scale_max))
+
+
+def draw(
+    model: CFMViT,
+    size: Sequence[int],
+    batch: int,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Draws:
+    """Draw for a batch of images of a size (H, W).
+
+    Positional-embedding dropout (section 3.1) is drawn for each sample, or once for all.
+    """
+    config = model.config
+    options: dict[str, Any] = {"generator": generator, "device": device}
+    keep_pos = torch.rand(batch if config.ped_granularity == "sample" else 1, **options) >= config.ped_prob
+    tokens = (size[0] // config.patch_size) * (size[1] // config.patch_size)
+    return Draws(keep_pos.expand(batch), torch.rand(batch, tokens, **options))
+
+
+def total_loss(embedded: Embedded, contrastive: Tensor, reconstruction_weight: float) -> dict[str, Tensor]:
+    """Return the named losses, of which ``"loss"`` is minimised."""
+    losses = {"contrastive": contrastive, "logit_scale": embedded.logit_scale.detach(), "loss": contrastive}
+    if embedded.reconstruction is not None:
+        losses["reconstruction"] = embedded.reconstruction
+        losses["loss"] = contrastive + reconstruction_weight * embedded.reconstruction
     return losses
 
 
-def draw_keep_pos(model: CFMViT, images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw keep_pos for positional-embedding dropout, (B,) boolean: True keeps the embedding (section 3.1)."""
-    draws = images.shape[0] if model.config.ped_granularity == "sample" else 1
-    draw = torch.rand(draws, generator=generator, device=images.device)
-    return (draw >= model.config.ped_prob).expand(images.shape[0])
+class Branches(nn.Module):
+    """Both branches over a batch, as one module whose forward pass holds all that has gradients."""
+
+    def __init__(self, model: CFMViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, ids: Tensor, draws: Draws, contrastive_only: bool = False) -> Embedded:
+        """Embed images (B, 3, H, W) and ids (B, L), and reconstruct, unless the contrastive branch alone is wanted."""
+        model, config = self.model, self.model.config
+        positions = model.visual.positions(images)
+        batch, tokens = draws.noise.shape
+        masking = random_masking(batch, tokens, config.mask_ratio, noise=draws.noise)
+        reconstructs = config.reconstruction != "none" and not contrastive_only
+        visible, features = _embed_and_encode(model, images, masking, positions, draws.keep_pos, reconstructs)
+        image_embeds = F.normalize(features.mean(dim=1), dim=-1)
+        reconstruction = None
+        if visible is not None:
+            if config.contrastive_input == "full":
+                features = gather_tokens(features, masking.masked)
+            reconstruction = _reconstruction(model, images, masking, visible, features.detach())
+        return Embedded(image_embeds, model.encode_text(ids), model.logit_scale.exp(), reconstruction)
 
 
 def _embed_and_encode(
-    model: CFMViT, images: Tensor, masking: Masking, positions: Tensor, keep_pos: Tensor
+    model: CFMViT,
+    images: Tensor,
+    masking: Masking,
+    positions: Tensor,
+    keep_pos: Tensor,
+    reconstructs: bool,
 ) -> tuple[Tensor | None, Tensor]:
     """Return the encoded visible tokens (None without reconstruction) and the contrastive branch's tokens.
 
@@ -78,7 +133,7 @@ def _embed_and_encode(
     """
     config, visual = model.config, model.visual
     added: dict[str, Any] = {"pos_embed": positions, "keep_pos": keep_pos}
-    if config.reconstruction == "none" and config.contrastive_input == "complementary":
+    if not reconstructs and config.contrastive_input == "complementary":
         tokens = visual.patch_embed(images, masking.masked)
         return None, visual.encode(tokens + gather_positions(masking.masked, **added).to(tokens.dtype))
     tokens = visual.patch_embed(images)
@@ -87,7 +142,7 @@ def _embed_and_encode(
         visible, masked = split_tokens(tokens, masking, **added)
         return visual.encode(visible), visual.encode(masked)
     features = visual.encode(tokens + keep_pos[:, None, None] * added["pos_embed"])
-    if config.reconstruction == "none":
+    if not reconstructs:
         return None, features
     return visual.encode(gather_tokens(tokens, masking.keep, **added)), features
 

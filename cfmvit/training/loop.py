@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from cfmvit.progress import progress
 from cfmvit.training.checkpoint import NAME, save_checkpoint
 from cfmvit.training.field_ranges import check, not_negative, positive
+from cfmvit.training.gradients import Batch, Gradients, NonFiniteLossError
 from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
 from cfmvit.training.precision import with_precision
 from cfmvit.training.stopping import Stopped, stop_requests
+from cfmvit.training.world import World
 
 _LOG = logging.getLogger(__name__)
 
-Losses = Callable[[dict[str, Any], torch.Generator], dict[str, Tensor]]
-
 
 class Loader(Protocol):
-    """Batches that are a pure function of their number."""
+    """Batches that are a pure function of their number; ``batch_size`` counts the samples of a step, on all ranks."""
 
     batch_size: int
 
-    def iterate(self, start: int = 0) -> Iterator[dict[str, Any]]:
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Yield batches ``start``, ``start + 1``, ... without end."""
         ...
 
@@ -40,8 +40,10 @@ class Loader(Protocol):
 class LoopConfig:
     """How long to train, in what precision, and how often to write.
 
-    ``accumulate`` steps of ``batch_size`` make one step of the optimizer; each is contrasted within itself, so the number of
-    negatives stays that of ``batch_size``. ``precision`` "auto" is bf16 where the device has products of it, else fp32; a run's ``config.json`` says which.
+    A step takes ``batch_size`` samples, over all processes; each takes its part in ``accumulate`` pieces, one after another,
+    to need less memory. A contrastive loss is over the whole batch all the same. ``precision`` "auto" is bf16 where the device
+    has products of it, else fp32; a run's ``config.json`` says which. ``timeout`` is for how many seconds processes wait for
+    each other.
     """
 
     steps: int = 1000
@@ -51,96 +53,115 @@ class LoopConfig:
     log_every: int = 10
     save_every: int = 500
     seed: int = 0
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        positive("loop.", self, "steps", "accumulate", "log_every", "save_every")
+        positive("loop.", self, "steps", "accumulate", "log_every", "save_every", "timeout")
         not_negative("loop.", self, "seed")
         check("loop.seed", self.seed, self.seed < 2**63, "be below 2**63")
         if self.clip_grad is not None:
             positive("loop.", self, "clip_grad")
 
 
-class NonFiniteLossError(FloatingPointError):
-    """A loss, a gradient or a weight became NaN or infinite; the last good checkpoint is untouched."""
-
-
 def fit(
     *,
     model: nn.Module,
-    losses: Losses,
+    gradients: Gradients,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     loader: Loader,
     config: LoopConfig,
     output: Path,
+    world: World,
     start: int = 0,
     name: str = "train",
 ) -> None:
     """Train ``model``; write ``metrics.jsonl``, TensorBoard events and ``checkpoint.pt`` into ``output``.
 
     A step is a pure function of the weights and its number: batches come from ``loader`` by number, and every random
-    draw from a generator that is seeded by (``config.seed``, micro-step). So a resumed run repeats an uninterrupted
-    one bit for bit.
+    draw from a generator that is seeded by (``config.seed``, step). So a resumed run repeats an uninterrupted
+    one bit for bit. The main process of ``world`` alone writes; all of them go through the same steps, and end alike.
 
     The weights that a step leaves are saved once the next step has found their loss and gradient finite; those of the
     last step, once they are finite themselves.
 
     Args:
-        losses: maps a batch and a generator (on the model's device) to named losses; ``"loss"`` is minimised.
         schedule: factor on each group's ``initial_lr`` by step.
+        loader: this rank's micro-batches, ``config.accumulate`` of them a step.
         start: steps that are done, as ``load_checkpoint`` returns them.
 
     Raises:
         NonFiniteLossError: with the step and the batch's keys, or the weight.
-        Stopped: SIGINT or SIGTERM came; the steps that are done are saved.
+        MissingRankError: another process does not answer.
+        Stopped: SIGINT or SIGTERM came, to any of the processes; the steps that are done are saved.
     """
-    output.mkdir(parents=True, exist_ok=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    device = parameters[0].device
-    config = with_precision(config, device)
+    config = with_precision(config, world.device)
     batches = loader.iterate(start * config.accumulate)
-    log = MetricsLog(output, start)
-    bar = progress(
-        config.steps * config.accumulate * loader.batch_size,
-        desc=name,
-        initial=start * config.accumulate * loader.batch_size,
-    )
+    log = MetricsLog(output, start) if world.main else None
+    bar = progress(config.steps * loader.batch_size, desc=name, initial=start * loader.batch_size)
     model.train()
     logged, since = start, time.perf_counter()
     watch = _Divergence()
     try:
-        with stop_requests() as request:
+        with stop_requests() as request, world.reaching():
             for step in range(start, config.steps):
+                world.doing = f"step {step}"
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(step)
-                values, keys = _accumulate(losses, batches, step, config, device, output)
-                norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
-                if not torch.isfinite(norm):
-                    raise NonFiniteLossError(
-                        f"the gradient is not finite at step {step}: {norm.item()}; batch keys: {keys}; {_kept(output)}"
-                    )
+                values, norm = _step(gradients, parameters, batches, step, config, world, output)
                 if step > start and step % config.save_every == 0:
-                    _save(output, model, optimizer, step)
+                    _save(output, model, optimizer, step, world)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                bar.update(config.accumulate * loader.batch_size)
+                bar.update(loader.batch_size)
                 if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                     now = time.perf_counter()
-                    rate = (step + 1 - logged) * config.accumulate * loader.batch_size / (now - since)
+                    rate = (step + 1 - logged) * loader.batch_size / (now - since)
                     logged, since = step + 1, now
-                    metrics = {key: value.item() for key, value in values.items()}
+                    means = world.mean(torch.stack([value.double() for value in values.values()])).tolist()
+                    metrics = dict(zip(values, means, strict=True))
                     bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
                     lr = max(group["lr"] for group in optimizer.param_groups)
-                    log.write(step, {**metrics, "grad_norm": norm.item(), "lr": lr, "images_per_s": rate})
-                    watch.look(step, metrics)
-                if request.signal is not None and step + 1 < config.steps:
-                    _save(output, model, optimizer, step + 1)
-                    raise Stopped(request.signal)
-        if start < config.steps:
-            _save(output, model, optimizer, config.steps)
+                    if log is not None:
+                        log.write(step, {**metrics, "grad_norm": norm, "lr": lr, "images_per_s": rate})
+                        watch.look(step, metrics)
+                signal = world.most(request.signal or 0)
+                if signal and step + 1 < config.steps:
+                    _save(output, model, optimizer, step + 1, world)
+                    raise Stopped(signal)
+            if start < config.steps:
+                _save(output, model, optimizer, config.steps, world)
     finally:
         bar.close()
-        log.close()
+        if log is not None:
+            log.close()
+
+
+def _step(
+    gradients: Gradients,
+    parameters: list[Tensor],
+    batches: Iterator[Batch],
+    step: int,
+    config: LoopConfig,
+    world: World,
+    output: Path,
+) -> tuple[dict[str, Tensor], float]:
+    """Leave clipped gradients on the parameters; return this rank's losses and the norm of the gradient of all."""
+    loaded: list[Batch] = []
+    try:
+        with world.together():
+            loaded = [_next(batches) for _ in range(config.accumulate)]
+        generator = torch.Generator(world.device).manual_seed(_mix(config.seed, step))
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            values = gradients(loaded, generator)
+        norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf))
+        if not math.isfinite(norm):
+            keys = [key for batch in loaded for key in batch.get("keys", [])]
+            raise NonFiniteLossError(f"the gradient is not finite: {norm}; batch keys: {keys}")
+    except (NonFiniteLossError, BatchError) as error:
+        raise type(error)(f"step {step}: {error}; {_kept(output)}") from error
+    return values, norm
 
 
 class _Divergence:
@@ -164,51 +185,27 @@ class _Divergence:
                 )
 
 
-def _accumulate(
-    losses: Losses,
-    batches: Iterator[dict[str, Any]],
-    step: int,
-    config: LoopConfig,
-    device: torch.device,
-    output: Path,
-) -> tuple[dict[str, Tensor], list[Any]]:
-    """Run the micro-steps of one step; leave the mean gradient on the parameters, return mean losses and batch keys."""
-    totals: dict[str, Tensor] = {}
-    keys: list[Any] = []
-    for micro in range(step * config.accumulate, (step + 1) * config.accumulate):
-        batch = _next(batches, step, output)
-        keys += batch.get("keys", [])
-        generator = torch.Generator(device).manual_seed(_mix(config.seed, micro))
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            values = losses(batch, generator)
-        loss = values["loss"]
-        if not torch.isfinite(loss):
-            found = {key: value.item() for key, value in values.items()}
-            raise NonFiniteLossError(
-                f"the loss is not finite at step {step}: {found}; batch keys: {batch.get('keys')}; "
-                f"{_kept(output)}"
-            )
-        (loss / config.accumulate).backward()
-        for key, value in values.items():
-            totals[key] = totals.get(key, 0.0) + value.detach().float() / config.accumulate
-    return totals, keys
+class BatchError(RuntimeError):
+    """A batch can't be loaded."""
 
 
-def _next(batches: Iterator[dict[str, Any]], step: int, output: Path) -> dict[str, Any]:
+def _next(batches: Iterator[Batch]) -> Batch:
     try:
         return next(batches)
     except RuntimeError as error:  # how PyTorch reports a worker that the system killed
-        raise RuntimeError(f"the batch of step {step} can't be loaded: {error}; {_kept(output)}") from error
+        raise BatchError(f"the batch can't be loaded: {error}") from error
 
 
-def _save(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+def _save(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, world: World) -> None:
     """Save a checkpoint after ``steps`` steps; one that holds a NaN or an infinity never replaces a good one."""
-    for name, weight in model.named_parameters():
-        state = {f"{key} of {name}": value for key, value in optimizer.state.get(weight, {}).items()}
-        for what, value in {name: weight, **state}.items():
-            if isinstance(value, Tensor) and not torch.isfinite(value).all():
-                raise NonFiniteLossError(f"{what} is not finite after step {steps - 1}; {_kept(output)}")
-    save_checkpoint(output, model, optimizer, steps)
+    with world.together():
+        for name, weight in model.named_parameters():
+            state = {f"{key} of {name}": value for key, value in optimizer.state.get(weight, {}).items()}
+            for what, value in {name: weight, **state}.items():
+                if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                    raise NonFiniteLossError(f"{what} is not finite after step {steps - 1}; {_kept(output)}")
+        if world.main:
+            save_checkpoint(output, model, optimizer, steps)
 
 
 def _kept(output: Path) -> str:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +18,14 @@ from cfmvit._io import atomic_write, clean, parse_json
 from cfmvit.training.checkpoint import NAME, PREVIOUS, load_checkpoint
 from cfmvit.training.config import save_config
 from cfmvit.training.optim import warmup_within
+from cfmvit.training.world import World
 
 Config = TypeVar("Config", bound=Any)
 
 CONFIG = "config.json"
 _DATA = "data.txt"
 # What a resumed run may change and still go on exactly; the schedule follows the number of steps.
-_FREE = {"device", "workers", "loop.steps", "loop.log_every", "loop.save_every"}
+_FREE = {"device", "workers", "loop.steps", "loop.log_every", "loop.save_every", "loop.timeout"}
 _LOCKS: set[int] = set()  # descriptors of this process
 
 
@@ -39,16 +40,26 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
-def run_folder(output: Path, *, resume: bool, overwrite: bool, product: str) -> Iterator[None]:
+def run_folder(output: Path, world: World, *, resume: bool, overwrite: bool, product: str) -> Iterator[None]:
     """Have a run's folder for oneself; what a killed run left half-written in it is removed.
 
     Args:
+        world: whose main process takes the folder for all.
         product: name of the folder in it that a finished run leaves.
 
     Raises:
         FileExistsError: there is a run in it, begun or finished, and neither ``resume`` nor ``overwrite``.
         RuntimeError: another process is running in it.
     """
+    with ExitStack() as taken:
+        with world.together():
+            if world.main:
+                taken.enter_context(_taken(output, resume, overwrite, product))
+        yield
+
+
+@contextmanager
+def _taken(output: Path, resume: bool, overwrite: bool, product: str) -> Iterator[None]:
     new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     lock = os.open(
@@ -94,7 +105,14 @@ def with_warmup(config: Config, output: Path, *, resume: bool) -> Config:
 
 
 def start_run(
-    config: Any, output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data: str, *, resume: bool
+    config: Any,
+    output: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: str,
+    world: World,
+    *,
+    resume: bool,
 ) -> int:
     """Return the step to start from, 0 or that of the checkpoint, which is loaded; then write ``config.json``.
 
@@ -103,29 +121,37 @@ def start_run(
 
     Args:
         data: fingerprint of the training data.
+        world: all of whose processes read the checkpoint, and whose main one writes.
 
     Raises:
         FileNotFoundError: ``resume`` without a checkpoint.
         ValueError: ``resume`` with another configuration than the run was started with, with other data, with fewer steps
             than are done, or from a damaged checkpoint.
     """
-    start = 0
-    if resume:
-        if (output / NAME).is_file() and (output / CONFIG).is_file():
-            _check_same(config, output / CONFIG)
-        start = load_checkpoint(output, model, optimizer)
-        if start > config.loop.steps:
-            raise ValueError(
-                f"resume: loop.steps must be at least the {start} steps that are done, got {config.loop.steps}"
-            )
-        before = _text(output / _DATA)
-        if before not in ("", data):
-            raise ValueError(f"resume: the data must stay as they were: {before}, got {data}")
-    elif (output / NAME).exists():
-        os.replace(output / NAME, output / PREVIOUS)
-    save_config(config, output / CONFIG)
-    with atomic_write(output / _DATA, "w") as file:
-        file.write(data + "\n")
+    with world.together():
+        start = _resumed(config, output, model, optimizer, data) if resume else 0
+    with world.together():
+        if world.main:
+            if not resume and (output / NAME).exists():
+                os.replace(output / NAME, output / PREVIOUS)
+            save_config(config, output / CONFIG)
+            with atomic_write(output / _DATA, "w") as file:
+                file.write(data + "\n")
+    return start
+
+
+def _resumed(config: Any, output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data: str) -> int:
+    """Load the checkpoint of a run that goes on; return its step."""
+    if (output / NAME).is_file() and (output / CONFIG).is_file():
+        _check_same(config, output / CONFIG)
+    start = load_checkpoint(output, model, optimizer)
+    if start > config.loop.steps:
+        raise ValueError(
+            f"resume: loop.steps must be at least the {start} steps that are done, got {config.loop.steps}"
+        )
+    before = _text(output / _DATA)
+    if before not in ("", data):
+        raise ValueError(f"resume: the data must stay as they were: {before}, got {data}")
     return start
 
 

@@ -88,11 +88,18 @@ def test_seeds_differ() -> None:
 
 
 def test_ranks_share_each_epoch() -> None:
-    ranks = [take(make(Numbers(12), 3, rank=r, world_size=2), 2) for r in range(2)]
-    whole = take(make(Numbers(12), 6), 2)
-    for step in range(2):
-        assert ranks[0][step]["index"] + ranks[1][step]["index"] == whole[step]["index"]
-    assert make(Numbers(12), 3, rank=0, world_size=2).batches_per_epoch == 2
+    whole = take(make(Numbers(40, corrupt=(2, 9, 30)), 8), 20)
+    for world_size, pieces in ((2, 1), (1, 4), (2, 2), (4, 2)):
+        options = {"world_size": world_size, "pieces": pieces}
+        ranks = [
+            take(make(Numbers(40, corrupt=(2, 9, 30)), 8, rank=rank, **options), 20 * pieces)
+            for rank in range(world_size)
+        ]
+        for step, batch in enumerate(whole):
+            parts = [rank[step * pieces + piece] for rank in ranks for piece in range(pieces)]
+            assert [i for part in parts for i in part["index"]] == batch["index"]
+    assert all(len(set(batch["index"])) == 8 for batch in whole)
+    assert make(Numbers(12), 6, rank=0, world_size=2).batches_per_epoch == 2
     assert make(Numbers(13), 3).batches_per_epoch == 4
 
 

@@ -36,12 +36,12 @@ def test_box_loss_is_zero_at_the_truth_and_known_beside_it():
     truth = torch.tensor([[0.0, 0.0, 64.0, 64.0]])
     dense = perfect(truth)
     net = network(samples=4)
-    losses = net.losses(dense, [truth], torch.Generator().manual_seed(0))
+    losses = net.losses(dense, [truth], [torch.Generator().manual_seed(0)])
     assert losses["rpn_box"].item() == pytest.approx(0, abs=1e-6)
     # The anchors that match are the four of side 64 in the middle (IoU above 0.7, the others at most 0.56). A box half
     # as high has IoU 0.5 there; where the centre lies below it, at row 36, the negative distance is cut: rows 0 to 36.
     half = perfect(torch.tensor([[0.0, 0.0, 64.0, 32.0]]))
-    losses = net.losses(half, [truth], torch.Generator().manual_seed(0))
+    losses = net.losses(half, [truth], [torch.Generator().manual_seed(0)])
     assert losses["rpn_box"].item() == pytest.approx(8 * (0.5 + 0.5 + 28 / 64 + 28 / 64) / 4, rel=1e-5)
 
 
@@ -50,14 +50,14 @@ def test_center_loss_is_the_mean_centerness_when_zero_is_predicted():
     # 56 / 72 and see its sides at 24 and 40 px.
     anchors = make_anchors([(1, 3)], [8.0], 8.0, torch.device("cpu"))
     dense = Dense(torch.full((1, 3), -30.0), torch.full((1, 3, 4), 0.5), anchors, [3])
-    losses = network(samples=4).losses(dense, [anchors[1:2]], torch.Generator().manual_seed(0))
+    losses = network(samples=4).losses(dense, [anchors[1:2]], [torch.Generator().manual_seed(0)])
     assert losses["rpn_center"].item() == pytest.approx((1 + 2 * (24 / 40) ** 0.5) / 4, rel=1e-5)
     assert losses["rpn_box"].item() == pytest.approx(8 * 2 * (1 - 56 / 72) / 4, rel=1e-5)
 
 
 def test_an_image_without_objects_teaches_background_only():
     dense = perfect(torch.tensor([[0.0, 0.0, 64.0, 64.0]]))
-    losses = network().losses(dense, [torch.zeros(0, 4)], torch.Generator().manual_seed(0))
+    losses = network().losses(dense, [torch.zeros(0, 4)], [torch.Generator().manual_seed(0)])
     assert losses["rpn_box"].item() == 0
     assert losses["rpn_center"].item() == pytest.approx(0, abs=1e-6)
 

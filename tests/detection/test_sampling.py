@@ -62,7 +62,9 @@ def test_sampled_regions_hold_the_ground_truth_and_its_rows():
     ]
     labels = [torch.tensor([4, 7]), torch.zeros(0, dtype=torch.int64)]
     config = HeadConfig(samples=100, foreground=0.25)
-    regions = sample_regions(proposals, [TRUTH, torch.zeros(0, 4)], labels, config, generator())
+    regions = sample_regions(
+        proposals, [TRUTH, torch.zeros(0, 4)], labels, config, [generator(), generator()]
+    )
     assert [len(boxes) for boxes in regions.boxes] == [4, 1]
     # Foreground first: the two objects themselves and the proposal of IoU 0.6; then the far one.
     assert regions.labels.tolist() == [5, 8, 5, 0, 0]

@@ -205,6 +205,8 @@ INTERRUPTED = """
 import os, signal, threading, torch
 from cfmvit import ops
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
+
 boxes = torch.tensor([[0.0, 0, 0, 64, 64]]).expand(10**6, 5)
 tokens, tower, texts = torch.zeros(1, 64 * 64, 64), torch.zeros(10**5, 512), torch.zeros(2000, 512)
 options = dict(grid_size=(64, 64), spatial_scale=1.0)

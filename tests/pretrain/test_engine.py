@@ -13,6 +13,7 @@ from cfmvit.cli import main
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.models import CFMViT
 from cfmvit.pretrain import OptimConfig, PretrainConfig, pretrain
+from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.training import LoopConfig, NonFiniteLossError
 from cfmvit.training.checkpoint import write_checked
 
@@ -55,29 +56,27 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
-def test_an_interrupted_run_resumes_bit_for_bit(scenes: str, tmp_path: Path, precision: str) -> None:
+def test_an_interrupted_run_resumes_bit_for_bit(
+    scenes: str, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop = LoopConfig(steps=6, log_every=1, save_every=3, accumulate=2, precision=precision)
     pretrain(config(scenes, loop=loop), tmp_path / "whole")
 
     class Stop(Exception):
         pass
 
-    import cfmvit.pretrain.engine as engine
+    real, calls = ContrastiveGradients.__call__, []
 
-    real, calls = engine.pretraining_losses, []
-
-    def stopping(*arguments: Any, **options: Any) -> Any:
+    def stopping(*arguments: Any) -> Any:
         calls.append(1)
-        if len(calls) > 9:
+        if len(calls) > 4:
             raise Stop
-        return real(*arguments, **options)
+        return real(*arguments)
 
-    engine.pretraining_losses = stopping
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(ContrastiveGradients, "__call__", stopping)
         with pytest.raises(Stop):
             pretrain(config(scenes, loop=loop), tmp_path / "broken")
-    finally:
-        engine.pretraining_losses = real
     pretrain(config(scenes, loop=loop), tmp_path / "broken", resume=True)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -176,9 +175,9 @@ def test_the_command_says_what_is_wrong(
 
 def test_a_new_run_never_resumes_an_old_one(scenes: str, tmp_path: Path) -> None:
     pretrain(config(scenes, steps=3), tmp_path)
-    loader = "cfmvit.pretrain.engine.pretraining_losses"
+    step = "cfmvit.pretrain.engine.ContrastiveGradients.__call__"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loader, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         pretrain(config(scenes, loop=LoopConfig(steps=3, seed=7)), tmp_path, overwrite=True)
     assert (tmp_path / "checkpoint.previous.pt").exists(), "until the new run has one of its own"
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):

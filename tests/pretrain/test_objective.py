@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cfmvit.models import CFMViT, create_model
 from cfmvit.ops import random_masking
-from cfmvit.pretrain.objective import draw_keep_pos, pretraining_losses
+from cfmvit.pretrain.objective import Draws, draw, pretraining_losses
 
 
 def make(**options: Any) -> CFMViT:
@@ -32,14 +32,17 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
+def drawn(model: CFMViT, images: Tensor) -> Draws:
+    return draw(model, images.shape[-2:], len(images), images.device, seeded())
+
+
 def test_the_loss_and_its_gradient_are_the_papers() -> None:
     """InfoNCE plus twice the masked cosine, the target a constant: written out in plain PyTorch, from the same draws."""
     model = make()
     images, ids = batch()
     losses = pretraining_losses(model, images, ids, seeded())
-    generator = seeded()
-    keep_pos = draw_keep_pos(model, images, generator)
-    masking = random_masking(3, 64, 0.75, generator=generator)
+    keep_pos, noise = drawn(model, images)
+    masking = random_masking(3, 64, 0.75, noise=noise)
     tokens = model.visual.patch_embed.proj(images).flatten(2).transpose(1, 2)
     tokens = tokens + keep_pos[:, None, None] * model.visual.pos_embed
     rows = torch.arange(3)[:, None]
@@ -109,9 +112,7 @@ def test_complementary_branches_share_no_pixel() -> None:
     """Changing the visible patches must not move the image embedding, so the contrastive loss stays the same."""
     model = make(ped_prob=0.0)
     images, ids = batch()
-    generator = seeded()
-    draw_keep_pos(model, images, generator)
-    masking = random_masking(3, 64, 0.75, generator=generator)
+    masking = random_masking(3, 64, 0.75, noise=drawn(model, images).noise)
     changed = images.clone().reshape(3, 3, 8, 8, 8, 8)
     for sample, tokens in enumerate(masking.keep.tolist()):
         for token in tokens:
@@ -125,9 +126,9 @@ def test_complementary_branches_share_no_pixel() -> None:
 def test_ped_drops_the_whole_embedding_per_sample() -> None:
     model = make(ped_prob=0.5)
     images = torch.zeros(400, 3, 64, 64)
-    keep_pos = draw_keep_pos(model, images, seeded())
+    keep_pos = drawn(model, images).keep_pos
     assert keep_pos.shape == (400,) and 150 < keep_pos.sum() < 250
-    together = draw_keep_pos(make(ped_granularity="batch"), images, seeded())
+    together = drawn(make(ped_granularity="batch"), images).keep_pos
     assert together.shape == (400,) and together.unique().numel() == 1
     images, ids = batch()
     always, moved = make(ped_prob=1.0, pos_embed="learned"), make(ped_prob=1.0, pos_embed="learned")

@@ -23,7 +23,9 @@ from cfmvit import _io
 from cfmvit._io import atomic_dir, atomic_write
 from cfmvit.training import (
     LoopConfig,
+    MeanGradients,
     NonFiniteLossError,
+    World,
     fit,
     loop,
     param_groups,
@@ -34,6 +36,8 @@ from cfmvit.training import (
 from cfmvit.training.checkpoint import load_checkpoint
 from cfmvit.training.run_folder import run_folder
 from cfmvit.training.stopping import Stopped
+
+CPU = torch.device("cpu")
 
 
 class Batches:
@@ -67,7 +71,8 @@ def run(
     optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.1))
     fit(
         model=model,
-        losses=losses,
+        gradients=MeanGradients(losses, World(CPU)),
+        world=World(CPU),
         optimizer=optimizer,
         schedule=warmup_linear(2, config.steps),
         loader=loader or Batches(),
@@ -106,7 +111,10 @@ def test_a_non_finite_loss_names_step_and_batch_and_keeps_the_checkpoint(tmp_pat
         optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.1))
         fit(
             model=model,
-            losses=lambda batch, generator: {"loss": model(batch["x"]).mean() * float("nan")},
+            gradients=MeanGradients(
+                lambda batch, generator: {"loss": model(batch["x"]).mean() * float("nan")}, World(CPU)
+            ),
+            world=World(CPU),
             optimizer=optimizer,
             schedule=warmup_linear(2, 6),
             loader=Batches(),
@@ -120,10 +128,13 @@ def test_a_non_finite_loss_names_step_and_batch_and_keeps_the_checkpoint(tmp_pat
 def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -> None:
     weight = nn.Parameter(torch.zeros(1))
     model = nn.ParameterList([weight])
-    with pytest.raises(NonFiniteLossError, match=r"gradient is not finite at step 0: .*keys: \['sample-0'\]"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 0: the gradient is not finite: .*keys: \['sample-0'\]"
+    ):
         fit(
             model=model,
-            losses=lambda batch, generator: {"loss": weight.abs().sqrt().sum()},
+            gradients=MeanGradients(lambda batch, generator: {"loss": weight.abs().sqrt().sum()}, World(CPU)),
+            world=World(CPU),
             optimizer=torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.0)),
             schedule=lambda step: 1.0,
             loader=Batches(),
@@ -138,7 +149,7 @@ def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -
     [
         (math.nan, r"0 is not finite after step 2; the last good checkpoint is"),
         # Weights that are finite and useless.
-        (1e30, r"loss is not finite at step 3.*last good checkpoint is"),
+        (1e30, r"step 3: the loss .* is not finite.*last good checkpoint is"),
     ],
 )
 def test_weights_that_are_no_good_are_never_saved(tmp_path: Path, rate: float, message: str) -> None:
@@ -148,7 +159,8 @@ def test_weights_that_are_no_good_are_never_saved(tmp_path: Path, rate: float, m
     with pytest.raises(NonFiniteLossError, match=message):
         fit(
             model=model,
-            losses=lambda batch, generator: {"loss": weight.square().sum()},
+            gradients=MeanGradients(lambda batch, generator: {"loss": weight.square().sum()}, World(CPU)),
+            world=World(CPU),
             optimizer=torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.0)),
             schedule=lambda step: next(rates),
             loader=Batches(),
@@ -170,7 +182,8 @@ def test_an_optimizer_state_that_is_not_finite_is_never_saved(tmp_path: Path) ->
     ):
         fit(
             model=model,
-            losses=lambda batch, generator: {"loss": model(batch["x"]).mean()},
+            gradients=MeanGradients(lambda batch, generator: {"loss": model(batch["x"]).mean()}, World(CPU)),
+            world=World(CPU),
             optimizer=optimizer,
             schedule=lambda step: 1.0,
             loader=Batches(),
@@ -281,7 +294,7 @@ def test_a_worker_that_dies_names_the_last_checkpoint(tmp_path: Path) -> None:
             raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
 
     with pytest.raises(
-        RuntimeError, match=r"step 3 can't be loaded: .*killed.*the last good checkpoint is .*\.pt"
+        RuntimeError, match=r"step 3: the batch can't be loaded: .*killed.*the last good checkpoint is .*\.pt"
     ):
         run(tmp_path, loader=Dying())
 
@@ -309,14 +322,14 @@ def test_what_killed_runs_leave_is_cleaned(tmp_path: Path) -> None:
     (tmp_path / ".model.x.cfmvit-old" / "model").mkdir(parents=True)
     (tmp_path / ".model.y.cfmvit-part").mkdir()
     (tmp_path / ".checkpoint.pt.z.cfmvit-part").write_text("half")
-    with run_folder(tmp_path, resume=False, overwrite=False, product="detector"):
+    with run_folder(tmp_path, World(CPU), resume=False, overwrite=False, product="detector"):
         assert [p.name for p in tmp_path.iterdir()] == ["model"], "it was put aside for one that never came"
 
 
 def test_files_of_others_are_not_cleaned(tmp_path: Path) -> None:
     (tmp_path / ".config.old" / "own").mkdir(parents=True)
     (tmp_path / ".movie.part").write_text("half")
-    with run_folder(tmp_path, resume=False, overwrite=False, product="detector"):
+    with run_folder(tmp_path, World(CPU), resume=False, overwrite=False, product="detector"):
         assert sorted(p.name for p in tmp_path.iterdir()) == [".config.old", ".movie.part"]
 
 
@@ -325,7 +338,7 @@ def test_what_an_overwriting_run_put_aside_is_not_lost_to_the_next(tmp_path: Pat
     refused = pytest.raises(
         FileExistsError, match=r"already holds a run \(checkpoint.previous.pt\); --overwrite"
     )
-    with refused, run_folder(tmp_path, resume=False, overwrite=False, product="model"):
+    with refused, run_folder(tmp_path, World(CPU), resume=False, overwrite=False, product="model"):
         raise AssertionError
     with pytest.raises(
         FileNotFoundError, match=r"no checkpoint at .*; .*previous.pt is that of the run before"
@@ -334,7 +347,7 @@ def test_what_an_overwriting_run_put_aside_is_not_lost_to_the_next(tmp_path: Pat
 
 
 def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_folder(tmp_path: Path) -> None:
-    enter = lambda: run_folder(tmp_path / "run", resume=False, overwrite=False, product="model")
+    enter = lambda: run_folder(tmp_path / "run", World(CPU), resume=False, overwrite=False, product="model")
     run = subprocess.Popen(
         [sys.executable, "-c", _LEAVES_A_CHILD, str(tmp_path / "run")], stdout=subprocess.PIPE
     )
@@ -350,9 +363,10 @@ def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_folder(tmp_path: 
 
 
 _LEAVES_A_CHILD = """
-import os, pathlib, sys, time
+import os, pathlib, sys, time, torch
+from cfmvit.training import World
 from cfmvit.training.run_folder import run_folder
-with run_folder(pathlib.Path(sys.argv[1]), resume=False, overwrite=False, product="model"):
+with run_folder(pathlib.Path(sys.argv[1]), World(torch.device("cpu")), resume=False, overwrite=False, product="model"):
     if not (child := os.fork()):
         time.sleep(60)
         os._exit(0)
@@ -362,7 +376,7 @@ with run_folder(pathlib.Path(sys.argv[1]), resume=False, overwrite=False, produc
 
 
 def test_one_run_a_folder(tmp_path: Path) -> None:
-    again = lambda: run_folder(tmp_path / "run", resume=False, overwrite=False, product="model")
+    again = lambda: run_folder(tmp_path / "run", World(CPU), resume=False, overwrite=False, product="model")
     busy = pytest.raises(RuntimeError, match=r"run: another process is running in .*run; --output")
     with again(), busy, again():
         raise AssertionError
@@ -370,7 +384,7 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
         pass
     with (
         pytest.raises(KeyError),
-        run_folder(tmp_path / "new", resume=False, overwrite=False, product="model"),
+        run_folder(tmp_path / "new", World(CPU), resume=False, overwrite=False, product="model"),
     ):
         raise KeyError
     assert not (tmp_path / "new").exists()

@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+# By the names that newer versions have for them, and warn without.
+all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(
+    dist, "reduce_scatter_tensor", None
+)
 _host_groups: WeakKeyDictionary[dist.ProcessGroup, Any] = WeakKeyDictionary()
 
 
@@ -35,7 +40,7 @@ def check_alike(op: str, group: dist.ProcessGroup, **facts: int | tuple[int, ...
     if torch.compiler.is_compiling():
         return
     flat = [n for fact in facts.values() for n in (fact if isinstance(fact, tuple) else (fact,))]
-    ranks = _gather(torch.tensor(flat, device="cpu"), _host_group(group)).view(-1, len(flat)).tolist()
+    ranks = _gather(torch.tensor(flat, device="cpu"), host_group(group)).view(-1, len(flat)).tolist()
     at = 0
     for name, fact in facts.items():
         end = at + len(fact) if isinstance(fact, tuple) else at + 1
@@ -65,11 +70,11 @@ def exchange(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def _gather(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
     out = rows.new_empty(dist.get_world_size(group) * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(out, rows.contiguous(), group)
+    all_gather(out, rows.contiguous(), group)
     return out
 
 
-def _host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+def host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
     """Give a group of the same ranks that moves tensors of the CPU; made at most once for each group."""
     if "cpu:" in dist.get_backend_config(group):
         return group
@@ -90,7 +95,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         sums = grad.to(torch.promote_types(grad.dtype, torch.float32)).contiguous()
         out = sums.new_empty(grad.shape[0] // dist.get_world_size(ctx.group), *grad.shape[1:])
-        dist.reduce_scatter_tensor(out, sums, dist.ReduceOp.SUM, ctx.group)
+        reduce_scatter(out, sums, dist.ReduceOp.SUM, ctx.group)
         return out.to(grad.dtype), None
 
 

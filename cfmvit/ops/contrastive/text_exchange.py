@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from cfmvit.ops.contrastive import collectives
+
 # Gathered texts and their gradient beyond this go round in a ring.
 GATHER_BYTES = 2 * 2**30
 
@@ -58,7 +60,7 @@ class Gather:
         """Send the own texts (b, D) on their way."""
         gather = cls(text.new_empty(dist.get_world_size(group) * text.shape[0], text.shape[1]), group)
         gather.text = text
-        gather.arriving = dist.all_gather_into_tensor(gather.kept, text, group, async_op=True)
+        gather.arriving = collectives.all_gather(gather.kept, text, group, async_op=True)
         return gather
 
     def blocks(self) -> Iterator[Block]:
@@ -80,7 +82,7 @@ class Gather:
             sums[columns] = grad
         del grads, grad
         out = sums.new_empty(own.text.shape)
-        returning: Any = dist.reduce_scatter_tensor(out, sums, dist.ReduceOp.SUM, self.group, async_op=True)
+        returning: Any = collectives.reduce_scatter(out, sums, dist.ReduceOp.SUM, self.group, async_op=True)
         grad = gradient_of(own)
         returning.wait()
         return out.add_(grad)

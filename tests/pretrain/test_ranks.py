@@ -1,0 +1,126 @@
+"""A batch that is spread over processes and pieces: the loss, the gradient and the data order are those of one process."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from cfmvit.models import CFMViT, create_model
+from cfmvit.pretrain.gradients import ContrastiveGradients
+from cfmvit.training import NonFiniteLossError, World
+from tests.processes import run_ranks
+
+CPU = torch.device("cpu")
+BATCH = 16
+
+
+def make(frozen: str = "", **options: Any) -> CFMViT:
+    torch.manual_seed(0)
+    small = {"width": 32, "heads": 2, "depth": 2, "text_width": 32, "text_heads": 2, "decoder_width": 32}
+    model = create_model("cfm_vit_tiny", vocab_size=300, pos_embed="learned", **{**small, **options})
+    if frozen:
+        model.get_submodule(frozen).requires_grad_(False)
+    return model
+
+
+def batch() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "images": torch.randint(0, 256, (BATCH, 3, 64, 64), generator=generator, dtype=torch.uint8),
+        "texts": torch.randint(1, 300, (BATCH, 6), generator=generator),
+        "keys": [f"sample-{number}" for number in range(BATCH)],
+    }
+
+
+def part(whole: dict[str, Any], first: int, count: int) -> dict[str, Any]:
+    return {name: value[first : first + count] for name, value in whole.items()}
+
+
+def gradients(world: World, pieces: int, **options: Any) -> tuple[dict[str, float], list[Tensor | None]]:
+    """Losses, mean over ranks, and the gradient of every weight."""
+    model, size = make(**options), BATCH // (world.size * pieces)
+    parts = [part(batch(), (world.rank * pieces + piece) * size, size) for piece in range(pieces)]
+    found = ContrastiveGradients(model, world, 2.0)(parts, torch.Generator().manual_seed(7))
+    means = world.mean(torch.stack([value.double() for value in found.values()])).tolist()
+    return dict(zip(found, means, strict=True)), [p.grad for p in model.parameters()]
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"frozen": "visual"},
+    {"frozen": "text"},
+    {"reconstruction": "none", "ped_granularity": "batch"},
+    {"reconstruction": "pixel", "contrastive_input": "full"},
+]
+
+
+def assert_whole(world: World, pieces: int, options: dict[str, Any]) -> None:
+    losses, expected = gradients(World(CPU), 1, **options)
+    found, grads = gradients(world, pieces, **options)
+    assert found.keys() == losses.keys()
+    for name, value in losses.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+    for mine, other in zip(grads, expected, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            assert (mine - other).norm() <= 1e-5 * max(1.0, other.norm())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_pieces_are_the_whole_batch(options: dict[str, Any]) -> None:
+    assert_whole(World(CPU), 4, options)
+
+
+def test_pieces_of_one_are_not_plain_accumulation() -> None:
+    """The gradient is that of 16 candidates; that of four times four is another one."""
+    _, whole = gradients(World(CPU), 1)
+    model = make()
+    four = ContrastiveGradients(model, World(CPU), 2.0)
+    for piece in range(4):
+        four([part(batch(), 4 * piece, 4)], torch.Generator().manual_seed(7))
+    other = [p.grad / 4 for p in model.parameters()]
+    assert max((a - b).norm() / b.norm() for a, b in zip(other, whole, strict=True)) > 0.1
+
+
+def _join(rank: int, world: int, store: str) -> World:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    return World(CPU, dist.group.WORLD)
+
+
+def _same(rank: int, size: int, store: str) -> None:
+    world = _join(rank, size, store)
+    for options in OPTIONS:
+        for pieces in (1, 2):
+            assert_whole(world, pieces, options)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_are_the_whole_batch(size: int, tmp_path: Path) -> None:
+    run_ranks(_same, size, str(tmp_path / "store"), imports=["cfmvit.pretrain"])
+
+
+def _poisoned(rank: int, size: int, store: str) -> None:
+    world = _join(rank, size, store)
+    for pieces in (1, 2):
+        mine = part(batch(), 8 * rank, 8)
+        mine["images"] = mine["images"].float() / 255
+        if rank == 1:
+            mine["images"][3] = torch.nan
+        with pytest.raises(NonFiniteLossError, match=r"an embedding is not finite.*'sample-11'") as caught:
+            parts = [part(mine, piece * 8 // pieces, 8 // pieces) for piece in range(pieces)]
+            ContrastiveGradients(make(), world, 2.0)(parts, torch.Generator().manual_seed(7))
+        assert "sample-0'" not in str(caught.value) and str(caught.value).startswith("rank 1: ")
+    dist.destroy_process_group()
+
+
+def test_a_rank_with_a_nan_stops_all_with_its_keys(tmp_path: Path) -> None:
+    run_ranks(_poisoned, 2, str(tmp_path / "store"), imports=["cfmvit.pretrain"])
