@@ -117,6 +117,14 @@ def _python(words: list[str]) -> None:
         assert words[1] == "venv" or importlib.util.find_spec(words[1]), f"no module {words[1]}"
 
 
+def _torchrun(words: list[str]) -> None:
+    from torch.distributed.run import get_args_parser
+
+    started = get_args_parser().parse_args(words)
+    assert started.module and started.training_script == "cfmvit"
+    assert _cfmvit(started.training_script_args, Path()) is None
+
+
 def _pytest(words: list[str]) -> None:
     for before, word in zip(["", *words], words, strict=False):
         if before == "-m":
@@ -139,4 +147,5 @@ def _activate(words: list[str]) -> None:
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "pip": _pip, "python": _python, "python3": _python, "pytest": _pytest, ".": _activate,
+    "torchrun": _torchrun,
 }  # fmt: skip
