@@ -38,6 +38,8 @@ def run(*command: str | Path, **environment: str) -> str:
 
 def run_ranks(main: Callable[..., None], world: int, *arguments: Any, imports: Sequence[str]) -> None:
     """Run `main(rank, world, *arguments)` in `world` processes, forked from one that has only imported what takes seconds."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # they import `main` by its name; last: an installed cfmvit comes first
     multiprocessing.get_context("forkserver").set_forkserver_preload(["pytest", "cfmvit.ops", *imports])
     multiprocessing.start_processes(
         _one_thread, (main, world, *arguments), nprocs=world, start_method="forkserver"
