@@ -1,4 +1,4 @@
-"""Contrastive losses, beside open_clip's, which hold the logits, and the kernels of memeff, inf-cl and siglip-kernel.
+"""Contrastive losses, beside open_clip's and the textbook's, which hold the logits, and the kernels of memeff, inf-cl and siglip-kernel.
 
 Letters: B pairs, D width, ``item`` bytes of an element.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +32,7 @@ GATE = {
     if size["B"] > 4096
 }
 SCALE = 30.0
-MOST_LOGITS = {"cpu": 2**29, "cuda": 2**31}  # of a peer that holds several matrices of them
+MOST_LOGITS = {"cpu": 2**29, "cuda": 2**32}  # of a peer that holds several matrices of them
 
 
 def draw_pairs(draw: Draw, B: int, D: int) -> dict[str, Tensor]:
@@ -92,21 +91,36 @@ def _siglip_kernel(library: ModuleType) -> Callable[..., Tensor]:
     )
 
 
-def _exact(draw: Draw, B: int, run: Callable[..., Any]) -> dict[str, Peer]:
-    """Return a peer that takes logits in float32 whatever the features, as ours does."""
-    return {} if MOST_LOGITS[draw.device.type] < B * B else {"float32": Peer(run)}
+def _textbook(draw: Draw, B: int, run: Callable[..., Tensor]) -> dict[str, Peer]:
+    """Return a loss as textbooks write it, and that with logits in float32 whatever the features, as ours has them.
+
+    In 16 bits the first is too coarse to be compared with anything.
+    """
+    if MOST_LOGITS[draw.device.type] < B * B:
+        return {}
+    exact = lambda image, text, **scalars: run(image.float(), text.float(), **scalars)
+    coarse = draw.dtype.itemsize == 2
+    return {"eager": Peer(run, alike=not coarse)} | ({"float32": Peer(exact)} if coarse else {})
+
+
+def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Compute CLIP's loss as its paper writes it."""
+    logits = logit_scale.to(image.dtype) * image @ text.T
+    pairs = torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+
+
+def siglip_loss_of_paper(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """Compute SigLIP's loss as its paper writes it."""
+    logits = logit_scale.to(image.dtype) * image @ text.T + logit_bias.to(image.dtype)
+    labels = 2 * torch.eye(len(image), dtype=image.dtype, device=image.device) - 1
+    return -F.logsigmoid(labels * logits).sum() / len(image)
 
 
 @benchmark("contrastive", gate_size=GATE, **SIZES)
 def info_nce(draw: Draw, B: int, D: int) -> Case:
     """The loss of CLIP."""
     item = draw.dtype.itemsize
-
-    def exact(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-        logits = logit_scale * image.float() @ text.float().T
-        pairs = torch.arange(B, device=image.device)
-        return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
-
     return Case(
         inputs=draw_pairs(draw, B, D),
         run=ops.info_nce,
@@ -116,7 +130,7 @@ def info_nce(draw: Draw, B: int, D: int) -> Case:
         gradients=("image", "text", "logit_scale"),
         peers={
             "open_clip": _open_clip(draw, B, "ClipLoss"),
-            **_exact(draw, B, exact),
+            **_textbook(draw, B, clip_loss),
             "memeff": _kernels(draw, "memeff", _memeff, alike=False),
             "inf-cl": _kernels(draw, "inf_cl", _inf_cl),
         },
@@ -137,6 +151,7 @@ def siglip_loss(draw: Draw, B: int, D: int) -> Case:
         gradients=("image", "text", "logit_scale", "logit_bias"),
         peers={
             "open_clip": _open_clip(draw, B, "SigLipLoss"),
+            **_textbook(draw, B, siglip_loss_of_paper),
             "siglip-kernel": _kernels(draw, "siglip_kernel", _siglip_kernel),
         },
     )

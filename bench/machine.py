@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import subprocess
@@ -20,6 +22,7 @@ from cfmvit.bench.timing import interleaved
 PACKAGES = ("torchvision", "open_clip_torch", "timm", "triton", "numpy")
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes, far beyond every cache
 SIDE = {"cpu": 2048, "cuda": 8192}
+STATE = "clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu,clocks_event_reasons.active"
 
 
 def header(device: str) -> dict[str, Any]:
@@ -70,7 +73,19 @@ def _version(package: str) -> str | None:
         return None
 
 
+def under_load() -> str | None:
+    """Return what nvidia-smi says of the clocks, the power and their limits while the matrix units work."""
+    a = torch.randn(SIDE["cuda"], SIDE["cuda"], device="cuda", dtype=torch.bfloat16)
+    for _ in range(500):  # more than half a second, which the queries fall into
+        a @ a
+    found = _output("nvidia-smi", f"--query-gpu={STATE}", "--format=csv,noheader")
+    torch.cuda.synchronize()
+    return found and ", ".join(f"{name} {value}" for name, value in zip(STATE.split(","), found.split(", ")))
+
+
 def _commit() -> str | None:
+    if given := os.environ.get("CFMVIT_COMMIT"):  # of a copy without git
+        return given
     here = Path(__file__).resolve().parent
     commit = _output("git", "-C", str(here), "rev-parse", "--short=12", "HEAD")
     return commit and commit + (
@@ -88,3 +103,16 @@ def _output(*command: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def main() -> None:
+    """Print the machine, its ceilings and its state under load, as JSON in a line."""
+    parser = argparse.ArgumentParser(prog="machine", description=main.__doc__)
+    parser.add_argument("--device", default="cuda")
+    device = parser.parse_args().device
+    found = header(device) | {"ceilings": ceilings(device, [torch.bfloat16, torch.float32], 0.5)}
+    print(json.dumps(found | {"state": under_load() if device == "cuda" else None}))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from cfmvit.bench import gate
 from cfmvit.bench.gate import OURS
 from cfmvit.bench.memory import peak_bytes
 from cfmvit.bench.registry import DTYPES, Case, Cost, Entry, Peer, Skip
-from cfmvit.bench.timing import interleaved, quantiles
+from cfmvit.bench.timing import host_seconds, interleaved, quantiles
 
 
 def measure(
@@ -25,8 +25,12 @@ def measure(
     passes: Iterable[str] | None = None,
     seconds: float = 2.0,
     compiled: bool = False,
+    warm: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record of each pass; one record without times if ours fails the gate."""
+    """Yield a record of each pass; one record without times if ours fails the gate.
+
+    With ``warm``, a GPU's times from a warm L2 cache stand beside those from a cold one.
+    """
     case = entry.case(size, DTYPES[dtype], device)
     if compiled:
         case = _with_compiled(case)
@@ -57,8 +61,18 @@ def measure(
     for name in passes or entry.passes:
         if name in ("forward", "recorded") or case.gradients:
             cost = case.cost(name)
-            runs = {other: _pass(case, x, name) for other, x in ready.items()}
+            runs = {OURS: pass_of(case, ready[OURS], name)}
+            for other, x in list(ready.items()):
+                if other != OURS and (why_not := _tried(case, x, name, other, runs)):
+                    skipped[other] = {"skipped": why_not}
+                    del ready[other]
             record = _record(runs, cost, dtype, device, ceilings, seconds)
+            if device == "cuda" and warm:
+                for other, times in interleaved(runs, device, seconds, cold=False).items():
+                    record["implementations"][other]["warm_seconds"] = quantiles(times)
+            if device == "cuda" and entry.family == "calls":
+                for other, run in runs.items():
+                    record["implementations"][other]["host_seconds"] = host_seconds(run)
             for other, figures in record["implementations"].items():
                 figures["error"] = verdicts[other]["error"] if other in verdicts else None
                 if ready[other].dtype is not None:
@@ -104,7 +118,18 @@ def _record(
     }
 
 
-def _pass(case: Case, x: Peer, name: str) -> Callable[[], Any]:
+def _tried(case: Case, x: Peer, name: str, other: str, runs: dict[str, Callable[[], Any]]) -> str:
+    """Add a peer's pass to ``runs``, or say why it can't run here: large sizes may need more memory than there is."""
+    try:
+        run = pass_of(case, x, name)
+        run()
+    except RuntimeError as refusal:
+        return str(refusal).splitlines()[0]
+    runs[other] = run
+    return ""
+
+
+def pass_of(case: Case, x: Peer, name: str) -> Callable[[], Any]:
     """Return a function of no arguments that runs one pass of an implementation."""
     inputs = gate.leaves(case, x.dtype)
     if name == "forward":
@@ -125,17 +150,20 @@ def _pass(case: Case, x: Peer, name: str) -> Callable[[], Any]:
 
 
 def _with_compiled(case: Case) -> Case:
-    """Add torch.compile's version of the eager peer, or of MAE's or open_clip's formulation."""
-    names = (name for name in ("eager", "MAE", "open_clip") if isinstance(case.peers.get(name), Peer))
-    name = next(names, None)
-    if name is None:
-        return case
-    eager = case.peers[name].run
-    compiled = torch.compile(eager, fullgraph=True, dynamic=False)
-    try:
-        gate.results(case, compiled)
-    except Exception as error:  # whatever a compiler may throw: the others are measured all the same
-        found: Peer | Skip = Skip(f"does not compile here: {str(error).strip().splitlines()[0]}")
-    else:
-        found = Peer(compiled)
-    return replace(case, peers={**case.peers, "torch.compile": found})
+    """Add torch.compile's version of the eager peer, or of MAE's or open_clip's formulation, and of the one in float32."""
+    of_op = next(
+        (name for name in ("eager", "MAE", "open_clip") if isinstance(case.peers.get(name), Peer)), ""
+    )
+    peers = dict(case.peers)
+    for name, compiled in ((of_op, "torch.compile"), ("float32", "torch.compile float32")):
+        eager = case.peers.get(name)
+        if not isinstance(eager, Peer):
+            continue
+        run = torch.compile(eager.run, fullgraph=True, dynamic=False)
+        try:
+            gate.results(case, run)
+        except Exception as error:  # whatever a compiler may throw: the others are measured all the same
+            peers[compiled] = Skip(f"does not compile here: {str(error).strip().splitlines()[0]}")
+        else:
+            peers[compiled] = replace(eager, run=run)
+    return replace(case, peers=peers)

@@ -20,7 +20,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_positive(int), help="of the CPU; default: PyTorch's")
     parser.add_argument("--seconds", type=_positive(float), default=1.0, help="of each measurement, about")
     parser.add_argument("--compile", action="store_true", help="torch.compile too: slow to start")
+    parser.add_argument("--warm", action="store_true", help="on a GPU, times from a warm L2 cache too")
     parser.add_argument("--output", type=Path, help="JSON to write, and a roofline picture beside it (.svg)")
+    parser.add_argument(
+        "--add", action="store_true", help="add to the record that --output names; no picture"
+    )
     parser.add_argument("--list", action="store_true", help="print ops and sizes, and stop")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of a record, and stop")
     parser.add_argument(

@@ -17,8 +17,10 @@ def ensure_writable(path: Path) -> None:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Write a record."""
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    """Write a record whole or not at all: whoever writes may be killed."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n")
+    unfinished.replace(path)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -50,14 +50,15 @@ def _roi_align_sizes() -> dict[str, dict[str, int]]:
         "tiny": {"B": 2, "C": 8, "S": 8, "R": 5, "P": 3, "ratio": 2},
         "small": common,
         "large": {**common, "B": 16, "S": 200},
+        "channels-last": {**common, "B": 16, "S": 200, "last": 1},
         "adaptive": {**common, "ratio": -1},
         **sweep,
     }
 
 
 @benchmark("regions", **_roi_align_sizes())
-def roi_align(draw: Draw, B: int, C: int, S: int, R: int, P: int, ratio: int) -> Case:
-    """Align boxes with maps of channels before places, as torchvision keeps them."""
+def roi_align(draw: Draw, B: int, C: int, S: int, R: int, P: int, ratio: int, last: int = 0) -> Case:
+    """Align boxes with maps of channels before places, as torchvision keeps them, or of channels last."""
     rois, scale, item = _rois(_boxes(draw, B, R, STRIDE * S)), 1 / STRIDE, draw.dtype.itemsize
     moved = Cost(B * (C * S * S * item + R * (C * P * P * item + BOX)))
 
@@ -65,7 +66,11 @@ def roi_align(draw: Draw, B: int, C: int, S: int, R: int, P: int, ratio: int) ->
         return lambda input: library.roi_align(input, rois.to(input.dtype), P, scale, ratio, True)
 
     return Case(
-        inputs={"input": draw.normal(B, C, S, S)},
+        inputs={
+            "input": draw.normal(B, C, S, S).to(
+                memory_format=torch.channels_last if last else torch.contiguous_format
+            )
+        },
         run=lambda input: ops.roi_align(input, rois, P, scale, ratio, True),
         truth=lambda input: reference.roi_align(input, rois, scale, P, P, ratio, True),
         forward=moved,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def _measure(arguments: argparse.Namespace) -> None:
         raise ValueError("--device must be cpu here, got cuda: PyTorch sees no GPU")
     _known("--dtype", arguments.dtype, DTYPES)
     _known("--passes", arguments.passes or (), PASSES)
+    if arguments.add and arguments.output is None:
+        raise ValueError("--add must come with --output")
     entries = _selected(arguments.ops)
     sizes = arguments.size or DEFAULT_SIZES[device]
     _known("--size", arguments.size or (), {size for entry in entries for size in entry.sizes})
@@ -71,12 +74,20 @@ def _measure(arguments: argparse.Namespace) -> None:
     if device == "cpu":
         about["heap"] = keep_freed_memory()
     ceilings = machine.ceilings(device, [DTYPES[name] for name in arguments.dtype], arguments.seconds)
-    results: list[dict[str, Any]] = []
-    done = {"schema": record.SCHEMA, "machine": about, "ceilings": ceilings, "results": results}
+    done = _begun(arguments) or {
+        "schema": record.SCHEMA,
+        "machine": about,
+        "ceilings": ceilings,
+        "results": [],
+    }
+    rates = done["ceilings"]["flops_per_s"]
+    done["ceilings"]["flops_per_s"] = ceilings["flops_per_s"] | rates
+    failed: list[dict[str, Any]] = done.setdefault("failed", [])
+    before = len(failed)
     with progress(len(jobs), desc="bench", unit="case") as bar:
         for entry, size, dtype in jobs:
             bar.set_postfix_str(f"{entry.name} {size} {dtype}", refresh=sys.stderr.isatty())
-            results += measure(
+            measured = measure(
                 entry,
                 size,
                 dtype,
@@ -85,15 +96,32 @@ def _measure(arguments: argparse.Namespace) -> None:
                 passes=arguments.passes,
                 seconds=arguments.seconds,
                 compiled=arguments.compile,
+                warm=arguments.warm,
             )
+            try:
+                done["results"].extend(measured)
+            except Exception as error:  # the others are measured all the same
+                traceback.print_exc()
+                text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                failed.append({"op": entry.name, "size": size, "dtype": dtype, "error": text})
             if arguments.output is not None:
                 record.write(arguments.output, done)  # what is measured stays, should the run be cut off
             bar.update()
     print(tables.table(done), end="")
-    if arguments.output is not None:
+    if arguments.output is not None and not arguments.add:
         from cfmvit.bench.roofline import roofline
 
         arguments.output.with_suffix(".svg").write_text(roofline(done))
+    if len(failed) > before:
+        raise RuntimeError(
+            "; ".join(f"{x['op']} {x['size']} {x['dtype']}: {x['error']}" for x in failed[before:])
+        )
+
+
+def _begun(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the record that is added to, if there is one."""
+    path: Path = arguments.output
+    return record.read(path) if arguments.add and path.stat().st_size else None
 
 
 def _selected(names: list[str]) -> list[Entry]:

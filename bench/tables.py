@@ -28,6 +28,7 @@ def table(record: dict[str, Any]) -> str:
         f"(at most {x['gate']['tolerance']:g}), not timed."
         for x in failed
     ]
+    parts += [f"{x['op']}, {x['size']}, {x['dtype']}: {x['error']}." for x in record.get("failed", [])]
     missing = {
         (name, figures["skipped"])
         for x in results
