@@ -92,15 +92,13 @@ def _siglip_kernel(library: ModuleType) -> Callable[..., Tensor]:
 
 
 def _textbook(draw: Draw, B: int, run: Callable[..., Tensor]) -> dict[str, Peer]:
-    """Return a loss as textbooks write it, and that with logits in float32 whatever the features, as ours has them.
-
-    In 16 bits the first is too coarse to be compared with anything.
+    """Return a loss as textbooks write it: with logits in float32 whatever the features, as ours has them, and in 16 bits, too
+    coarse to be compared with anything.
     """
     if MOST_LOGITS[draw.device.type] < B * B:
         return {}
     exact = lambda image, text, **scalars: run(image.float(), text.float(), **scalars)
-    coarse = draw.dtype.itemsize == 2
-    return {"eager": Peer(run, alike=not coarse)} | ({"float32": Peer(exact)} if coarse else {})
+    return {"float32": Peer(exact)} | ({"eager": Peer(run, alike=False)} if draw.dtype.itemsize == 2 else {})
 
 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--into",
         type=Path,
-        help="with --table: put a summary between the marks of this markdown file instead",
+        help="with --table: put a summary between the marks of this markdown file instead, and draw the picture",
     )
     parser.add_argument(
         "--compare", type=Path, nargs=2, metavar=("A", "B"), help="print two records side by side, and stop"

@@ -41,6 +41,7 @@ def _table(path: Path, into: Path | None) -> None:
         print(tables.table(found), end="")
     else:
         put_between_marks(into, summary(found, path, into))
+        _draw(found, path)
 
 
 def _measure(arguments: argparse.Namespace) -> None:
@@ -109,13 +110,17 @@ def _measure(arguments: argparse.Namespace) -> None:
             bar.update()
     print(tables.table(done), end="")
     if arguments.output is not None and not arguments.add:
-        from cfmvit.bench.roofline import roofline
-
-        arguments.output.with_suffix(".svg").write_text(roofline(done))
+        _draw(done, arguments.output)
     if len(failed) > before:
         raise RuntimeError(
             "; ".join(f"{x['op']} {x['size']} {x['dtype']}: {x['error']}" for x in failed[before:])
         )
+
+
+def _draw(done: dict[str, Any], path: Path) -> None:
+    from cfmvit.bench.roofline import roofline
+
+    path.with_suffix(".svg").write_text(roofline(done))
 
 
 def _begun(arguments: argparse.Namespace) -> dict[str, Any] | None:

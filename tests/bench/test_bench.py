@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cfmvit.bench import gate, machine, record, tables
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.measure import measure
 from cfmvit.bench.memory import peak_bytes
-from cfmvit.bench.registry import DTYPES, Cost, Peer, Skip, load
+from cfmvit.bench.registry import DTYPES, Case, Cost, Peer, Skip, load
 from cfmvit.bench.summary import summary
 from cfmvit.bench.timing import interleaved, quantiles
 from cfmvit.cli import main
@@ -165,6 +166,54 @@ def test_rounds_are_shared_and_quantiles_are_in_order() -> None:
     assert quantiles([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == {"p20": 2.0, "p50": 3.5, "p80": 5.0}
 
 
+def test_a_peer_that_can_not_run_is_named_and_the_others_are_measured() -> None:
+    calls: list[int] = []
+
+    def build(draw: Draw, **size: int) -> Case:
+        case = ENTRIES["gather_tokens"].build(draw, **size)
+
+        def large(**inputs: Tensor) -> Tensor:
+            calls.append(1)
+            if len(calls) > 1:  # at the gate it is small
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+            return case.run(**inputs)
+
+        return replace(case, peers={"large": Peer(large), **case.peers})
+
+    entry = replace(ENTRIES["gather_tokens"], build=build)
+    for result in measure(entry, "tiny", "float32", "cpu", CEILINGS, seconds=1e-3):
+        skipped = result["implementations"]["large"]["skipped"]
+        assert skipped == "CUDA out of memory. Tried to allocate" and set(result["ratios"]) == {
+            "MAE",
+            "eager",
+        }
+
+
+def test_runs_are_added_to_a_record_and_an_op_that_fails_ends_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(machine, "COPIED", {"cpu": 2**16})
+    monkeypatch.setattr(machine, "SIDE", {"cpu": 32})
+    monkeypatch.setattr(ops, "gather_tokens", broken)
+    monkeypatch.setenv("CFMVIT_COMMIT", "abc123")
+    path = tmp_path / "bench.json"
+    run = ["bench", "--size", "tiny", "--seconds", "0.001", "--device", "cpu", "--passes", "forward", "--add"]
+    run += ["--output", str(path)]
+    assert main([*run, "gather_tokens", "restore_tokens", "--dtype", "bfloat16"]) == 2
+    said = "gather_tokens tiny bfloat16: RuntimeError: CUDA error: an illegal memory access"
+    output = capsys.readouterr()
+    assert said in output.err and "RuntimeError: CUDA error: an illegal memory access." in output.out
+    assert main([*run, "random_masking", "--dtype", "float32"]) == 0
+    found = record.read(path)
+    assert [x["op"] for x in found["results"]] == ["restore_tokens", "random_masking"]
+    assert set(found["ceilings"]["flops_per_s"]) == {"bfloat16", "float32"}
+    assert found["machine"]["commit"] == "abc123" and [x["op"] for x in found["failed"]] == ["gather_tokens"]
+    assert list(tmp_path.iterdir()) == [path], "a picture is of a whole record"
+
+
 MACHINE = {
     "date": "2026-01-02T03:04:05+00:00",
     "commit": "abc",
@@ -261,6 +310,7 @@ def test_the_command_writes_a_record_a_table_and_a_picture(
         (["random_masking", "--dtype", "float16"], "no op of random_masking has size small or any"),
         (["--output", "."], "Is a directory"),
         (["--into", "README.md"], "--into must come with --table"),
+        (["--add"], "--add must come with --output"),
         (["--table", "none.json"], "No such file"),
         (
             ["--compare", "text.json", "text.json"],
