@@ -2,19 +2,10 @@
 // move runs of V neighbouring pixels.
 #pragma once
 
-#include "kernels/fast_division.cuh"
 #include "kernels/inverse_index.cuh"
-#include "plain/patch_grid.h"
+#include "kernels/patch_dividers.cuh"
 
 namespace cfmvit::kernels {
-
-// Where a run of V pixels lies, for dividing positions inside a patch and inside an image.
-struct PatchDividers {
-  Divider runs_a_line, lines, columns;  // of a patch: P / V and P; patches in a row of the image
-
-  PatchDividers(const PatchGrid& grid, int v)
-      : runs_a_line(grid.patch / v), lines(grid.patch), columns(grid.columns) {}
-};
 
 // out[b, j] = pixels * scale[c] + shift[c] of patch n = index[b, j], by channel, row, column; patches out of
 // range are zero.

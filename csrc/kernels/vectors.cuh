@@ -17,7 +17,8 @@ namespace cfmvit::kernels {
 constexpr int kThreads = 256;
 constexpr int kLanes = 32;
 
-constexpr int vec_alignment(int bytes) { return bytes < 16 ? bytes : 16; }
+// The greatest power of two that divides it, up to 16.
+constexpr int vec_alignment(int bytes) { return (bytes & -bytes) < 16 ? bytes & -bytes : 16; }
 
 // V neighbouring channels, moved by instructions of up to 16 bytes; elements are read and set in the
 // accumulation type.
@@ -99,19 +100,25 @@ __device__ __forceinline__ void fill_row(S* to, acc_t<S> value, int vecs) {
   for (int p = threadIdx.x; p < vecs; p += blockDim.x) vec_at<V>(to, p) = all;
 }
 
-// Calls launch(V) with the widest vectors that the width, the strides and the addresses allow: kMost
-// channels, or 1.
-template <int kMost, typename Launch>
-void dispatch_vec(int64_t width, std::initializer_list<const void*> addresses,
-                  std::initializer_list<int64_t> strides, std::initializer_list<int> sizes,
-                  const Launch& launch) {
+// Whether the width, the strides and the addresses allow vectors of v elements of each of these sizes.
+inline bool vecs_fit(int v, int64_t width, std::initializer_list<const void*> addresses,
+                     std::initializer_list<int64_t> strides, std::initializer_list<int> sizes) {
   uintptr_t low = 0;
   int64_t steps = width;
   for (const void* address : addresses) low |= reinterpret_cast<uintptr_t>(address);
   for (const int64_t stride : strides) steps |= stride;
-  bool wide = steps % kMost == 0;
-  for (const int size : sizes) wide = wide && low % (size * kMost < 16 ? size * kMost : 16) == 0;
-  wide ? launch(std::integral_constant<int, kMost>()) : launch(std::integral_constant<int, 1>());
+  bool fit = steps % v == 0;
+  for (const int size : sizes) fit = fit && low % vec_alignment(size * v) == 0;
+  return fit;
+}
+
+// Calls launch(V) with kMost channels a vector where they fit, else with 1.
+template <int kMost, typename Launch>
+void dispatch_vec(int64_t width, std::initializer_list<const void*> addresses,
+                  std::initializer_list<int64_t> strides, std::initializer_list<int> sizes,
+                  const Launch& launch) {
+  vecs_fit(kMost, width, addresses, strides, sizes) ? launch(std::integral_constant<int, kMost>())
+                                                    : launch(std::integral_constant<int, 1>());
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

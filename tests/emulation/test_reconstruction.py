@@ -134,12 +134,14 @@ def check_pixels(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("size", "channels"), [(2, 1), (4, 3), (7, 3), (16, 3), (18, 5)])
+@pytest.mark.parametrize(
+    ("size", "channels"), [(2, 1), (4, 3), (7, 3), (14, 3), (16, 3), (18, 3), (18, 5), (32, 3), (36, 3)]
+)
 @pytest.mark.parametrize("every", [True, False], ids=["all_rows", "masked_rows"])
 def test_masked_pixel_loss(
     reconstruction: Emulator, every: bool, size: int, channels: int, dtype: torch.dtype
 ) -> None:
-    """Patches shorter than a warp, and longer than its registers hold; any layout of images."""
+    """Runs of four pixels, of two, and of one; patches shorter than a warp, and longer than its registers hold; any layout."""
     index = ops.random_masking(2, 12, 0.6, generator=torch.Generator().manual_seed(1)).masked
     images = rand(2, channels, 3 * size, 4 * size, dtype=wide(dtype), seed=3)
     rows = 12 if every else index.shape[1]
