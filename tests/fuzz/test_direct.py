@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -46,6 +47,32 @@ def run(name: str, cases: int) -> int:
 @pytest.mark.parametrize("name", registered())
 def test_direct_calls(name: str) -> None:
     assert run(name, 150)
+
+
+@pytest.mark.parametrize("name", registered())
+def test_no_tensor_may_lie_elsewhere(name: str) -> None:
+    """An index, a mean of the CPU beside tensors of a GPU would be read by a kernel as its own memory: each argument is tried, in what
+    is called for tensors without data and in the native function itself.
+    """
+    op = getattr(C, name).default
+    native = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    tensors = [i for i, argument in enumerate(op._schema.arguments) if "Tensor" in str(argument.type)]
+    # Of the calls the one with most tensors: what there is of them must disagree.
+    arguments = max(
+        recorded_calls(EXAMPLES, 8)[name], key=lambda call: sum(call[i] is not None for i in tensors)
+    )
+    for place in tensors:
+        value, worse = arguments[place], list(arguments)
+        if isinstance(value, (list, tuple)):
+            worse[place] = [*value[:-1], value[-1].to("meta")]
+        else:
+            worse[place] = torch.zeros(1, device="meta") if value is None else value.to("meta")
+        if len(tensors) > 1:
+            for call in (op, partial(op.redispatch, native)):
+                with pytest.raises(
+                    (RuntimeError, ValueError), match=f"{name}: all tensors must be on one device"
+                ):
+                    call(*worse)
 
 
 @pytest.mark.long
