@@ -7,6 +7,7 @@ CMakeLists.txt is the truth; this repeats its flags for one architecture.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,39 @@ def architecture() -> str:
     """Return the architecture of the GPU here, or Hopper's."""
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
     return f"{major}{minor}" + ("a" if (major, minor) == (9, 0) else "")
+
+
+def cuda() -> tuple[str | None, str]:
+    """Return nvcc and its version, or None and why the CUDA kernels are not built; as cmake/Cuda.cmake says it.
+
+    Raises:
+        SystemExit: CFMVIT_CUDA=ON asks for them.
+    """
+    wanted, uses = os.environ.get("CFMVIT_CUDA", "AUTO"), torch.version.cuda
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    places = [os.environ.get("CUDACXX"), "nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
+    nvcc = next((found for place in places if place and (found := shutil.which(place))), None)
+    if wanted == "OFF":
+        return None, "CFMVIT_CUDA=OFF"
+    if uses is None:
+        why = f"torch {torch.__version__} is a build without CUDA"
+    else:
+        major = uses.partition(".")[0]
+        why = f"torch uses CUDA {uses}, but there is no nvcc"
+        if nvcc:
+            text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+            version = re.search(r"release (\d+)\.(\d+)", text)
+            if version and version[1] == major:
+                return nvcc, f"{version[1]}.{version[2]}"
+            why = (
+                f"nvcc is of CUDA {version[1]}.{version[2]}, torch uses CUDA {uses}"
+                if version
+                else f"{nvcc} is no nvcc that runs"
+            )
+        why += f": install the CUDA {major} toolkit, or set CUDACXX to its nvcc"
+    if wanted == "ON":
+        sys.exit(f"error: CFMVIT_CUDA=ON, but the CUDA kernels are not built: {why}")
+    return None, why
 
 
 def run(*command: str | Path) -> None:
@@ -57,11 +91,11 @@ def compile_all(sources: list[Path], compiler: list[str]) -> list[Path]:
 
 def main() -> None:
     """Build _C and, where there is nvcc and a CUDA torch, _cuda."""
-    nvcc = shutil.which("nvcc") if torch.version.cuda else None
+    nvcc, found = cuda()
     facts = {
         "VERSION": "bare",
         "BUILT_WITH_TORCH": torch.__version__,
-        "CUDA_BUILD": "built with nvcc" if nvcc else "not built: no nvcc, or a torch without CUDA",
+        "CUDA_BUILD": f"built with nvcc {found}" if nvcc else f"not built: {found}",
         "CUDA_ARCHITECTURES": architecture() if nvcc else "",
     }
     lay_out()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from cfmvit import gpus
 from cfmvit.info import report
+from cfmvit.ops.shared import library
 
 DEFAULT = "80-real 90a-real 100-real 120"
 BUILT = {"cuda": "built with nvcc 13.0.88", "cuda_architectures": DEFAULT}
@@ -57,6 +60,16 @@ def test_a_gpu_without_code(gpu: pytest.MonkeyPatch) -> None:
 def test_an_nvcc_newer_than_torch(gpu: pytest.MonkeyPatch) -> None:
     (said,) = gpus.problems({**BUILT, "cuda": "built with nvcc 13.2.5"})
     assert said.startswith("nvcc 13.2 is newer than torch's CUDA 13.0: ")
+
+
+def test_a_torch_for_cuda_without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = (
+        "torch uses CUDA 13.0, but there is no nvcc: install the CUDA 13 toolkit, or set CUDACXX to its nvcc"
+    )
+    built = library.core.build_info() | {"cuda": f"not built: {why}", "cuda_architectures": ""}
+    monkeypatch.setattr(library, "core", SimpleNamespace(build_info=lambda: built))
+    monkeypatch.setattr(library, "cuda_missing", built["cuda"])
+    assert f"CUDA kernels not built: {why}\n" in report()
 
 
 def test_a_driver_too_old(gpu: pytest.MonkeyPatch) -> None:

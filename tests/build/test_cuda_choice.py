@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from ..processes import ROOT, cmake, run, tool
 
@@ -134,6 +136,52 @@ def test_auto_goes_on_without_cuda_and_says_why(
 def test_torch_with_cuda_and_no_nvcc(tmp_path: Path) -> None:
     said = build(tmp_path / "script.cmake", CUDACXX=str(tmp_path / "absent"))
     assert "absent is no nvcc that runs: install the CUDA 13 toolkit, or set CUDACXX to its nvcc" in said
+
+
+def test_no_nvcc_anywhere(tmp_path: Path) -> None:
+    if Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("there is one where it is looked for")
+    said = build(tmp_path / "script.cmake", PATH=str(tmp_path), CUDACXX="")
+    wanted = (
+        "not built: torch uses CUDA 13.0, but there is no nvcc: install the CUDA 13 toolkit, or set CUDACXX"
+    )
+    assert wanted in said
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "environment", "said"),
+    [
+        (None, {}, "is a build without CUDA"),
+        ("13.0", {"CFMVIT_CUDA": "OFF"}, "CFMVIT_CUDA=OFF"),
+        ("13.0", {"FAKE_VERSION": "nothing"}, "is no nvcc that runs: install the CUDA 13 toolkit"),
+        (
+            "12.6",
+            {},
+            "nvcc is of CUDA 13.0, torch uses CUDA 12.6: install the CUDA 12 toolkit, or set CUDACXX",
+        ),
+        ("13.0", {}, "13.0"),
+    ],
+    ids=["cpu", "off", "broken", "major", "fits"],
+)
+def test_a_build_without_tools_says_the_same(
+    nvcc: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torch_cuda: str | None,
+    environment: dict[str, str],
+    said: str,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    bare = importlib.import_module("build_bare")
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    for name, value in {"CUDACXX": str(nvcc), "CFMVIT_CUDA": "AUTO", **environment}.items():
+        monkeypatch.setenv(name, value)
+    found, text = bare.cuda()
+    assert text.endswith(said) or said in text
+    assert found == (str(nvcc) if said == "13.0" else None)
+    if found is None and "CFMVIT_CUDA" not in environment:
+        monkeypatch.setenv("CFMVIT_CUDA", "ON")
+        with pytest.raises(SystemExit, match="CFMVIT_CUDA=ON, but the CUDA kernels are not built"):
+            bare.cuda()
 
 
 def test_an_nvcc_newer_than_torch_is_told_of(nvcc: Path, tmp_path: Path) -> None:
