@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfmvit.ops.regions import reference
-from cfmvit.ops.shared.checks import FLOATING, float_dtype
+from cfmvit.ops.shared.checks import FLOATING, compiled_rule, float_dtype
 from cfmvit.ops.shared.transforms import unwrapped
 
 # Whole numbers up to here are exact in each dtype that boxes may have.
@@ -41,7 +41,7 @@ def boxes(op: str, boxes: Tensor | Sequence[Tensor], features: Tensor, batch: in
     if isinstance(boxes, Tensor):
         _image_number_dtype(op, boxes.dtype, batch)
     elif torch.compiler.is_compiling():  # the batch may be known only at run time
-        torch._check(len(boxes) == batch, lambda: f"{op}: boxes must have one tensor for each image")
+        compiled_rule(len(boxes) == batch, f"{op}: boxes must have one tensor for each image")
     elif len(boxes) != batch and (len(boxes) < batch or any(some.shape[0] for some in boxes[batch:])):
         raise ValueError(f"{op}: boxes must have one tensor for each of {batch} images, got {len(boxes)}")
 
@@ -211,7 +211,7 @@ def _rule(
 ) -> None:
     """Raise unless a rule about a shape holds; where sizes are known only at run time, it is checked then."""
     if torch.compiler.is_compiling():
-        torch._check(holds, lambda: f"{op}: {name} must have shape {letters}{more}")
+        compiled_rule(holds, f"{op}: {name} must have shape {letters}{more}")
     elif not holds:
         raise ValueError(f"{op}: {name} must have shape {shape}{more}, got {tuple(tensor.shape)}")
 

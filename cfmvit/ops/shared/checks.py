@@ -45,6 +45,15 @@ def certain(condition: bool | torch.SymBool) -> bool:
     return condition
 
 
+def compiled_rule(holds: bool | torch.SymBool, message: str) -> None:
+    """Raise unless a condition on sizes holds, while compiling: where only a run will tell, the run looks."""
+
+    def said(message: str = message) -> str:  # torch 2.11 takes no function with a closure
+        return message
+
+    torch._check(holds, said)
+
+
 def shape(op: str, name: str, value: Tensor, wanted: tuple[int, ...]) -> None:
     """Raise unless ``value`` has exactly the shape ``wanted``."""
     if value.ndim != len(wanted) or any(certain(a != b) for a, b in zip(value.shape, wanted, strict=True)):
