@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfmvit._require import require
+from cfmvit.models.architecture import Activation
 
 _timm: Any = require("timm.models.vision_transformer", extra="models")
 
@@ -33,6 +34,12 @@ class Attention(_timm.Attention):
         else:
             out = _attend(qkv, attn_mask, is_causal)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, width))
+
+    def values(self, x: Tensor) -> Tensor:
+        """Project the values of x, (B, N, C), as if every token attended to itself alone."""
+        width = x.shape[-1]
+        bias = None if self.qkv.bias is None else self.qkv.bias[2 * width :]
+        return self.proj(F.linear(x, self.qkv.weight[2 * width :], bias))
 
 
 def _attend(qkv: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -60,17 +67,55 @@ class XformersAttention(Attention):
         return self.proj(out.reshape(batch, tokens, width))
 
 
-def make_block(width: int, heads: int, attention: str = "sdpa") -> nn.Module:
-    """Return a pre-LN block: LN eps 1e-6, tanh-GELU, MLP ratio 4, qkv bias."""
-    return _timm.Block(
+class Block(_timm.Block):
+    """timm's pre-LN block."""
+
+    def forward_values(self, x: Tensor) -> Tensor:
+        """Run the block over x, (B, N, C), without attention: each token takes its own value, see ``Attention.values``."""
+        x = x + self.attn.values(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class QuickGELU(nn.Module):
+    """The activation of OpenAI's CLIP."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x * sigmoid(1.702 x)."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Any] = {
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "gelu": nn.GELU,
+    "quick_gelu": QuickGELU,
+}
+
+
+def make_block(
+    width: int,
+    heads: int,
+    attention: str = "sdpa",
+    *,
+    mlp_width: int | None = None,
+    activation: Activation = "gelu_tanh",
+    eps: float = 1e-6,
+) -> nn.Module:
+    """Return a pre-LN block with qkv bias; MLP ratio 4 unless ``mlp_width`` says another hidden width."""
+    return Block(
         width,
         heads,
-        mlp_ratio=4.0,
+        # timm rounds width * ratio down; half a unit keeps the product off the edge.
+        mlp_ratio=4.0 if mlp_width is None else (mlp_width + 0.5) / width,
         qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        act_layer=partial(nn.GELU, approximate="tanh"),
+        norm_layer=partial(nn.LayerNorm, eps=eps),
+        act_layer=_ACTIVATIONS[activation],
         attn_layer=XformersAttention if attention == "xformers" else Attention,
     )
+
+
+def make_mlp(width: int, hidden: int, activation: Activation) -> nn.Module:
+    """Return the MLP of a block."""
+    return _timm.Mlp(width, hidden, act_layer=_ACTIVATIONS[activation])
 
 
 def choose_attention(attention: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cfmvit.models.checkpoint import read_pretrained, write_pretrained
 from cfmvit.models.config import ModelConfig, model_config, saved_config
 from cfmvit.models.decoder import Decoder
+from cfmvit.models.image_head import ImageHead
 from cfmvit.models.text import TextTransformer
 from cfmvit.models.tokenizer import Tokenizer
 from cfmvit.models.vision import VisionTransformer
@@ -24,31 +25,33 @@ class CFMViT(nn.Module):
     """Contrastive Feature Masking Vision Transformer (Kim, Angelova, Kuo, ICCV 2023).
 
     Images and texts meet in a joint space of the image tower's width: final LN, mean over tokens, L2; there is no
-    further projection on the image side.
+    further projection on the image side. Models that were imported from other libraries pool and project as those do.
 
     Attributes:
-        visual, text, decoder: the three networks; ``decoder`` is None without reconstruction.
+        visual, text, decoder: the three networks; ``decoder`` is None without reconstruction, ``text`` without a text tower.
+        image_head: pooling and projection of the image tower's tokens.
         logit_scale: log of the inverse temperature, a 0-d parameter.
         tokenizer: turns strings into ids; may be None, then ``encode_text`` takes ids only.
     """
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
-        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        if tokenizer is not None and config.text_tower and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"create_model: vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, got {config.vocab_size}"
             )
         self.config = config
         self.tokenizer = tokenizer
         self.visual = VisionTransformer(config)
-        self.text = TextTransformer(config)
+        self.image_head = ImageHead(config)
+        self.text = TextTransformer(config) if config.text_tower else None
         self.decoder = Decoder(config) if config.reconstruction != "none" else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
 
     @property
     def embed_dim(self) -> int:
         """Width of the joint space."""
-        return self.config.width
+        return self.config.joint_width
 
     @property
     def device(self) -> torch.device:
@@ -57,15 +60,45 @@ class CFMViT(nn.Module):
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """Embed images, (B, 3, H, W) uint8 or float in [0, 1], into (B, C)."""
-        pooled = self.visual.forward_features(images).mean(dim=1)
+        _, pooled = self.finish(self.visual.hidden(images))
         return F.normalize(pooled, dim=-1) if normalize else pooled
 
+    def finish(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn what ``visual.run`` returns into the patches' tokens after the final LN, (B, K, C), and the embedding, (B, E)."""
+        return self.image_head(hidden, self.visual.norm, self.visual.prefix)
+
+    def encode_dense(self, images: Tensor, *, window: int = 0, global_blocks: Sequence[int] = ()) -> Tensor:
+        """Embed every patch of images in the joint space: what regions are classified by.
+
+        A model that pools by the mean gives its tokens, projected. One with a class token lets each patch keep its own value in
+        the last block, instead of attending (see ``VisionTransformer.forward_values``); one that pools by attention lets the pool
+        see one token at a time. Both are scaled to length 1.
+
+        Args:
+            images, window, global_blocks: as ``visual.forward_features`` takes them.
+
+        Returns:
+            (B, h * w, E), row-major.
+        """
+        values = self.config.pooling == "class"
+        encode = self.visual.forward_values if values else self.visual.forward_features
+        return self.dense(encode(images, window=window, global_blocks=global_blocks))
+
+    def dense(self, tokens: Tensor) -> Tensor:
+        """Bring tokens or values of ``visual``, (B, N, C), to the joint space as ``encode_dense`` does, (B, N, E)."""
+        dense = self.image_head.each(tokens)
+        return dense if self.config.pooling == "mean" else F.normalize(dense, dim=-1)
+
     def encode_text(self, texts: Sequence[str] | Tensor, normalize: bool = True) -> Tensor:
-        """Embed texts, strings or ids (B, L) padded with 0, into (B, C).
+        """Embed texts, strings or ids (B, L) padded with ``config.text_pad_id``, into (B, C).
 
         Raises:
-            ValueError: an empty text, too long ids, or strings given to a model without a tokenizer.
+            ValueError: an empty text, too long ids, strings given to a model without a tokenizer, or no text tower.
         """
+        if self.text is None:
+            raise ValueError(
+                f"encode_text: {self.config.name} has no text tower; pretraining from it gives it one"
+            )
         embedding = self.text(self.tokenize(texts))
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
@@ -75,7 +108,10 @@ class CFMViT(nn.Module):
             return texts.to(self.device)
         if self.tokenizer is None:
             raise ValueError("encode_text: texts must be token ids, since this model has no tokenizer")
-        ids = self.tokenizer(texts, self.config.context_length)
+        config = self.config
+        ids = self.tokenizer(
+            texts, config.context_length, pad_id=config.text_pad_id, full_length=config.text_full_length
+        )
         # A tokenizer's post-processor may add ids that are none of its vocabulary.
         if ids.numel() and int(ids.max()) >= self.config.vocab_size:
             raise ValueError(

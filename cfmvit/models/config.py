@@ -7,16 +7,18 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from cfmvit.models.architecture import Architecture
+
 # Far beyond any model, and small enough that a stranger's configuration fails before it fills the memory.
-_MOST = {"depth": 256, "heads": 1024, "vocab_size": 10**7, "image_size": 2**12}
+_MOST = {"depth": 256, "heads": 1024, "vocab_size": 10**7, "image_size": 2**12, "id": 10**7}
 _MOST_OTHERWISE = 2**16
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Architecture):
     """Architecture and pretraining options of a CFM-ViT.
 
-    Defaults are those of the paper for ViT-B/16 where it states them (sections 3 and 4.1); the text tower's size, the
+    Options of models that were imported are inherited. Defaults are those of the paper for ViT-B/16 where it states them (sections 3 and 4.1); the text tower's size, the
     decoder's width and ``mask_ratio`` of the other sizes are this project's choices.
     """
 
@@ -50,25 +52,33 @@ class ModelConfig:
                 raise ValueError(f"create_model: {name} must {rule}, got {getattr(self, name)!r}")
 
         for field in fields(self):
-            value = getattr(self, field.name)
+            value, kind = getattr(self, field.name), str(field.type)
+            if value is None and kind.endswith(" | None"):
+                continue
+            kind = kind.removesuffix(" | None")
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if field.type == "int":
+            last = field.name.rpartition("_")[2]
+            if kind == "int":
                 whole = number and isinstance(value, int)
-                check(field.name, whole and value >= 1, "be an integer of at least 1")
-                last = field.name.rpartition("_")[2]
+                least = 0 if last == "id" else 1
+                check(field.name, whole and value >= least, f"be an integer of at least {least}")
                 most = _MOST.get(field.name, _MOST.get(last, _MOST_OTHERWISE))
                 check(field.name, value <= most, f"be at most {most}")
-            elif field.type == "float":
+            elif kind == "float":
                 check(field.name, number and math.isfinite(value), "be a finite number")
-            elif str(field.type).startswith("Literal"):
-                choices = [part.strip(" \"'") for part in str(field.type)[8:-1].split(",")]
-                check(field.name, getattr(self, field.name) in choices, f"be one of {', '.join(choices)}")
+                check(field.name, last != "eps" or value > 0, "be positive")
+            elif kind == "bool":
+                check(field.name, isinstance(value, bool), "be true or false")
+            elif kind.startswith("Literal"):
+                choices = [part.strip(" \"'") for part in kind[8:-1].split(",")]
+                check(field.name, value in choices, f"be one of {', '.join(choices)}")
         check(
             "image_size",
             self.image_size % self.patch_size == 0,
             f"be a multiple of patch_size {self.patch_size}",
         )
-        check("width", self.width % 4 == 0, "be a multiple of 4 (sin-cos positions)")
+        sincos = self.pos_embed == "sincos"
+        check("width", not sincos or self.width % 4 == 0, "be a multiple of 4 (sin-cos positions)")
         check("decoder_width", self.decoder_width % 4 == 0, "be a multiple of 4 (sin-cos positions)")
         for tower in ("", "text_", "decoder_"):
             heads = getattr(self, f"{tower}heads")
@@ -77,6 +87,9 @@ class ModelConfig:
                 getattr(self, f"{tower}width") % heads == 0,
                 f"be a multiple of {tower}heads {heads}",
             )
+        check("pooling", self.class_token or self.pooling != "class", "not be class without a class_token")
+        mean = self.pooling == "mean"
+        check("norm_after_pool", mean or not self.norm_after_pool, f"be false with pooling {self.pooling}")
         check("mask_ratio", 0 < self.mask_ratio < 1, "lie between 0 and 1, both excluded")
         check("ped_prob", 0 <= self.ped_prob <= 1, "lie between 0 and 1")
         check(
@@ -90,9 +103,15 @@ class ModelConfig:
         """Tokens along one side of a pretraining image."""
         return self.image_size // self.patch_size
 
+    @property
+    def joint_width(self) -> int:
+        """Width of the joint space."""
+        return self.width if self.embed_dim is None else self.embed_dim
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for ``config.json``."""
-        return asdict(self)
+        """Return plain values for ``config.json``; of ``Architecture`` those alone that are not the default."""
+        usual = asdict(Architecture())
+        return {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
 
 
 _SIZES: dict[str, dict[str, Any]] = {
@@ -130,19 +149,25 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
         near = difflib.get_close_matches(name, _SIZES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"create_model: name must be one of {', '.join(_SIZES)}, got {name!r}{hint}")
-    known = [field.name for field in fields(ModelConfig)]
-    for key in overrides:
-        if key not in known:
-            raise ValueError(f"create_model: unknown option {key!r}; valid options: {', '.join(known)}")
-    return ModelConfig(**{"name": name, **_SIZES[name], **overrides})
+    return _checked({"name": name, **_SIZES[name], **overrides})
 
 
 def saved_config(values: dict[str, Any], source: object) -> ModelConfig:
     """Return the configuration that a file holds.
 
     Raises:
-        ValueError: no name in it, and all that ``model_config`` raises.
+        ValueError: no name in it, an unknown option, or a value out of range.
     """
-    if not isinstance(values.get("name"), str):
-        raise ValueError(f"from_pretrained: {source} must name its model, got {values.get('name')!r}")
-    return model_config(**values)
+    name = values.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"from_pretrained: {source} must name its model, got {name!r}")
+    return _checked({**_SIZES.get(name, {}), **values})
+
+
+def _checked(values: dict[str, Any]) -> ModelConfig:
+    inherited = {field.name for field in fields(Architecture)}
+    known = sorted((field.name for field in fields(ModelConfig)), key=lambda name: name in inherited)
+    for key in values:
+        if key not in known:
+            raise ValueError(f"create_model: unknown option {key!r}; valid options: {', '.join(known)}")
+    return ModelConfig(**values)

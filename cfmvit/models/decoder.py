@@ -31,7 +31,7 @@ class Decoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         pixels = 3 * config.patch_size**2
-        self.proj = nn.Linear(width, pixels if config.reconstruction == "pixel" else config.width)
+        self.proj = nn.Linear(width, pixels if config.reconstruction == "pixel" else config.joint_width)
         self.apply(init_weights)
         nn.init.normal_(self.mask_token, std=0.02)
 

@@ -19,12 +19,19 @@ def sincos_2d(width: int, height: int, columns: int) -> Tensor:
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()
 
 
-def resize_positions(pos_embed: Tensor, grid: int, height: int, columns: int) -> Tensor:
-    """Resize a (grid * grid, width) embedding to (height * columns, width), bilinearly, in the dtype given."""
+def resize_positions(
+    pos_embed: Tensor, grid: int, height: int, columns: int, mode: str = "bilinear"
+) -> Tensor:
+    """Resize a (grid * grid, width) embedding to (height * columns, width), in the dtype given.
+
+    Args:
+        mode: bilinear, bicubic, or bicubic_antialias, which smooths where the new grid is coarser.
+    """
     if (height, columns) == (grid, grid):
         return pos_embed
     image = pos_embed.float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+    kind, _, antialias = mode.partition("_")
     resized = F.interpolate(
-        image, size=(height, columns), mode="bilinear", align_corners=False, antialias=False
+        image, size=(height, columns), mode=kind, align_corners=False, antialias=bool(antialias)
     )
     return resized.permute(0, 2, 3, 1).reshape(height * columns, -1).to(pos_embed.dtype)

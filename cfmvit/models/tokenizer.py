@@ -1,4 +1,4 @@
-"""Text to token ids: a byte-level BPE of the ``tokenizers`` library, learnt from the captions at hand."""
+"""Text to token ids by the ``tokenizers`` library: a byte-level BPE learnt from the captions at hand, or an imported model's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAD = 0
 
 
 class Tokenizer:
-    """Lower-casing byte-level BPE; any text has a tokenization, id 0 is padding.
+    """A vocabulary and its rules; one learnt here is a lower-casing byte-level BPE in which any text has a tokenization.
 
     It travels with a model as ``tokenizer.json``, so nothing is downloaded at run time.
     """
@@ -82,6 +82,11 @@ class Tokenizer:
             file.write(str(self))
 
     @property
+    def backend(self) -> Any:
+        """The ``tokenizers.Tokenizer``."""
+        return self._backend
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, one more than the largest."""
         return max(self._backend.get_vocab().values(), default=-1) + 1
@@ -90,8 +95,13 @@ class Tokenizer:
         """Return the number of ids of each text, before any is cut."""
         return [len(encoding.ids) for encoding in self._backend.encode_batch(list(texts))]
 
-    def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
-        """Return int64 ids (B, L), L the longest text but at most ``context_length``, padded with 0 on the right.
+    def __call__(
+        self, texts: Sequence[str], context_length: int, *, pad_id: int = PAD, full_length: bool = False
+    ) -> Tensor:
+        """Return int64 ids (B, L), padded with ``pad_id`` on the right.
+
+        L is that of the longest text, but at most ``context_length``; always that with ``full_length``. A text that is cut keeps
+        what the tokenizer sets around every text, such as CLIP's end of text.
 
         Raises:
             TypeError: ``texts`` is one string, or holds something else than strings.
@@ -103,11 +113,21 @@ class Tokenizer:
         for number, text in enumerate(texts):
             if not text.strip():
                 raise ValueError(f"tokenizer: texts must not be empty, got {text!r} at position {number}")
-        rows = [encoding.ids[:context_length] for encoding in self._backend.encode_batch(list(texts))]
+        rows = self._rows(texts, context_length)
         for text, row in zip(texts, rows):
             if not row:
                 raise ValueError(f"tokenizer: texts must have a token each, got {text!r}, which has none")
-        ids = torch.full((len(rows), max(map(len, rows), default=0)), PAD, dtype=torch.int64)
+        length = context_length if full_length else max(map(len, rows), default=0)
+        ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = torch.tensor(row)
         return ids
+
+    def _rows(self, texts: Sequence[str], context_length: int) -> list[list[int]]:
+        around = self._backend.num_special_tokens_to_add(False)
+        if not 0 < around < context_length:
+            return [encoding.ids[:context_length] for encoding in self._backend.encode_batch(list(texts))]
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        for encoding in encodings:
+            encoding.truncate(context_length - around)
+        return [self._backend.post_process(encoding).ids for encoding in encodings]

@@ -1,8 +1,9 @@
-"""The image tower: a plain vision transformer without a CLS token."""
+"""The image tower: a plain vision transformer, without a class token but where it was imported with one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,11 @@ class VisionTransformer(nn.Module):
 
     Attributes:
         pos_embed: (grid * grid, width) positional embedding at the pretraining grid.
+        class_token: (width,), with its own position added; None in a CFM-ViT of this project's own.
+        prefix: 1 with a class token, else 0.
     """
+
+    class_token: nn.Parameter | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -64,32 +69,55 @@ class VisionTransformer(nn.Module):
             config.depth,
             config.grid,
         )
+        self.prefix, self.pos_resize = int(config.class_token), config.pos_resize
         self.patch_embed = PatchEmbed(config.patch_size, config.width)
-        positions = sincos_2d(config.width, self.grid, self.grid)
         if config.pos_embed == "learned":
-            self.pos_embed = nn.Parameter(torch.empty_like(positions))
+            self.pos_embed = nn.Parameter(torch.empty(self.grid**2, self.width))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         else:
+            positions = sincos_2d(config.width, self.grid, self.grid)
             self.register_buffer("pos_embed", positions, persistent=False)
         attention = choose_attention(config.attention)
         self.blocks = nn.ModuleList(
-            make_block(self.width, config.heads, attention) for _ in range(self.depth)
+            make_block(
+                self.width,
+                config.heads,
+                attention,
+                mlp_width=config.mlp_width,
+                activation=config.activation,
+                eps=config.norm_eps,
+            )
+            for _ in range(self.depth)
         )
-        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        self.norm = nn.LayerNorm(self.width, eps=config.norm_eps)
         self.blocks.apply(init_weights)
+        self.norm_pre = nn.LayerNorm(self.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.class_token = None
+        if self.prefix:
+            self.class_token = nn.Parameter(torch.empty(self.width))
+            nn.init.normal_(self.class_token, std=0.02)
 
     def positions(self, images: Tensor) -> Tensor:
         """Return the positional embedding of these images' grid, (N, C)."""
         height, width = images.shape[-2:]
         return resize_positions(
-            self.pos_embed, self.grid, height // self.patch_size, width // self.patch_size
+            self.pos_embed, self.grid, height // self.patch_size, width // self.patch_size, self.pos_resize
         )
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Run the blocks and the final LN over any set of embedded tokens, (B, K, C) -> (B, K, C)."""
+    def run(self, tokens: Tensor) -> Tensor:
+        """Run the blocks over any set of embedded patches, (B, K, C) -> (B, prefix + K, C), before the final LN."""
+        hidden = self._start(tokens)
         for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)
+            hidden = block(hidden)
+        return hidden
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Run the blocks and the final LN over any set of embedded patches, (B, K, C) -> (B, K, C)."""
+        return self._patches(self.norm(self.run(tokens)))
+
+    def hidden(self, images: Tensor) -> Tensor:
+        """Encode whole images as ``forward_features`` does, with the class token and before the final LN."""
+        return self.run(self._embed(images))
 
     def forward_features(
         self, images: Tensor, *, window: int = 0, global_blocks: Sequence[int] = ()
@@ -102,23 +130,70 @@ class VisionTransformer(nn.Module):
             global_blocks: blocks (counted from 0) that attend globally in spite of ``window``.
 
         Returns:
-            (B, h * w, C) tokens after the final LN, row-major.
+            (B, h * w, C) tokens of the patches after the final LN, row-major.
         """
+        pattern = self._pattern(window, global_blocks)
+        return self._patches(self.norm(self._through(*self._begin(images), pattern)))
+
+    def forward_values(self, images: Tensor, *, window: int = 0, global_blocks: Sequence[int] = ()) -> Tensor:
+        """Encode whole images as ``forward_features`` does, but let no token attend in the last block.
+
+        There, each takes its own value: so it keeps its own content, in the space of the class token that attends to all of
+        them (MaskCLIP; CLIPSelf's dense features).
+        """
+        pattern = self._pattern(window, global_blocks)
+        return self._values(self._through(*self._begin(images), pattern[:-1]))
+
+    def forward_both(
+        self, images: Tensor, *, window: int = 0, global_blocks: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Return what ``forward_features`` and ``forward_values`` do, at about the cost of one."""
+        pattern = self._pattern(window, global_blocks)
+        hidden, grid = self._begin(images)
+        before = self._through(hidden, grid, pattern[:-1])
+        after = self._through(before, grid, pattern[-1:], first=self.depth - 1)
+        return self._patches(self.norm(after)), self._values(before)
+
+    def _values(self, before: Tensor) -> Tensor:
+        """Finish (B, prefix + N, C), all blocks but the last, into (B, N, C) without attention."""
+        last: Any = self.blocks[-1]
+        return self.norm(last.forward_values(self._patches(before)))
+
+    def _pattern(self, window: int, global_blocks: Sequence[int]) -> list[int]:
+        """Return each block's window, 0 where it attends globally."""
         if window < 0:
             raise ValueError(f"forward_features: window must be at least 0, got {window}")
         bad = [block for block in global_blocks if not 0 <= block < self.depth]
         if bad:
             raise ValueError(f"forward_features: global_blocks must lie in 0..{self.depth - 1}, got {bad}")
+        return [0 if number in global_blocks else window for number in range(self.depth)]
+
+    def _begin(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return what enters the first block, (B, prefix + N, C), and the grid of its patches."""
+        height, width = images.shape[-2:]
+        return self._start(self._embed(images)), (height // self.patch_size, width // self.patch_size)
+
+    def _embed(self, images: Tensor) -> Tensor:
         tokens = self.patch_embed(images)
-        tokens = tokens + self.positions(images).to(tokens.dtype)
-        if not window:
-            return self.encode(tokens)
-        height, columns = (side // self.patch_size for side in images.shape[-2:])
-        windows = Windows(tokens, height, columns, window)
-        inside = False
-        for number, block in enumerate(self.blocks):
-            if (number not in global_blocks) != inside:
-                tokens = windows.join(tokens) if inside else windows.split(tokens)
-                inside = not inside
-            tokens = block(tokens, attn_mask=windows.mask if inside else None)
-        return self.norm(windows.join(tokens) if inside else tokens)
+        return tokens + self.positions(images).to(tokens.dtype)
+
+    def _start(self, tokens: Tensor) -> Tensor:
+        if self.class_token is not None:
+            first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
+            tokens = torch.cat([first, tokens], dim=1)
+        return self.norm_pre(tokens)
+
+    def _through(self, hidden: Tensor, grid: tuple[int, int], pattern: list[int], first: int = 0) -> Tensor:
+        """Run blocks from ``first`` on, one for each window of ``pattern``."""
+        windows: Windows | None = None
+        for number, window in enumerate(pattern, first):
+            if windows is not None and not window:
+                hidden, windows = windows.join(hidden), None
+            elif windows is None and window:
+                windows = Windows(hidden, *grid, window, self.prefix)
+                hidden = windows.split(hidden)
+            hidden = self.blocks[number](hidden, attn_mask=None if windows is None else windows.mask)
+        return hidden if windows is None else windows.join(hidden)
+
+    def _patches(self, hidden: Tensor) -> Tensor:
+        return hidden[:, self.prefix :] if self.prefix else hidden

@@ -109,8 +109,9 @@ class Branches(nn.Module):
         batch, tokens = draws.noise.shape
         masking = random_masking(batch, tokens, config.mask_ratio, noise=draws.noise)
         reconstructs = config.reconstruction != "none" and not contrastive_only
-        visible, features = _embed_and_encode(model, images, masking, positions, draws.keep_pos, reconstructs)
-        image_embeds = F.normalize(features.mean(dim=1), dim=-1)
+        visible, hidden = _embed_and_encode(model, images, masking, positions, draws.keep_pos, reconstructs)
+        features, pooled = model.finish(hidden)
+        image_embeds = F.normalize(pooled, dim=-1)
         reconstruction = None
         if visible is not None:
             if config.contrastive_input == "full":
@@ -127,7 +128,7 @@ def _embed_and_encode(
     keep_pos: Tensor,
     reconstructs: bool,
 ) -> tuple[Tensor | None, Tensor]:
-    """Return the encoded visible tokens (None without reconstruction) and the contrastive branch's tokens.
+    """Return the encoded visible tokens (None without reconstruction) and what the contrastive branch's blocks make.
 
     No patch is embedded twice, and none that neither branch sees is embedded at all.
     """
@@ -135,16 +136,16 @@ def _embed_and_encode(
     added: dict[str, Any] = {"pos_embed": positions, "keep_pos": keep_pos}
     if not reconstructs and config.contrastive_input == "complementary":
         tokens = visual.patch_embed(images, masking.masked)
-        return None, visual.encode(tokens + gather_positions(masking.masked, **added).to(tokens.dtype))
+        return None, visual.run(tokens + gather_positions(masking.masked, **added).to(tokens.dtype))
     tokens = visual.patch_embed(images)
     added["pos_embed"] = positions.to(tokens.dtype)
     if config.contrastive_input == "complementary":
         visible, masked = split_tokens(tokens, masking, **added)
-        return visual.encode(visible), visual.encode(masked)
-    features = visual.encode(tokens + keep_pos[:, None, None] * added["pos_embed"])
+        return visual.encode(visible), visual.run(masked)
+    hidden = visual.run(tokens + keep_pos[:, None, None] * added["pos_embed"])
     if not reconstructs:
-        return None, features
-    return visual.encode(gather_tokens(tokens, masking.keep, **added)), features
+        return None, hidden
+    return visual.encode(gather_tokens(tokens, masking.keep, **added)), hidden
 
 
 def gather_positions(index: Tensor, pos_embed: Tensor, keep_pos: Tensor) -> Tensor:
@@ -153,9 +154,9 @@ def gather_positions(index: Tensor, pos_embed: Tensor, keep_pos: Tensor) -> Tens
 
 
 def _reconstruction(
-    model: CFMViT, images: Tensor, masking: Masking, visible: Tensor, target: Tensor
+    model: CFMViT, images: Tensor, masking: Masking, visible: Tensor, features: Tensor
 ) -> Tensor:
-    """Return the mean reconstruction loss over masked tokens; target: (B, M, C), no gradient."""
+    """Return the mean reconstruction loss over masked tokens; features: (B, M, C) of those, without gradient."""
     decoder, config = model.decoder, model.config
     assert decoder is not None
     height, columns = (side // config.patch_size for side in images.shape[-2:])
@@ -164,4 +165,6 @@ def _reconstruction(
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         return masked_pixel_loss(decoder.proj(hidden), pixels, masking.masked, config.patch_size)
     hidden = gather_tokens(hidden, masking.masked)
+    with torch.no_grad():
+        target = model.image_head.each(features)
     return linear_masked_cosine_loss(hidden, decoder.proj.weight, decoder.proj.bias, target)

@@ -1,0 +1,106 @@
+"""Hugging Face's CLIPModel and SiglipModel: random weights embed as the originals do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cfmvit.models import from_hf
+from cfmvit.models.importing.statistics import HALF, OPENAI
+
+from .originals import check_images, check_same, check_texts, peer, pixels, randomised, seeded, standardised
+
+transformers = peer("transformers")
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "vocab_size": 64,
+    "max_position_embeddings": 12,
+    "eos_token_id": 63,
+}
+STATISTICS = {"clip": OPENAI, "siglip": HALF}
+
+
+def original(kind: str, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> Any:
+    if kind == "clip":
+        config = transformers.CLIPConfig(
+            vision_config={**VISION, **(vision or {})},
+            text_config={**TEXT, **(text or {})},
+            projection_dim=16,
+        )
+        model = transformers.CLIPModel
+    else:
+        config = transformers.SiglipConfig(
+            vision_config={**VISION, **(vision or {})},
+            text_config={**TEXT, "projection_size": 32, **(text or {})},
+        )
+        model = transformers.SiglipModel
+        config.text_config.bos_token_id = None
+    with seeded():
+        return randomised(model(config))
+
+
+def images_of(theirs: Any, kind: str) -> Any:
+    def embed(images: Tensor) -> Tensor:
+        statistics = STATISTICS[kind]
+        found = theirs.get_image_features(
+            standardised(images, statistics.mean, statistics.std), interpolate_pos_encoding=True
+        )
+        return getattr(found, "pooler_output", found)
+
+    return embed
+
+
+def texts_of(theirs: Any) -> Any:
+    def embed(ids: Tensor) -> Tensor:
+        found = theirs.get_text_features(ids)
+        return getattr(found, "pooler_output", found)
+
+    return embed
+
+
+def ids() -> Tensor:
+    drawn = torch.randint(6, 60, (3, 12), generator=torch.Generator().manual_seed(0))
+    for row, length in enumerate((5, 8, 12)):
+        drawn[row, length - 1 :] = 63
+    return drawn
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "clip": ("clip", {}, {}),
+    "clip, old end of text": ("clip", {}, {"eos_token_id": 2}),
+    "clip, GELU and eps": (
+        "clip",
+        {"hidden_act": "gelu", "layer_norm_eps": 1e-3},
+        {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-2},
+    ),
+    "siglip": ("siglip", {}, {}),
+    "siglip, pixels over": ("siglip", {"image_size": 35}, {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_embeds_as_the_original(variant: str, tmp_path: Path) -> None:
+    kind, vision, text = VARIANTS[variant]
+    theirs = original(kind, vision, text)
+    theirs.save_pretrained(tmp_path)
+    model = from_hf(tmp_path)
+    check_texts(model, texts_of(theirs), ids())
+    for size in ((32, 32), (48, 48), (24, 40)):
+        check_images(model, images_of(theirs, kind), pixels(*size))
+    check_same(from_hf(theirs), model, ids())
