@@ -24,6 +24,20 @@ class Attention:
         """Encode images, (B, 3, H, W) uint8 or float in [0, 1], with ``model.visual`` into (B, h * w, C)."""
         return visual.forward_features(images, window=self.window, global_blocks=self.global_blocks)
 
+    def encode_dense(self, model: Any, images: Tensor) -> Tensor:
+        """Embed every patch of images in the joint space of ``model``, (B, h * w, E)."""
+        return model.encode_dense(images, window=self.window, global_blocks=self.global_blocks)
+
+    def encode_both(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens of ``encode`` and those of ``encode_dense``, at about the cost of one."""
+        if model.config.pooling != "class":
+            tokens = self.encode(model.visual, images)
+            return tokens, model.dense(tokens)
+        tokens, values = model.visual.forward_both(
+            images, window=self.window, global_blocks=self.global_blocks
+        )
+        return tokens, model.dense(values)
+
 
 def finetuned_attention(depth: int, window: int, global_blocks: tuple[int, ...] | None) -> Attention:
     """Return the pattern of a finetuned tower.

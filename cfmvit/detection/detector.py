@@ -44,9 +44,16 @@ class Detector(nn.Module):
     def __init__(self, model: Any, config: DetectorConfig) -> None:
         super().__init__()
         tower = model.visual
-        if config.image_size % tower.patch_size:
+        if model.text is None:
             raise ValueError(
-                f"config: detector.image_size must be a multiple of the patch size {tower.patch_size}, got {config.image_size}"
+                f"config: the detector's model must have a text tower, and {model.config.name} has none: pretrain from it first"
+            )
+        patch = tower.patch_size
+        if config.image_size % patch:
+            near = max(1, round(config.image_size / patch)) * patch
+            raise ValueError(
+                f"config: detector.image_size must be a multiple of the patch size {patch}, {near} for instance, got "
+                f"{config.image_size}"
             )
         self.config = config
         self.model = model.requires_grad_(False).eval()
@@ -186,11 +193,11 @@ class Detector(nn.Module):
         config, device = self.config, self.device
         pixels = torch.stack([image.pixels for image in images]).to(device)
         sizes = torch.tensor([image.valid_size for image in images], device=device)
-        features, tokens = self._features(pixels)
+        features, dense = self._features(pixels, dense=self.config.scores.vlm)
         proposals, centers = self.proposals.select(self.proposals(features), sizes)
         aligned = self._align(features, proposals, config.heads.box_size)
         embeds, deltas = self.box_head(aligned)
-        matrix, frozen = text.embeddings.to(device), self._frozen_embeddings(pixels, tokens, proposals)
+        matrix, frozen = text.embeddings.to(device), self._frozen_embeddings(dense, pixels, proposals)
         scores = region_scores(
             embeds, matrix, self.temperature, torch.cat(centers), base.to(device), frozen, config.scores
         )
@@ -210,22 +217,28 @@ class Detector(nn.Module):
         masks = self._masks(features, picked) if with_masks else [None] * len(picked)
         return [to_original(p, text.labels, image, m) for p, image, m in zip(picked, images, masks)]
 
-    def _features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the pyramid's maps and the tokens (B, N, C) that they come from."""
+    def _features(self, images: Tensor, *, dense: bool = False) -> tuple[list[Tensor], Tensor | None]:
+        """Return the pyramid's maps and, if wanted, the frozen tower's dense features, (B, N, E)."""
+        found = None
         if self.visual is None:
             with torch.no_grad():
-                tokens = self._frozen.encode(self.model.visual, images)
+                if dense:
+                    tokens, found = self._frozen.encode_both(self.model, images)
+                else:
+                    tokens = self._frozen.encode(self.model.visual, images)
         else:
             tokens = self._finetuned.encode(self.visual, images)
-        return self.pyramid(tokens, self._grid(images)), tokens
+            if dense:
+                found = self._frozen.encode_dense(self.model, images)
+        return self.pyramid(tokens, self._grid(images)), found
 
-    def _frozen_embeddings(self, images: Tensor, tokens: Tensor, proposals: list[Tensor]) -> Tensor | None:
-        if not self.config.scores.vlm:
+    def _frozen_embeddings(
+        self, dense: Tensor | None, images: Tensor, proposals: list[Tensor]
+    ) -> Tensor | None:
+        if dense is None:
             return None
-        if self.visual is not None:
-            tokens = self._frozen.encode(self.model.visual, images)
         patch, samples = self.model.visual.patch_size, self.config.scores.vlm_grid
-        return frozen_embeddings(tokens, self._grid(images), proposals, patch, samples)
+        return frozen_embeddings(dense, self._grid(images), proposals, patch, samples)
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         patch = self.model.visual.patch_size
