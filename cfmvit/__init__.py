@@ -16,6 +16,7 @@ __all__ = [
     "Detector",
     "Tokenizer",
     "__version__",
+    "classify_regions",
     "create_model",
     "data",
     "detection",
@@ -29,11 +30,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from cfmvit import data, detection, evaluation, integrations, models, ops, pretrain
-    from cfmvit.detection import Detector
+    from cfmvit.detection import Detector, classify_regions
     from cfmvit.models import CFMViT, Tokenizer, create_model, list_models
 else:
     # Imported when first asked for, so that `import cfmvit` and `import cfmvit.ops` stay light.
-    _HOMES = {"Detector": "cfmvit.detection"} | dict.fromkeys(
+    _HOMES = dict.fromkeys(("Detector", "classify_regions"), "cfmvit.detection") | dict.fromkeys(
         ("CFMViT", "Tokenizer", "create_model", "list_models"), "cfmvit.models"
     )
 

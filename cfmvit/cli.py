@@ -111,6 +111,27 @@ def _parser() -> argparse.ArgumentParser:
     _training_command(commands, "pretrain", "pretrain on image-text pairs", _pretrain)
     _training_command(commands, "finetune", "finetune a detector on boxes of base categories", _finetune)
 
+    imported = commands.add_parser(
+        "import", help="make a CFM-ViT of a model of open_clip, OpenAI, Hugging Face, timm or MAE"
+    )
+    imported.add_argument(
+        "place",
+        metavar="KIND:PLACE",
+        help="hf:FOLDER, hf:org/name, open_clip:FILE, open_clip:FOLDER, timm:FILE, mae:FILE, ...",
+    )
+    imported.add_argument("--output", type=Path, required=True, help="folder to write the CFM-ViT to")
+    imported.add_argument(
+        "--model", help="open_clip, timm: the model that the weights in a file are of; open_clip: or its json"
+    )
+    imported.add_argument(
+        "--tokenizer",
+        help="a tokenizer.json, CLIP's bpe_simple_vocab_16e6.txt.gz, SigLIP's spiece.model, or a folder",
+    )
+    imported.add_argument("--heads", type=int, help="mae: attention heads, where the size is not MAE's own")
+    for name in ("mean", "std"):
+        imported.add_argument(f"--{name}", help="image statistics, such as 0.5,0.5,0.5; default: the model's")
+    imported.set_defaults(run=_import)
+
     detect = commands.add_parser("detect", help="find objects named by words in an image")
     detect.add_argument("image", type=Path)
     names = detect.add_mutually_exclusive_group(required=True)
@@ -237,6 +258,13 @@ def _config_file(arguments: argparse.Namespace) -> Path | None:
     """Return the file to start from: of a resumed run, its own configuration."""
     own = arguments.output / "config.json"
     return own if arguments.config is None and arguments.resume and own.is_file() else arguments.config
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from cfmvit.models.importing.command import import_to
+
+    options = {name: getattr(arguments, name) for name in ("model", "tokenizer", "heads", "mean", "std")}
+    import_to(arguments.place, arguments.output, **options)
 
 
 def _detect(arguments: argparse.Namespace) -> None:

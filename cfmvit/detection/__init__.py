@@ -11,6 +11,7 @@ from cfmvit.detection.config import (
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.engine import FinetuneConfig, FinetuneOptim, finetune
 from cfmvit.detection.inference import predict_dataset
+from cfmvit.detection.region_classification import classify_regions
 from cfmvit.detection.result import Detections
 from cfmvit.detection.vocabulary import Vocabulary
 
@@ -25,6 +26,7 @@ __all__ = [
     "PyramidConfig",
     "ScoreConfig",
     "Vocabulary",
+    "classify_regions",
     "finetune",
     "predict_dataset",
     "tiny_config",

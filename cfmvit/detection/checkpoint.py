@@ -10,7 +10,7 @@ from typing import Any
 import cfmvit
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.models import CFMViT
-from cfmvit.models.checkpoint import CONFIG, read_pretrained, write_pretrained
+from cfmvit.models.checkpoint import CONFIG, read_pretrained, refuse_foreign, write_pretrained
 from cfmvit.models.config import saved_config
 from cfmvit.training import load_config
 
@@ -33,6 +33,7 @@ def load_detector(cls: Any, folder: str | os.PathLike[str]) -> Any:
     """Read a detector into a new ``cls(model, config)``."""
     saved = read_pretrained(folder)
     if saved.config.keys() != {"model", "detector"}:
+        refuse_foreign(saved.folder)
         kind = "a CFM-ViT without a detector" if "vocab_size" in saved.config else "something else"
         raise ValueError(f"from_pretrained: {folder} must hold a detector, got {kind}")
     config = load_config(_Config, saved.folder / CONFIG)

@@ -68,7 +68,7 @@ class FinetuneConfig:
     """Everything that defines a finetuning run, except where it is written.
 
     Attributes:
-        model: folder of a pretrained CFM-ViT.
+        model: folder of a CFM-ViT, pretrained or imported, or ``hf:org/name``.
         data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``annotations.json@image_folder``.
         augment: large-scale jitter by ``jitter_scale``, and mirroring where ``flip``.
         vocabulary, negatives, size_mismatch, orientation, broken_shards: as ``cfmvit.data.open_detection`` takes them.

@@ -136,7 +136,7 @@ def classify_regions(
 def region_embeddings(
     model: CFMViT, images: Tensor, boxes: Sequence[Tensor], *, output_size: int = 7
 ) -> Tensor:
-    """Pool the model's tokens over boxes, the mean over RoIAlign's bins.
+    """Pool the model's dense features over boxes, the mean over RoIAlign's bins.
 
     Images larger than those of pretraining are encoded in windows of the pretraining grid, in every block but the last,
     as the detector's frozen backbone does.
@@ -150,7 +150,7 @@ def region_embeddings(
     """
     patch, grid = model.visual.patch_size, model.visual.grid
     larger = max(images.shape[-2:]) > grid * patch
-    tokens = model.visual.forward_features(
+    tokens = model.encode_dense(
         images, window=grid if larger else 0, global_blocks=(model.visual.depth - 1,) if larger else ()
     )
     return pool_regions(

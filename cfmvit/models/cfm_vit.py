@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfmvit.models.checkpoint import read_pretrained, write_pretrained
+from cfmvit.models.checkpoint import read_pretrained, refuse_foreign, write_pretrained
 from cfmvit.models.config import ModelConfig, model_config, saved_config
 from cfmvit.models.decoder import Decoder
+from cfmvit.models.hub import PREFIX, local_folder
 from cfmvit.models.image_head import ImageHead
 from cfmvit.models.text import TextTransformer
 from cfmvit.models.tokenizer import Tokenizer
@@ -102,6 +103,13 @@ class CFMViT(nn.Module):
         embedding = self.text(self.tokenize(texts))
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
+    def classify_regions(self, image: Any, boxes: Any, labels: Sequence[str] | Any, **options: Any) -> Tensor:
+        """Score labels for boxes in an image, (n, labels), without a detector: see ``cfmvit.classify_regions``."""
+        # Regions and vocabularies are the detector's, which is made of models.
+        from cfmvit.detection.region_classification import classify_regions
+
+        return classify_regions(self, image, boxes, labels, **options)
+
     def tokenize(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Return ids (B, L) on the model's device; ids given are passed on."""
         if isinstance(texts, Tensor):
@@ -169,12 +177,23 @@ class CFMViT(nn.Module):
     def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> CFMViT:
         """Read what ``save_pretrained`` wrote; ``overrides`` change the configuration (``attention="sdpa"``).
 
+        Args:
+            folder: the folder, or that of the run that made it; or ``hf:org/name``, which ``huggingface_hub`` finds in its cache
+                or fetches. What it finds there of another library's is imported, see ``cfmvit.models.import_model``.
+
         Raises:
             FileNotFoundError: the folder or one of its files is missing.
-            ValueError: a file is corrupt or does not fit the configuration.
+            ValueError: a file is corrupt or does not fit the configuration, or a folder holds another library's checkpoint.
         """
-        saved = read_pretrained(folder)
+        path = local_folder(folder)
+        if os.fspath(folder).startswith(PREFIX):
+            from cfmvit.models.importing.places import import_found
+
+            if (found := import_found(path, overrides)) is not None:
+                return found
+        saved = read_pretrained(path)
         if "name" not in saved.config:
+            refuse_foreign(saved.folder)
             kind = (
                 "a detector; its CFM-ViT is its attribute model"
                 if "detector" in saved.config

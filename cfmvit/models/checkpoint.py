@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cfmvit._io import atomic_dir, parse_json
 from cfmvit._require import require
+from cfmvit.models.hub import local_folder
 from cfmvit.models.tokenizer import Tokenizer
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -95,21 +96,34 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
+def refuse_foreign(path: Path) -> None:
+    """Raise an error that says how to import it where ``path`` holds a checkpoint of another library.
+
+    Raises:
+        ValueError: it does.
+    """
+    from cfmvit.models.importing.recognise import hint  # the importers make models, and so import this file
+
+    if found := hint(path):
+        raise ValueError(f"from_pretrained: {path} must be a folder that save_pretrained wrote, got {found}")
+
+
 def read_pretrained(folder: str | os.PathLike[str]) -> Saved:
-    """Read a folder written by ``write_pretrained``.
+    """Read a folder written by ``write_pretrained``, or ``hf:org/name``, such a folder on the hub (see ``local_folder``).
 
     Raises:
         FileNotFoundError: no such folder, or a file is missing in it.
-        ValueError: a file that can't be read.
+        ValueError: a file that can't be read, or a checkpoint of another library.
     """
     load_file = require("safetensors.torch", extra="models").load_file
-    path = Path(folder)
+    path = local_folder(folder)
     if not (path / WEIGHTS).is_file():  # a run's folder stands for what it made
         path = next(
             (path / name for name in ("detector", "model") if (path / name / WEIGHTS).is_file()), path
         )
     for name in (WEIGHTS, CONFIG):
         if not (path / name).is_file():
+            refuse_foreign(path)
             raise FileNotFoundError(
                 f"from_pretrained: {path} must be a folder with {WEIGHTS} and {CONFIG}; no {name} there"
             )

@@ -35,8 +35,9 @@ class PretrainConfig:
 
     Attributes:
         data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``captions.json@image_folder``.
-        model: name for ``create_model``; ``model_options`` are its overrides.
-        tokenizer: path of a ``tokenizer.json``; by default one is learnt from the captions.
+        model: name for ``create_model``; or the folder of a model to start from, pretrained or imported, or ``hf:org/name``.
+        model_options: overrides of its configuration.
+        tokenizer: path of a ``tokenizer.json``; by default that of a model to start from, else one is learnt from the captions.
         vocab_size: ids that a learnt tokenizer has at most, 32,000 by default.
         crop_scale: range of the area kept by the random resized crop.
         flip: mirror half of the images, where ``augment``. Captions that tell left from right want it off.

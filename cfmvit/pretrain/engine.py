@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from cfmvit.data import CaptionDataset, SeededLoader, collate_captions, open_captions
-from cfmvit.models import CFMViT, Tokenizer, create_model, model_config
+from cfmvit.models import CFMViT, Tokenizer
 from cfmvit.pretrain.config import VOCAB_SIZE, PretrainConfig
 from cfmvit.pretrain.gradients import ContrastiveGradients
+from cfmvit.pretrain.starting import Start, make_model, starting_point
 from cfmvit.training import World, fit, format_config, join, param_groups, warmup_cosine, warmup_linear
 from cfmvit.training.gradients import check_parts
 from cfmvit.training.precision import with_precision
@@ -58,12 +59,13 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
         check_parts(config.batch_size, config.loop.accumulate, world)
         print(format_config(config))
         torch.manual_seed(config.loop.seed)
-        dataset = _open(config)
+        begin = starting_point(config)
+        dataset = _open(config, begin.config.image_size)
         print(f"data: {dataset.summary}")
-    made = world.from_main(lambda: str(_tokenizer(config, output, dataset, resume)))
+    made = world.from_main(lambda: str(_tokenizer(config, begin, output, dataset, resume)))
     tokenizer, optim = Tokenizer.from_str(made), config.optim
     with world.together():
-        model = create_model(config.model, tokenizer=tokenizer, **config.model_options).to(world.device)
+        model = make_model(begin, config, tokenizer).to(world.device)
         _say_what_is_cut(tokenizer, dataset.texts(), model.config.context_length)
         groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))
@@ -103,12 +105,11 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
     return model
 
 
-def _open(config: PretrainConfig) -> CaptionDataset:
-    options: dict[str, Any] = dict(config.model_options)
+def _open(config: PretrainConfig, image_size: int) -> CaptionDataset:
     dataset = open_captions(
         config.data,
         split="train",
-        image_size=model_config(config.model, **options).image_size,
+        image_size=image_size,
         augment=config.augment,
         crop_scale=config.crop_scale,
         flip=config.flip,
@@ -122,10 +123,12 @@ def _open(config: PretrainConfig) -> CaptionDataset:
     return dataset
 
 
-def _tokenizer(config: PretrainConfig, output: Path, dataset: Any, resume: bool) -> Tokenizer:
+def _tokenizer(config: PretrainConfig, begin: Start, output: Path, dataset: Any, resume: bool) -> Tokenizer:
     """Return the run's tokenizer; a resumed run has that of its first part."""
     if resume and (output / _TOKENIZER).is_file():
         return Tokenizer.from_file(output / _TOKENIZER)
+    if begin.tokenizer is not None:
+        return begin.tokenizer
     if config.tokenizer:
         return Tokenizer.from_file(config.tokenizer)
     return Tokenizer.train(dataset.texts(), config.vocab_size or VOCAB_SIZE)

@@ -10,6 +10,7 @@ from cfmvit.models.hub import PREFIX
 from cfmvit.models.importing.hf import from_hf
 from cfmvit.models.importing.mae import from_mae
 from cfmvit.models.importing.open_clip import from_open_clip
+from cfmvit.models.importing.recognise import kind_of
 from cfmvit.models.importing.timm import from_timm
 
 KINDS = {"hf": from_hf, "mae": from_mae, "open_clip": from_open_clip, "timm": from_timm}
@@ -38,3 +39,9 @@ def import_model(place: str, **options: Any) -> CFMViT:
     if kind == "hf" and not Path(rest).exists():
         rest = PREFIX + rest.removeprefix(PREFIX)
     return KINDS[kind](rest, **options)
+
+
+def import_found(path: Path, options: dict[str, Any]) -> CFMViT | None:
+    """Import the checkpoint of another library in a folder; None where there is none."""
+    kind = kind_of(path)
+    return None if kind is None else KINDS[kind](path, **options)
