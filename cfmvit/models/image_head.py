@@ -30,9 +30,10 @@ class AttentionPool(nn.Module):
         batch, _, width = tokens.shape
         shape = (batch, -1, self.heads, width // self.heads)
         query = self.query.to(tokens.dtype).expand(batch, 1, width)
-        key, value = self.kv(tokens).chunk(2, dim=-1)
-        parts = (part.reshape(shape).transpose(1, 2) for part in (query, key, value))
-        return self._finish(F.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(batch, width))
+        parts = (query, *self.kv(tokens).chunk(2, dim=-1))
+        query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)
+        pooled = F.scaled_dot_product_attention(query, key, value)
+        return self._finish(pooled.transpose(1, 2).reshape(batch, width))
 
     def each(self, tokens: Tensor) -> Tensor:
         """Pool every token alone, (B, N, C) into (B, N, C): attention over one token is its value."""

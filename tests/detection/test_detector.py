@@ -277,7 +277,9 @@ def test_corrupt_and_truncated_files(make_detector, tmp_path):
 
 
 def test_image_size_must_fit_the_patches(make_detector):
-    with pytest.raises(ValueError, match=r"image_size must be a multiple of the patch size 8, got 100"):
+    with pytest.raises(
+        ValueError, match=r"image_size must be a multiple of the patch size 8, 96 for instance, got 100"
+    ):
         make_detector(image_size=100)
 
 

@@ -100,7 +100,7 @@ def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return require("safetensors.torch", extra="models").load_file(path)
     if is_torchscript(path):
-        return torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+        return torch.jit.load(path, map_location="cpu").state_dict()
     # What MAE's training writes beside the weights is plain, too.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)

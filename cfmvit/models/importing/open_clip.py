@@ -62,7 +62,9 @@ def from_open_clip(
         ValueError: an unknown or unsupported architecture, or weights that do not fit it.
     """
     library = require("open_clip", extra="open_clip")
-    folder, preprocess, name, text_config = None, {}, "", None
+    folder, name = None, ""
+    preprocess: dict[str, Any] = {}
+    text_config: dict[str, Any] = {}
     if isinstance(source, (str, os.PathLike)):
         path = local_folder(source)
         if path.is_dir():
@@ -79,7 +81,6 @@ def from_open_clip(
     else:
         like, tensors, origin = source, source.state_dict(), f"a {type(source).__name__}"
         preprocess = getattr(source.visual, "preprocess_cfg", None) or {}
-        text_config = {}
     tensors = {key: value for key, value in tensors.items() if key not in _NUMBERS}
     statistics = Statistics.of(
         preprocess.get("mean", OPENAI.mean) if mean is None else mean,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from cfmvit.models.importing.open_clip import from_open_clip
 from cfmvit.models.importing.recognise import kind_of
 from cfmvit.models.importing.timm import from_timm
 
-KINDS = {"hf": from_hf, "mae": from_mae, "open_clip": from_open_clip, "timm": from_timm}
+KINDS: dict[str, Callable[..., CFMViT]] = {
+    "hf": from_hf,
+    "mae": from_mae,
+    "open_clip": from_open_clip,
+    "timm": from_timm,
+}
 
 
 def import_model(place: str, **options: Any) -> CFMViT:

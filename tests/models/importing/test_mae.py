@@ -45,8 +45,15 @@ def test_encodes_as_the_original(tmp_path: Path, finetuned: bool) -> None:
     theirs = original()
     state = dict(theirs.state_dict())
     if finetuned:
-        state = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: w for name, w in state.items()}
-    rest = {"decoder_pos_embed": torch.zeros(1, 17, 8), "mask_token": torch.zeros(1, 1, 8), "head.weight": torch.zeros(2, 32)}
+        state = {
+            name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: w
+            for name, w in state.items()
+        }
+    rest = {
+        "decoder_pos_embed": torch.zeros(1, 17, 8),
+        "mask_token": torch.zeros(1, 1, 8),
+        "head.weight": torch.zeros(2, 32),
+    }
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": {**state, **rest}, "args": argparse.Namespace(lr=1.0), "epoch": 3}, path)
     model = from_mae(path, heads=4)

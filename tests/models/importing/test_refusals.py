@@ -42,7 +42,11 @@ def test_open_clips_other_architectures(name: str, message: str, tmp_path: Path)
     [
         ("vit_tiny_patch16_224", {"reg_tokens": 4}, "reg_tokens is not supported: there are register tokens"),
         ("vit_tiny_patch16_224", {"qk_norm": True}, "with q_norm, k_norm is not supported"),
-        ("vit_tiny_patch16_224", {"mlp_layer": timm.layers.SwiGLUPacked}, "MLP must be two layers without a gate"),
+        (
+            "vit_tiny_patch16_224",
+            {"mlp_layer": timm.layers.SwiGLUPacked},
+            "MLP must be two layers without a gate",
+        ),
         ("vit_tiny_patch16_224", {"global_pool": "max"}, "pooling must be avg, token or map"),
         ("deit_tiny_distilled_patch16_224", {}, "it has a second class token"),
         ("resnet18", {}, "ResNet is not supported: it is convolutional"),
@@ -86,7 +90,10 @@ def test_hugging_faces_other_architectures(changes: dict[str, Any], message: str
             r"of another shape: text\.ln_final\.weight must have the shape \(24,\), got \(7,\)",
         ),
         (lambda w: w["visual.conv1.weight"].fill_(torch.nan), r"NaN or infinite: visual\.conv1\.weight"),
-        (lambda w: [w.pop(k) for k in list(w) if "resblocks.1" in k], r"missing: visual\.transformer.* and \d+ more"),
+        (
+            lambda w: [w.pop(k) for k in list(w) if "resblocks.1" in k],
+            r"missing: visual\.transformer.* and \d+ more",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(change: Any, message: str, tmp_path: Path) -> None:
@@ -103,14 +110,18 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, empty)
     with pytest.raises(ValueError, match=r"broken\.pt can't be read"):
         from_open_clip(broken, "ViT-B-32")
-    with pytest.raises(ValueError, match=r"empty\.pth must hold a state dict, got a mapping without tensors, of epoch"):
+    with pytest.raises(
+        ValueError, match=r"empty\.pth must hold a state dict, got a mapping without tensors, of epoch"
+    ):
         from_mae(empty)
     with pytest.raises(FileNotFoundError, match="no file at"):
         from_mae(tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match=r"must hold config\.json"):
         from_hf(tmp_path)
     torch.save(test_open_clip.original(test_open_clip.config()).state_dict(), tmp_path / "plain.pt")
-    with pytest.raises(ValueError, match=r"says nothing of its architecture: give the model's name .*--model ViT-B-16"):
+    with pytest.raises(
+        ValueError, match=r"says nothing of its architecture: give the model's name .*--model ViT-B-16"
+    ):
         from_open_clip(tmp_path / "plain.pt")
     with pytest.raises(ValueError, match=r"the images' std must be three positive numbers, got \[1, 2\]"):
         from_open_clip(tmp_path / "plain.pt", test_open_clip.config(), std=[1, 2])
@@ -134,7 +145,12 @@ def test_a_checkpoint_of_another_library_says_how_to_import_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip = test_open_clip.original(test_open_clip.config())
-    paths = {"hf": tmp_path / "hf", "open_clip": tmp_path / "clip.pt", "timm": tmp_path / "vit.pth", "mae": tmp_path / "mae.pth"}
+    paths = {
+        "hf": tmp_path / "hf",
+        "open_clip": tmp_path / "clip.pt",
+        "timm": tmp_path / "vit.pth",
+        "mae": tmp_path / "mae.pth",
+    }
     test_hf.original("clip").save_pretrained(paths["hf"])
     torch.save(clip.state_dict(), paths["open_clip"])
     vit = {"patch_embed.proj.weight": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(1)}
@@ -142,9 +158,16 @@ def test_a_checkpoint_of_another_library_says_how_to_import_it(
     torch.save({"model": {**vit, "decoder_pos_embed": torch.zeros(1)}}, paths["mae"])
     for kind, path in paths.items():
         for model in (CFMViT, Detector):
-            with pytest.raises(ValueError, match=rf"a checkpoint of .*: cfmvit import {kind}:{path} --output DIR"):
+            with pytest.raises(
+                ValueError, match=rf"a checkpoint of .*: cfmvit import {kind}:{path} --output DIR"
+            ):
                 model.from_pretrained(path)
-    assert main(["import", f"hf:{paths['hf']}", "--output", str(tmp_path / "ours"), "--mean", "0.5", "--std", "a"]) == 2
+    assert (
+        main(
+            ["import", f"hf:{paths['hf']}", "--output", str(tmp_path / "ours"), "--mean", "0.5", "--std", "a"]
+        )
+        == 2
+    )
     assert "--std must be numbers parted by commas, got 'a'" in capsys.readouterr().err
     assert main(["import", f"hf:{paths['hf']}", "--output", str(tmp_path / "ours")]) == 0
     printed = capsys.readouterr().out

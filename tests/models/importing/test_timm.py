@@ -69,7 +69,9 @@ def test_a_folder_of_the_hub_and_a_file(tmp_path: Path) -> None:
         ),
         pixels(32),
     )
-    with pytest.raises(ValueError, match=r"say(s)? nothing of its architecture: give the model's name as timm"):
+    with pytest.raises(
+        ValueError, match=r"say(s)? nothing of its architecture: give the model's name as timm"
+    ):
         from_timm(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"missing: blocks\.1\.norm1\.weight"):
         from_timm(tmp_path / "model.safetensors", name)
@@ -81,7 +83,11 @@ def test_siglip_of_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     make = timm.create_model
 
     def small(name: str, **arguments: Any) -> Any:
-        return make(name, **{**options, **arguments}) if name == "vit_base_patch16_siglip_224" else make(name, **arguments)
+        return (
+            make(name, **{**options, **arguments})
+            if name == "vit_base_patch16_siglip_224"
+            else make(name, **arguments)
+        )
 
     monkeypatch.setattr(timm, "create_model", small)
     tower = {
@@ -90,7 +96,13 @@ def test_siglip_of_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
         "timm_pool": "map",
         "timm_proj": "none",
     }
-    text = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
+    text = {
+        **TEXT,
+        "no_causal_mask": True,
+        "pool_type": "last",
+        "proj_bias": True,
+        "norm_kwargs": {"eps": 1e-6},
+    }
     with seeded():
         theirs = randomised(open_clip.CustomTextCLIP(32, tower, text, init_logit_bias=-10))
     half = (0.5, 0.5, 0.5)

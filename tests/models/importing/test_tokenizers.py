@@ -70,15 +70,35 @@ def test_a_folder_of_hugging_faces_clip(clip: Tokenizer, tmp_path: Path) -> None
     old = tmp_path / "old"
     old.mkdir()
     (old / "vocab.json").write_text(json.dumps(vocabulary))
-    (old / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in content["merges"]))
+    (old / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in content["merges"])
+    )
     assert given_tokenizer(old)(texts, 20, pad_id=pad_id, full_length=True).tolist() == wanted
 
 
 def word_pieces(folder: Path) -> Any:
     """Save a small tokenizer of BERT's kind, and return it as transformers has it."""
     transformers, library = peer("transformers"), peer("tokenizers")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "the", "cup", "##s", "red", "A", "dog", "'", "_"]
-    backend = library.Tokenizer(library.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "a",
+        "photo",
+        "of",
+        "the",
+        "cup",
+        "##s",
+        "red",
+        "A",
+        "dog",
+        "'",
+        "_",
+    ]
+    backend = library.Tokenizer(
+        library.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    )
     backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     backend.post_processor = library.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -90,7 +110,8 @@ def word_pieces(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"clean": "canonicalize"}, {"strip_sep_token": True}, {"clean": "lower", "strip_sep_token": True}]
+    "options",
+    [{}, {"clean": "canonicalize"}, {"strip_sep_token": True}, {"clean": "lower", "strip_sep_token": True}],
 )
 def test_open_clips_wrapper_of_hugging_faces(options: dict[str, Any], tmp_path: Path) -> None:
     word_pieces(tmp_path)
@@ -109,10 +130,29 @@ def test_open_clips_wrapper_of_hugging_faces(options: dict[str, Any], tmp_path: 
 def test_sentencepiece(tmp_path: Path) -> None:
     """SigLIP's own file, held against the library and transformers' wrapper of it."""
     library, transformers = peer("sentencepiece"), peer("transformers")
-    words = "a photo of the red cup and two dogs on blue sofa an old green bicycle in garden".split()
+    words = [
+        "a",
+        "photo",
+        "of",
+        "the",
+        "red",
+        "cup",
+        "and",
+        "two",
+        "dogs",
+        "on",
+        "blue",
+        "sofa",
+        "an",
+        "old",
+        "green",
+        "bicycle",
+        "in",
+        "garden",
+    ]
     corpus = [" ".join(words[i:] + words[:i]) for i in range(len(words))] * 20
     library.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=60, model_type="unigram",
+        sentence_iterator=iter(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=40, model_type="unigram",
         pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece="<pad>", add_dummy_prefix=True, minloglevel=2,
     )  # fmt: skip
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "SiglipTokenizer"}))
@@ -121,7 +161,9 @@ def test_sentencepiece(tmp_path: Path) -> None:
     texts = ["A photo, of the RED cup!", "two  dogs_and a zebra", "garden " * 20]
     wanted = theirs(texts, padding="max_length", max_length=16, truncation=True)["input_ids"]
     assert ours(texts, 16, pad_id=pad_id, full_length=True).tolist() == wanted
-    assert given_tokenizer(tmp_path / "spiece.model")(texts[:1], 16).tolist() == [[i for i in wanted[0] if i != 1] + [1]]
+    assert given_tokenizer(tmp_path / "spiece.model")(texts[:1], 16).tolist() == [
+        [i for i in wanted[0] if i != 1] + [1]
+    ]
     (tmp_path / "bad.model").write_bytes(b"\x0a\x05nothing")
     with pytest.raises(ValueError, match="must be a SentencePiece"):
         given_tokenizer(tmp_path / "bad.model")
