@@ -82,12 +82,14 @@ def _cfmvit(words: list[str], folder: Path) -> list[str] | None:
         assert {*arguments.ops} <= {*load(), *FAMILIES}
         return words if arguments.list else None
     return (
-        words if arguments.command in ("info", "detect", "evaluate") and _has_all(folder, arguments) else None
+        words
+        if arguments.command in ("info", "import", "detect", "evaluate") and _has_all(folder, arguments)
+        else None
     )
 
 
 def _has_all(folder: Path, arguments: argparse.Namespace) -> bool:
-    data = [getattr(arguments, "data", None) or ""]
+    data = [getattr(arguments, name, None) or "" for name in ("data", "place")]
     reads = [Path(name.partition(":")[2]) for name in data if ":" in name]
     reads += [getattr(arguments, name, None) for name in ("image", "checkpoint", "results", "annotations")]
     return all((folder / path).exists() for path in reads if path is not None)

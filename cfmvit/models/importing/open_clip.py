@@ -74,9 +74,10 @@ def from_open_clip(
         tensors, origin = read_tensors(file), str(file)
         if model is None and folder is not None and (folder / "open_clip_config.json").is_file():
             saved = read_config(folder / "open_clip_config.json")
-            preprocess, model, name = saved.get("preprocess_cfg") or {}, saved.get("model_cfg"), folder.name
+            preprocess, model = saved.get("preprocess_cfg") or {}, saved.get("model_cfg")
         config, found_name = _configuration(library, model, tensors, file)
-        name, text_config = found_name or name, config["text_cfg"]
+        name, text_config = found_name or Path(os.fspath(source)).name, config["text_cfg"]
+        preprocess = preprocess or _preprocessing(library, name)
         like = _skeleton(library, config)
     else:
         like, tensors, origin = source, source.state_dict(), f"a {type(source).__name__}"
@@ -123,6 +124,14 @@ def _configuration(
     if missing:
         raise ValueError(f"import: a configuration of open_clip must have {', '.join(missing)}")
     return copy.deepcopy(config), name
+
+
+def _preprocessing(library: Any, name: str) -> dict[str, Any]:
+    """Return the image statistics that all of open_clip's own weights of a model have; empty where they differ."""
+    tags = library.list_pretrained_tags_by_model(name)
+    found = [library.get_pretrained_cfg(name, tag) or {} for tag in tags]
+    pairs = {(tuple(one["mean"]), tuple(one["std"])) for one in found if one.get("mean") and one.get("std")}
+    return dict(zip(("mean", "std"), pairs.pop())) if len(pairs) == 1 else {}
 
 
 def _openai(source: Source) -> dict[str, Any]:
@@ -189,7 +198,7 @@ def _towers(source: Source, like: Any, statistics: Statistics) -> tuple[dict[str
     else:
         refuse(type(visual).__name__, "it is convolutional")
     own, more = _text(source, text, options.get("embed_dim", options["width"]))
-    scale = source.take("logit_scale", *like.logit_scale.shape)
+    scale = source.take("logit_scale", *((1,) if source.shape("logit_scale") == (1,) else ()))
     return {**options, **own}, {**weights, **more, "logit_scale": scale.reshape(())}
 
 

@@ -180,6 +180,8 @@ def _options(like: Any) -> dict[str, Any]:
         if not isinstance(getattr(module, name, nn.Identity()), nn.Identity)
     ]
     final = like.norm if isinstance(like.fc_norm, nn.Identity) else like.fc_norm
+    if is_plain(final) and is_plain(block.norm1) and final.eps != block.norm1.eps:
+        refuse("timm's VisionTransformer with norms of two eps", "there must be one")
     if extra or not is_plain(final) or not is_plain(block.norm1):
         refuse(
             f"timm's VisionTransformer with {', '.join(extra) or type(final).__name__}",

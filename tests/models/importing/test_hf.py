@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfmvit.models import from_hf
-from cfmvit.models.importing.statistics import HALF, OPENAI
+from cfmvit.models.importing.statistics import HALF, OPENAI, Statistics
 
 from .originals import check_images, check_same, check_texts, peer, pixels, randomised, seeded, standardised
 
@@ -55,9 +55,8 @@ def original(kind: str, vision: dict[str, Any] | None = None, text: dict[str, An
         return randomised(model(config))
 
 
-def images_of(theirs: Any, kind: str) -> Any:
+def images_of(theirs: Any, statistics: Statistics) -> Any:
     def embed(images: Tensor) -> Tensor:
-        statistics = STATISTICS[kind]
         found = theirs.get_image_features(
             standardised(images, statistics.mean, statistics.std), interpolate_pos_encoding=True
         )
@@ -102,5 +101,5 @@ def test_embeds_as_the_original(variant: str, tmp_path: Path) -> None:
     model = from_hf(tmp_path)
     check_texts(model, texts_of(theirs), ids())
     for size in ((32, 32), (48, 48), (24, 40)):
-        check_images(model, images_of(theirs, kind), pixels(*size))
+        check_images(model, images_of(theirs, STATISTICS[kind]), pixels(*size))
     check_same(from_hf(theirs), model, ids())

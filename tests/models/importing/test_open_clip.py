@@ -98,3 +98,17 @@ def test_embeds_as_the_original(variant: str, tmp_path: Path) -> None:
     check_same(from_open_clip(theirs), model, ids())
     saved = torch.load(tmp_path / "weights.pt")
     assert all(torch.equal(saved[name], weight) for name, weight in theirs.state_dict().items())
+
+
+def test_named_models_have_their_statistics_and_any_temperature(tmp_path: Path) -> None:
+    from cfmvit.models.importing.open_clip import _preprocessing
+
+    assert _preprocessing(open_clip, "ViT-B-16-SigLIP") == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    assert _preprocessing(open_clip, "no such model") == {}
+    weights = original(config()).state_dict()
+    weights["logit_scale"] = weights["logit_scale"].reshape(1)
+    torch.save(
+        {"state_dict": {f"module.{name}": weight for name, weight in weights.items()}}, tmp_path / "run.pt"
+    )
+    model = from_open_clip(tmp_path / "run.pt", config(), attention="sdpa")
+    assert model.logit_scale == weights["logit_scale"] and model.config.attention == "sdpa"

@@ -55,7 +55,7 @@ def test_the_file_itself_is_taken(clip: Tokenizer) -> None:
 
 
 def test_a_folder_of_hugging_faces_clip(clip: Tokenizer, tmp_path: Path) -> None:
-    transformers = peer("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")  # makes it of a vocabulary at hand
     content = json.loads(clip.backend.to_str())["model"]
     vocabulary = {
         {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}.get(word, word): number
