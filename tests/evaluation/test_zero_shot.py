@@ -38,6 +38,9 @@ class _Palette(nn.Module):
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         return self.visual.forward_features(images).mean(dim=1)
 
+    def encode_dense(self, images: torch.Tensor, **_: object) -> torch.Tensor:
+        return self.visual.forward_features(images)
+
 
 @dataclass
 class _Category:
