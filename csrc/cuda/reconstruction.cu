@@ -19,7 +19,7 @@ Tensor masked_cosine_loss_cuda(Tensor pred, Tensor target, std::optional<Tensor>
   dispatch_pair(op, pred, target, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
-    const kernels::CosineLosses<S, T> args{{view<const S>(pred), view<const T>(target), nullptr, width, eps},
+    const kernels::CosineLosses<S, T> args{{view<const S>(pred), view<const T>(target), width, eps},
                                            tokens.index.value_or(Index{}),
                                            data<acc_t<S>>(losses),
                                            batch,
@@ -45,15 +45,15 @@ Tensor masked_cosine_loss_backward_cuda(Tensor grad, Tensor pred, Tensor target,
   dispatch_pair(op, pred, target, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
-    const kernels::CosineGradient<S, T> args{
-        {view<const S>(pred), view<const T>(target), nullptr, width, eps},
-        sources,
-        inverse,
-        data<const acc_t<S>>(grad),
-        data<S>(out),
-        batch,
-        num_tokens,
-        tokens.masked};
+    const kernels::CosineGradient<S, T> args{{view<const S>(pred), view<const T>(target), width, eps},
+                                             sources,
+                                             inverse,
+                                             data<const acc_t<S>>(grad),
+                                             data<S>(out),
+                                             nullptr,
+                                             batch,
+                                             num_tokens,
+                                             tokens.masked};
     on_device(pred, [&](cudaStream_t stream) {
       if (inverse) kernels::invert(sources, inverse, batch, num_tokens, stream);
       kernels::cosine_gradient(args, stream);

@@ -1,6 +1,7 @@
 // The feature loss with the decoder's last projection fused in, on a GPU: rows go in chunks, each projected
 // by torch's matrix product into one buffer that mostly stays in the cache, read there by the row kernel. The
 // prediction is never held.
+#include <cstdlib>
 #include <tuple>
 
 #include "cuda/cosine_pairs.h"
@@ -16,8 +17,19 @@ CFMVIT_COSINE_PAIRS(extern)
 namespace cfmvit {
 namespace {
 
-constexpr int64_t kChunkBytes = 32 * 1048576;  // of projected rows: less than the cache of an H100
-constexpr int64_t kBlock = 256;                // rows of a partial sum of the bias's gradient
+constexpr int64_t kBlock = 256;  // rows of a partial sum of the bias's gradient
+
+// Rows of a chunk: in whole blocks of kBlock, what of the projection stays in the cache of an H100. Where
+// they fit, 16,896 of them, which tiles of 128 x 256 cut into whole waves on its 132 multiprocessors, for
+// widths of 512, 768 and 1024. The environment variable CFMVIT_CHUNK_ROWS is for measuring others.
+int64_t rows_of_chunk(int64_t rows, int64_t row_bytes) {
+  constexpr int64_t kCacheBytes = 33 * 1048576, kWaves = 132 * 128;
+  const char* const wanted = std::getenv("CFMVIT_CHUNK_ROWS");
+  const int64_t asked = wanted ? std::strtoll(wanted, nullptr, 10) : 0;
+  const int64_t fit = std::min<int64_t>(kCacheBytes / std::max<int64_t>(1, row_bytes), INT32_MAX);
+  const int64_t most = asked > 0 ? asked : fit >= kWaves ? fit / kWaves * kWaves : fit;
+  return std::max(kBlock, std::min(most / kBlock, kernels::ceil_div(rows, kBlock)) * kBlock);
+}
 
 // The projection of a chunk of rows, and what the row kernels read.
 struct Projection {
@@ -28,9 +40,8 @@ struct Projection {
   Projection(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& added, const Tensor& wanted)
       : hidden(x), across(torch::stable::transpose(weight, 0, 1)), target(rows_of(wanted)) {
     if (added) bias = dense(*added);
-    const int64_t width = weight.size(0), row = std::max<int64_t>(1, width * bytes(x.scalar_type()));
-    const int64_t most = std::max(kBlock, kChunkBytes / row / kBlock * kBlock);
-    chunk = std::min(most, std::max(kBlock, kernels::ceil_div(x.size(0), kBlock) * kBlock));
+    const int64_t width = weight.size(0);
+    chunk = rows_of_chunk(x.size(0), width * bytes(x.scalar_type()));
     pred = like(x, {chunk, width});
   }
 
@@ -44,7 +55,7 @@ struct Projection {
       const int64_t count = std::min(chunk, rows() - first);
       const Tensor in = torch::stable::narrow(hidden, 0, first, count),
                    out = torch::stable::narrow(pred, 0, 0, count);
-      multiply(out, in, across);
+      bias ? multiply_plus(out, in, across, *bias) : multiply(out, in, across);
       visit(first, count, in, out);
     }
   }
@@ -53,7 +64,6 @@ struct Projection {
   kernels::Pairs<S, T> pairs(int64_t first, double eps) const {
     return {{data<const S>(pred), 0, width()},
             {data<const T>(target) + first * target.stride(0), 0, target.stride(0)},
-            bias ? data<const S>(*bias) : nullptr,
             width(),
             eps};
   }
@@ -98,7 +108,8 @@ struct Gradients {
         bias(torch::stable::new_zeros(w, {needs_weight ? w.size(0) : 0}, acc_type(x))) {}
 };
 
-// Projects each chunk of rows and differentiates it. grad_output (R,); losses (R,) where wanted.
+// Projects each chunk of rows and differentiates it. grad_output (R,); losses (R,) where wanted, which the
+// row kernel has at hand.
 void differentiate(const char* op, Projection& projection, const Tensor& weight, double eps,
                    const Tensor& grad_output, const std::optional<Tensor>& losses, const Gradients& grads) {
   const int64_t rows = projection.rows(), width = weight.size(0), inner = weight.size(1);
@@ -113,21 +124,16 @@ void differentiate(const char* op, Projection& projection, const Tensor& weight,
     using S = decltype(p);
     using T = decltype(t);
     projection.each_chunk([&](int64_t first, int64_t count, const Tensor& in, const Tensor& pred) {
-      const kernels::Pairs<S, T> pairs = projection.pairs<S, T>(first, eps);
-      const kernels::CosineGradient<S, T> args{pairs,
+      const kernels::CosineGradient<S, T> args{projection.pairs<S, T>(first, eps),
                                                {},
                                                nullptr,
                                                data<const acc_t<S>>(grad_output) + first,
                                                data<S>(pred),  // becomes its own gradient
+                                               losses ? data<acc_t<S>>(*losses) + first : nullptr,
                                                1,
                                                count,
                                                count};
       on_device(pred, [&](cudaStream_t stream) {
-        if (losses) {
-          kernels::cosine_losses(
-              kernels::CosineLosses<S, T>{pairs, Index{}, data<acc_t<S>>(*losses) + first, 1, count, count},
-              stream);
-        }
         kernels::cosine_gradient(args, stream);
         if (!by_bias) return;
         kernels::column_sums(data<const S>(pred), width, data<acc_t<S>>(partial) + first / kBlock * width,

@@ -17,12 +17,11 @@ __device__ __forceinline__ Real warp_sum(Real value) {
   return value;
 }
 
-// Rows of pred and target, and the bias that is added to pred's, if any.
+// Rows of pred and target.
 template <typename S, typename T>
 struct Pairs {
   Rows<const S> pred;    // (B, N, D)
   Rows<const T> target;  // (B, N, D)
-  const S* bias;         // (D,) or null
   int64_t width;
   double eps;
 };
@@ -32,10 +31,7 @@ template <typename S, typename T, int V>
 class Pair {
  public:
   __device__ __forceinline__ Pair(const Pairs<S, T>& pairs, int64_t b, int64_t n)
-      : pred_(pairs.pred.at(b, n)),
-        target_(pairs.target.at(b, n)),
-        bias_(pairs.bias),
-        vecs_(static_cast<int>(pairs.width / V)) {
+      : pred_(pairs.pred.at(b, n)), target_(pairs.target.at(b, n)), vecs_(static_cast<int>(pairs.width / V)) {
 #pragma unroll
     for (int u = 0; u < kHeld; ++u) {
       if (position(u) < vecs_) x_[u] = vec_at<V>(pred_, position(u)), y_[u] = vec_at<V>(target_, position(u));
@@ -44,10 +40,10 @@ class Pair {
 
   __device__ __forceinline__ Cosine<acc_t<S>> cosine(double eps) const {
     acc_t<S> sums[3] = {};  // pred.target, pred.pred, target.target
-    each([&](int p, const Vec<S, V>& x, const Vec<T, V>& y) {
+    each([&](int, const Vec<S, V>& x, const Vec<T, V>& y) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const acc_t<S> a = pred(x, p, v), b = static_cast<acc_t<S>>(y[v]);
+        const acc_t<S> a = x[v], b = static_cast<acc_t<S>>(y[v]);
         sums[0] += a * b;
         sums[1] += a * a;
         sums[2] += b * b;
@@ -63,9 +59,7 @@ class Pair {
     each([&](int p, const Vec<S, V>& x, const Vec<T, V>& y) {
       Vec<S, V> out{};
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        out.set(v, a * pred(x, p, v) + b * static_cast<acc_t<S>>(y[v]));
-      }
+      for (int v = 0; v < V; ++v) out.set(v, a * x[v] + b * static_cast<acc_t<S>>(y[v]));
       vec_at<V>(to, p) = out;
     });
   }
@@ -75,9 +69,6 @@ class Pair {
       sizeof(acc_t<S>) == 8 ? 3 : 6;  // vectors a lane: rows of 1,536 halves, of 768 floats
 
   __device__ __forceinline__ static int position(int u) { return static_cast<int>(threadIdx.x) + u * kLanes; }
-  __device__ __forceinline__ acc_t<S> pred(const Vec<S, V>& x, int p, int v) const {
-    return bias_ ? x[v] + vec_at<V>(bias_, p)[v] : x[v];
-  }
   template <typename Visit>
   __device__ __forceinline__ void each(const Visit& visit) const {
 #pragma unroll
@@ -90,7 +81,6 @@ class Pair {
 
   const S* pred_;
   const T* target_;
-  const S* bias_;
   int vecs_;
   Vec<S, V> x_[kHeld];
   Vec<T, V> y_[kHeld];
@@ -124,6 +114,7 @@ struct CosineGradient {
   const InverseEntries* inverse;  // (B, N), or null without an index
   const acc_t<S>* grad_output;    // (B, M)
   S* out;                         // (B, N, D), may be pred
+  acc_t<S>* losses;               // (B, N) or null: those of all rows, where an entry names them
   int64_t batch, num_tokens, masked;
 };
 
@@ -143,13 +134,14 @@ __global__ void __launch_bounds__(kThreads, 2) cosine_gradient_kernel(CosineGrad
   }
   const Pair<S, T, V> pair(c.pairs, b, n);
   const Cosine<acc_t<S>> cosine = pair.cosine(c.pairs.eps);
+  if (c.losses && threadIdx.x == 0) c.losses[row] = cosine.loss;
   pair.combine(to, grad_output * cosine.to_pred, grad_output * cosine.to_target);
 }
 
 template <typename S, typename T, typename Launch>
 void dispatch_pair_vec(const Pairs<S, T>& p, const void* out, const Launch& launch) {
   constexpr int kMost = 16 / (sizeof(S) > sizeof(T) ? sizeof(S) : sizeof(T));
-  dispatch_vec<kMost>(p.width, {p.pred.data, p.target.data, p.bias, out},
+  dispatch_vec<kMost>(p.width, {p.pred.data, p.target.data, out},
                       {p.pred.sample, p.pred.token, p.target.sample, p.target.token}, {sizeof(S), sizeof(T)},
                       launch);
 }

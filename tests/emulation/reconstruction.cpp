@@ -41,8 +41,7 @@ void with_pair(const Job& job, const Run& run) {
 
 template <typename S, typename T>
 kernels::Pairs<S, T> pairs_of(const Job& job) {
-  return {job["pred"].rows<S>(), job["target"].rows<T>(), job.data<S>("bias"), job["pred"].size(2),
-          job.real("eps")};
+  return {job["pred"].rows<S>(), job["target"].rows<T>(), job["pred"].size(2), job.real("eps")};
 }
 
 KERNEL(masked_cosine_loss) {
@@ -58,7 +57,8 @@ KERNEL(masked_cosine_loss) {
   });
 }
 
-// With the integer `in_place`, pred is overwritten by its gradient first, as the chunks of a projection are.
+// With the integer `in_place`, pred is overwritten by its gradient, the losses are written too and the
+// gradient summed, as for the chunks of a projection.
 KERNEL(masked_cosine_loss_backward) {
   const Array& pred = job["pred"];
   const int64_t batch = pred.size(0), num_tokens = pred.size(1), width = pred.size(2);
@@ -69,13 +69,16 @@ KERNEL(masked_cosine_loss_backward) {
     using T = decltype(t);
     S* out = job.output<S>("grad_pred", pred.sizes);
     kernels::Pairs<S, T> pairs = pairs_of<S, T>(job);
+    acc_t<S>* losses = nullptr;
     if (job.has("in_place")) {
+      losses = job.output<acc_t<S>>("losses", {batch, num_tokens});
       std::memcpy(out, pred.data<S>(), pred.bytes);
       pairs.pred = {out, num_tokens * width, width};
     }
     kernels::cosine_gradient<S, T>(
-        {pairs, from, inverse, job.data<acc_t<S>>("grad"), out, batch, num_tokens, from.entries[0]}, nullptr);
-    if (!job.has("bias")) return;
+        {pairs, from, inverse, job.data<acc_t<S>>("grad"), out, losses, batch, num_tokens, from.entries[0]},
+        nullptr);
+    if (!losses) return;
     const int64_t rows = batch * num_tokens, rows_per_partial = 4,
                   partials = kernels::ceil_div(rows, rows_per_partial);
     acc_t<S>* partial = job.scratch<acc_t<S>>(partials * width);

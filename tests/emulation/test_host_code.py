@@ -79,6 +79,9 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_the_ops_own_tests_pass(library: Path, family: str) -> None:
     tests = [HERE.parent / "ops" / name for name in SUITES[family]]
     chosen = ["-n0", "-q", "-p", "no:cacheprovider", "-k", " and ".join(f"not {name}" for name in LEFT_OUT)]
-    report = run(sys.executable, HERE / "with_library.py", library, *chosen, *tests, OMP_NUM_THREADS="1")
+    report = run(
+        sys.executable, HERE / "with_library.py", library, *chosen, *tests,
+        OMP_NUM_THREADS="1", CFMVIT_CHUNK_ROWS="256",
+    )  # fmt: skip
     assert " passed" in report
     assert " failed" not in report

@@ -1,4 +1,4 @@
-// Stands in for csrc/cuda/multiply.h by the CPU's matrix products.
+// Stands in for csrc/cuda/matmul.h by the CPU's matrix products.
 #pragma once
 
 #include "cpu/matmul_blocks.h"
@@ -9,6 +9,12 @@ namespace cfmvit {
 inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   blocks::for_blocks<double>(1, 0, [&](int64_t) {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  });
+}
+
+inline void multiply_plus(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& row) {
+  blocks::for_blocks<double>(1, 0, [&](int64_t) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), row.get(), a.get(), b.get(), 1.0, 1.0));
   });
 }
 
