@@ -5,6 +5,7 @@ Letters: B samples, N tokens, D width, K kept, M masked, ``item`` bytes of an el
 
 from __future__ import annotations
 
+from math import comb
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ TOKENS = {
     "large": {"B": 4096, "N": 196, "D": 768},
 }
 INDEX = 8  # bytes of an int64
+SECTOR = 32  # bytes that a GPU's memory gives at once
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -147,6 +149,15 @@ def restore_tokens(draw: Draw, B: int, N: int, D: int) -> Case:
     )
 
 
+def bytes_of_patches(side: int, P: int, K: int) -> int:
+    """Return how many bytes of a channel are read for K patches of uint8, drawn at random: whole sectors, neighbours sharing one."""
+    N = (side // P) ** 2
+    if SECTOR % P:
+        return K * P * P
+    shared = min(SECTOR, side) // P
+    return round(N * P * P * (1 - comb(N - shared, K) / comb(N, K)))
+
+
 @benchmark(
     "masking",
     tiny={"B": 2, "side": 16, "P": 4},
@@ -172,7 +183,7 @@ def gather_patches(draw: Draw, B: int, side: int, P: int) -> Case:
         inputs={"images": draw.pixels(B, 3, side, side)},
         run=run,
         truth=lambda images: run(images, torch.float64, "reference"),
-        forward=Cost(B * K * (3 * P * P * (1 + dtype.itemsize) + INDEX)),
+        forward=Cost(B * (3 * bytes_of_patches(side, P, K) + K * (3 * P * P * dtype.itemsize + INDEX))),
         peers={"eager": Peer(eager)},
     )
 

@@ -65,7 +65,11 @@ class Instruction(NamedTuple):
     def ends(self) -> bool:
         """Whether what follows is never reached from here."""
         always = self.predicate in ("", "PT", "UPT") and not re.match(r"!?U?P\d", self.operands)
-        return always and self.opcode.split(".")[0] in ("BRA", "EXIT", "RET", "JMP", "BRX", "KILL")
+        return (
+            always
+            and self.opcode != "BRA.DIV"
+            and self.opcode.split(".")[0] in ("BRA", "EXIT", "RET", "JMP", "BRX", "KILL")
+        )
 
 
 class Usage(NamedTuple):
@@ -161,6 +165,49 @@ class Kernel:
                         following.append(j)
             front = following
         raise ValueError(f"{self.name}: no way on from {self.instructions[start].address:#x}")
+
+    def usual(self, trips: Sequence[float] = ()) -> dict[str, float]:
+        """Instructions by class of the longest way to an exit that calls no function, a loop's as often as `trips` says.
+
+        Loops go by address; those without trips are never entered. So rare ways count where they are as long as the usual one.
+        """
+        edges = {
+            i: [j for j in self.successors(i) if not self._rare(i, j)] for i in range(len(self.instructions))
+        }
+        reached, front = {0}, [0]
+        while front:
+            front = [j for i in front for j in edges[i] if j not in reached]
+            reached.update(front)
+        ends: dict[int, int] = {}
+        for i in sorted(reached):
+            for j in edges[i]:
+                if j <= i:
+                    ends[j] = max(ends.get(j, 0), i + 1)
+        loops = [range(first, end) for first, end in sorted(ends.items())]
+        if len(trips) > len(loops):
+            raise ValueError(f"{self.name} has {len(loops)} loops, not {len(trips)}")
+        times = dict.fromkeys(reached, 1.0)
+        for loop, count in zip(loops, [*trips, *[0.0] * (len(loops) - len(trips))], strict=True):
+            times |= {i: times[i] * count for i in loop if i in times}
+        longest: dict[int, tuple[float, int | None]] = {}
+        for i in sorted(reached, reverse=True):
+            if times[i]:
+                ways = [(longest[j][0], j) for j in edges[i] if j > i and j in longest]
+                best = max(ways, default=None)
+                if best or self.instructions[i].opcode == "EXIT":
+                    longest[i] = (times[i] + (best[0] if best else 0), best[1] if best else None)
+        counts: dict[str, float] = {}
+        at: int | None = 0
+        while at is not None:
+            kind = self.instructions[at].kind
+            counts[kind] = counts.get(kind, 0) + times[at]
+            at = longest[at][1]
+        return counts
+
+    def _rare(self, i: int, j: int) -> bool:
+        """Whether the step leads into a function, or to where lanes that have parted exchange values."""
+        opcode = self.instructions[i].opcode
+        return opcode.startswith("CALL") or (opcode == "BRA.DIV" and j != i + 1)
 
 
 # Of one multiprocessor, by compute capability: bytes of shared memory, threads, thread blocks.

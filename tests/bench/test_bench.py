@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cfmvit import ops
-from cfmvit.bench import gate, machine, record, tables
+from cfmvit.bench import gate, machine, masking, record, tables
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.measure import measure
 from cfmvit.bench.memory import peak_bytes
@@ -56,6 +56,10 @@ def test_bytes_and_flops_are_those_of_the_formulas() -> None:
     loss = ENTRIES["masked_cosine_loss"].case("tiny", torch.float32, "cpu")
     # Forward and backward in one pass: both rows are read once, the gradient of all tokens is written once.
     assert loss.cost("both").bytes == (2 * 12 + 16) * 3 * 24 * 4 + 3 * 12 * 8
+    # A sector of 32 bytes holds a line of two patches of 16 x 16: both are read where one is kept.
+    assert masking.bytes_of_patches(224, 32, 10) == 10 * 32 * 32
+    assert masking.bytes_of_patches(32, 16, 1) == 2 * 16 * 16
+    assert masking.bytes_of_patches(32, 16, 4) == 4 * 16 * 16
     clip = ENTRIES["info_nce"].case("tiny", torch.float32, "cpu")  # B 7, D 16
     assert clip.cost("both").flops == 4 * 2 * 7 * 7 * 16
 

@@ -54,6 +54,18 @@ def cubin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source.with_suffix(".cubin")
 
 
+def test_loops_count_as_often_as_they_go_round(cubin: Path) -> None:
+    kernel = sass.kernels(cubin)["add_up"]
+    (loop,) = kernel.loops
+    once, thrice = (kernel.usual((trips,)) for trips in (1, 3))
+    assert {kind: thrice[kind] - once[kind] for kind in once} == {
+        kind: 2 * kernel.counts(range(*loop))[kind] for kind in once
+    }
+    assert sum(kernel.usual().values()) == len(kernel.shortest())  # never entered: it leaves at once
+    with pytest.raises(ValueError, match="1 loops"):
+        kernel.usual((1, 1))
+
+
 def test_a_kernel_is_read(cubin: Path) -> None:
     kernel = sass.kernels(cubin)["add_up"]
     assert sass.kernels(cubin.read_bytes()).keys() == {"add_up"}
