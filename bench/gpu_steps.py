@@ -129,13 +129,13 @@ class Runner:
         if code == 0 and not over:
             with suppress(ValueError):
                 step.found = json.loads(step.last) if step.last.startswith("{") else None
-            step.last = "" if step.found is not None else step.last[:200]
+            step.last = "" if step.found is not None else step.last.strip("= ")[:200]
             return
         how = job.fine.get(
             code, f"crashed ({signal.Signals(-code).name})" if code < 0 else f"failed ({code})"
         )
         step.status = "interrupted" if self.interrupted else step.status if over else how
-        step.last = (f"in {test}: " if test and (over or code < 0) else "") + step.last[:200]
+        step.last = (f"in {test}: " if test and (over or code < 0) else "") + step.last.strip("= ")[:200]
 
     def _time_is_up(self, process: subprocess.Popen[str], step: Step, status: str) -> None:
         step.status = status

@@ -53,10 +53,10 @@ def _steps(record: dict[str, Any]) -> Iterator[str]:
         found = step["found"] or {}
         if "ceilings" in found:
             rates = ", ".join(
-                f"{rate / 1e12:.0f} TFLOP/s {name}" for name, rate in found["ceilings"]["flops_per_s"].items()
+                f"{rate / 1e12:.3g} TFLOP/s {name}" for name, rate in found["ceilings"]["flops_per_s"].items()
             )
             copies = found["ceilings"]["copy_bytes_per_s"] / 1e12
-            yield f"{found['device']}, driver {found['driver']}: copies {copies:.2f} TB/s, {rates}; {found['state']}."
+            yield f"{found['device']}, driver {found['driver']}: copies {copies:.3g} TB/s, {rates}; {found['state']}."
     rows = [
         (step["name"], step["status"], f"{step['seconds']:.0f} s", _cell(step["last"]))
         for step in record["steps"]
