@@ -6,9 +6,6 @@ element.
 
 from __future__ import annotations
 
-import os
-from unittest.mock import patch
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,18 +13,6 @@ from cfmvit import ops
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.masking import INDEX, pick
 from cfmvit.bench.registry import Case, Cost, Peer, benchmark
-
-CHUNKS = (8448, 21760, 33792)  # rows, beside the 16,896 of the op at the large size
-
-
-def in_chunks(rows: int) -> Peer:
-    """Return the linear loss in chunks of other sizes on a GPU, as what is to be compared with those that it chooses."""
-
-    def run(**inputs: Tensor) -> Tensor:
-        with patch.dict(os.environ, CFMVIT_CHUNK_ROWS=str(rows)):  # its gradients are made with it
-            return ops.linear_masked_cosine_loss(**inputs)
-
-    return Peer(run)
 
 
 def _masked(draw: Draw, B: int, N: int) -> ops.Masking:
@@ -77,7 +62,6 @@ def linear_masked_cosine_loss(draw: Draw, B: int, M: int, H: int, D: int) -> Cas
         return (1 - F.cosine_similarity(pred.float(), target.float(), dim=-1)).mean()
 
     read = (rows * (H + D) + D * H) * item
-    forms = {f"chunks of {n}": in_chunks(n) for n in CHUNKS if draw.device.type == "cuda"}
     return Case(
         inputs={
             "hidden": draw.normal(B, M, H),
@@ -90,7 +74,7 @@ def linear_masked_cosine_loss(draw: Draw, B: int, M: int, H: int, D: int) -> Cas
         forward=Cost(read, 2 * rows * H * D),
         backward=Cost(read + (rows * H + D * H) * item, 4 * rows * H * D),
         gradients=("hidden", "weight", "bias"),
-        peers={"eager": Peer(eager), **forms},
+        peers={"eager": Peer(eager)},
     )
 
 

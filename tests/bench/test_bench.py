@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cfmvit import ops
-from cfmvit.bench import gate, machine, masking, reconstruction, record, tables
+from cfmvit.bench import gate, machine, masking, record, tables
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.measure import measure
 from cfmvit.bench.memory import peak_bytes
@@ -63,15 +62,6 @@ def test_bytes_and_flops_are_those_of_the_formulas() -> None:
     assert masking.bytes_of_patches(32, 16, 4) == 4 * 16 * 16
     clip = ENTRIES["info_nce"].case("tiny", torch.float32, "cpu")  # B 7, D 16
     assert clip.cost("both").flops == 4 * 2 * 7 * 7 * 16
-
-
-def test_a_chunk_size_holds_for_its_own_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str | None] = []
-    note = lambda **inputs: seen.append(os.getenv("CFMVIT_CHUNK_ROWS"))
-    monkeypatch.setattr(ops, "linear_masked_cosine_loss", note)
-    reconstruction.in_chunks(512).run()
-    ops.linear_masked_cosine_loss()
-    assert seen == ["512", None]
 
 
 def test_figures_follow_from_times_and_ceilings() -> None:
