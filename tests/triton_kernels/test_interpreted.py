@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from packaging.version import Version
 
 from ..processes import run
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(
+    Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"),
+    reason=f"the interpreter of Triton {triton.__version__} needs NumPy before 2.4",  # Triton's issue 9171
+)
 
 INTERPRETED = Path(__file__).with_name("interpreted_contrastive.py")
 
