@@ -137,6 +137,16 @@ def _pytest(words: list[str]) -> None:
             assert (ROOT / word).exists(), word
 
 
+def _nox(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("-s", dest="session", required=True)
+    parser.add_argument("--force-python")
+    name, _, part = parser.parse_args(words).session.rstrip(")").partition("(")
+    source = (ROOT / "noxfile.py").read_text()
+    assert f"\ndef {name}(session" in source, f"no session {name}"
+    assert not part or f'"{part}"' in source, f"{name} has no {part}"
+
+
 def _gpu_check(words: list[str]) -> None:
     # A script that runs without the package, beside what it imports.
     sys.path.insert(0, str((ROOT / words[0]).parent))
@@ -152,6 +162,6 @@ def _activate(words: list[str]) -> None:
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
-    "pip": _pip, "python": _python, "python3": _python, "pytest": _pytest, ".": _activate,
+    "pip": _pip, "python": _python, "python3": _python, "pytest": _pytest, "nox": _nox, ".": _activate,
     "torchrun": _torchrun,
 }  # fmt: skip
