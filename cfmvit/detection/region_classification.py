@@ -12,6 +12,7 @@ from torch import Tensor
 from cfmvit.detection.backbone import frozen_attention
 from cfmvit.detection.ensemble import frozen_embeddings
 from cfmvit.detection.image_input import prepare, read_image
+from cfmvit.detection.templates import expand_templates
 from cfmvit.detection.vocabulary import TextBank, Vocabulary
 from cfmvit.ops import score_regions
 
@@ -39,7 +40,7 @@ def classify_regions(
         model: a CFM-ViT, pretrained or imported.
         image: a PIL image, a path, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
         boxes: (n, 4) x0, y0, x1, y1 in pixels of the image: a tensor, an array or lists.
-        labels: what the boxes may be, or a ``Vocabulary`` made of it.
+        labels: what the boxes may be, or a ``Vocabulary`` made of it; the model remembers the labels that it was given.
         image_size: the image's longer side is resized to so many pixels, a multiple of the patch size; by default four times
             the pretraining size, but at most about 1024.
         templates: prompts with one ``{}``; ``"clip"`` stands for CLIP's 80.
@@ -69,7 +70,7 @@ def classify_regions(
     was_training = model.training
     model.eval()
     try:
-        text = labels if isinstance(labels, Vocabulary) else TextBank(model, templates).vocabulary(labels)
+        text = labels if isinstance(labels, Vocabulary) else _bank(model, templates).vocabulary(labels)
         pixels = prepared.pixels[None].to(model.device)
         attention = frozen_attention(model.visual.depth, grid if image_size > grid * patch else 0)
         dense = attention.encode_dense(model, pixels)
@@ -80,6 +81,15 @@ def classify_regions(
     side = image_size // patch
     embeds = frozen_embeddings(dense, (side, side), [scaled.to(model.device)], patch, samples)
     return score_regions(embeds.float(), text.embeddings.to(model.device), temperature=temperature).cpu()
+
+
+def _bank(model: Any, templates: Iterable[str]) -> TextBank:
+    """Return the model's own bank of labels under these templates, so that calls encode each label once."""
+    banks: dict[tuple[str, ...], TextBank] = model.__dict__.setdefault("_text_banks", {})
+    prompts = expand_templates(templates)
+    if prompts not in banks:
+        banks[prompts] = TextBank(model, prompts)
+    return banks[prompts]
 
 
 def _boxes(boxes: Any) -> Tensor:

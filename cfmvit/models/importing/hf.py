@@ -110,6 +110,8 @@ def from_hf(
         tensors, origin = source.state_dict(), f"a {type(source).__name__}"
     kind = config.get("model_type")
     if kind not in ("clip", "siglip"):
+        if {"name", "context_length"} <= config.keys():
+            raise ValueError(f"import: {origin} is a CFM-ViT already; CFMViT.from_pretrained reads it")
         refuse(f"a Hugging Face model of the type {kind!r}", _WHY.get(str(kind), "only clip and siglip are"))
     clip = kind == "clip"
     text, vision = (

@@ -104,6 +104,13 @@ def test_weights_that_do_not_fit_are_named(change: Any, message: str, tmp_path: 
         from_open_clip(tmp_path / "weights.pt", test_open_clip.config())
 
 
+def test_openais_resnets(tmp_path: Path) -> None:
+    weights = {"visual.layer1.0.conv1.weight": torch.zeros(1), "input_resolution": torch.tensor(224)}
+    torch.save(weights, tmp_path / "RN50.pt")
+    with pytest.raises(ValueError, match="ModifiedResNet is not supported: it is convolutional"):
+        from_open_clip(tmp_path / "RN50.pt")
+
+
 def test_files_of_other_kinds(tmp_path: Path) -> None:
     broken, empty = tmp_path / "broken.pt", tmp_path / "empty.pth"
     broken.write_bytes(b"nothing")
@@ -174,3 +181,5 @@ def test_a_checkpoint_of_another_library_says_how_to_import_it(
     assert printed.startswith("hf:clip: 32 px, patches of 8, 2 blocks of 32, joint space of 16; ")
     assert "there is no tokenizer" in printed
     assert CFMViT.from_pretrained(tmp_path / "ours").config.class_token
+    with pytest.raises(ValueError, match="is a CFM-ViT already"):
+        from_hf(tmp_path / "ours")
