@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cfmvit import ops
 from cfmvit.integrations import huggingface, mae
+from cfmvit.integrations import torchvision as ours
 
 from .test_huggingface import autoencoder
 
@@ -64,3 +68,24 @@ def test_transformers_model(dynamo: bool) -> None:
 
     with huggingface.install():
         check(outputs, torch.randn(2, 3, 16, 16), NOISE, dynamo=dynamo)
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("installed", [False, True], ids=["ours", "installed"])
+def test_detection_head(installed: bool, dynamo: bool) -> None:
+    """Lists of boxes, a pyramid, scores: as our layers, and as torchvision's own under `install()`."""
+    layers = pytest.importorskip("torchvision").ops if installed else ours
+    pool = layers.MultiScaleRoIAlign(["0", "1"], 3, 2, canonical_scale=20, canonical_level=3)
+
+    def head(fine: Tensor, coarse: Tensor, first: Tensor, second: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        boxes = [first, second]
+        crops = layers.roi_align(fine, boxes, 2, 0.25, 2, True)
+        pooled = pool(OrderedDict([("0", fine), ("1", coarse)]), boxes, [(64, 64)] * 2)
+        plain = ops.roi_align(fine, boxes, 2, 0.25)
+        scores = ops.score_regions(pooled.mean((2, 3)), text, vlm_embeds=crops.mean((2, 3)), temperature=0.5)
+        return crops, pooled, plain, scores
+
+    boxes = torch.tensor([[1.0, 2, 30, 40], [3, 4, 13, 12], [5, 5, 20, 60]])
+    maps = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 8, 8)
+    with ours.install() if installed else nullcontext():
+        check(head, *maps, boxes[:2], boxes[2:], torch.randn(5, 3), dynamo=dynamo)

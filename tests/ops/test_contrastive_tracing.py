@@ -1,4 +1,4 @@
-"""The contrastive losses as torch.compile, torch.export, the meta device and torch.func see them."""
+"""The contrastive losses under opcheck, on the meta device and under torch.func."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfmvit.ops import info_nce, siglip_loss
 
-from .contrastive_data import features, loss_and_grads
+from .contrastive_data import features
 
 OP = torch.ops.cfmvit.contrastive_lse.default
 
@@ -44,53 +44,6 @@ def test_opcheck(dtype: torch.dtype) -> None:
     backward = torch.ops.cfmvit.info_nce_backward.default
     args = (loss, image.detach(), text.detach(), scale.detach(), 2, *vectors, True, False)
     torch.library.opcheck(backward, args)
-
-
-def test_compile_and_export() -> None:
-    def loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        return info_nce(image, text, scale, group_ids=torch.arange(len(text)) // 2, label_smoothing=0.1)
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows in (6, 9):
-        args = features(rows, 8, torch.float32), features(rows, 8, torch.float32, seed=1), torch.tensor(5.0)
-        for a, e in zip(loss_and_grads(compiled, *args), loss_and_grads(loss, *args), strict=True):
-            torch.testing.assert_close(a, e)
-
-    class Loss(torch.nn.Module):
-        def forward(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-            return info_nce(image, text, scale)
-
-    rows = torch.export.Dim("rows", min=2)
-    program = torch.export.export(Loss(), args, dynamic_shapes=({0: rows}, {0: rows}, None))
-    more = features(11, 8, torch.float32), features(11, 8, torch.float32, seed=1), torch.tensor(5.0)
-    torch.testing.assert_close(program.module()(*more), info_nce(*more))
-
-
-def test_sizes_known_only_at_run_time() -> None:
-    scale = torch.tensor(5.0)
-    image, text = features(9, 8, torch.float32), features(9, 8, torch.float32, seed=1)
-    keep = torch.arange(9) % 3 > 0
-    loss = lambda image, text, keep: info_nce(image[keep], text[keep], scale)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        torch.testing.assert_close(compiled(image, text, keep), loss(image, text, keep))
-
-
-def test_export_keeps_the_batch_dynamic() -> None:
-    class Loss(torch.nn.Module):
-        def forward(self, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
-            return info_nce(image, text, torch.tensor(5.0), group_ids=ids, label_smoothing=0.1)
-
-    def batch(rows: int) -> tuple[Tensor, ...]:
-        return (
-            features(rows, 8, torch.float32),
-            features(rows, 8, torch.float32, seed=1),
-            torch.arange(rows) // 2,
-        )
-
-    rows = torch.export.Dim("rows", min=2)
-    program = torch.export.export(Loss(), batch(6), dynamic_shapes=({0: rows},) * 3)
-    torch.testing.assert_close(program.module()(*batch(11)), Loss()(*batch(11)))
 
 
 @pytest.mark.parametrize("loss", [info_nce, siglip_loss])

@@ -1,120 +1,146 @@
-"""Sizes that are symbols: known only at run time under torch.compile, and dynamic under torch.export."""
+"""Every op where sizes are open: chosen by masks at run time under ``torch.compile``, dynamic under ``torch.export``."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cfmvit import ops
+from tests.ops.samples import Sample, Sizes, public
 
-B, N, M, D, H, P = 6, 5, 3, 8, 4, 2
-GENERATOR = torch.Generator().manual_seed(0)
-
-
-def rand(*shape: int) -> Tensor:
-    return torch.rand(*shape, generator=GENERATOR)
-
-
-def permutations(count: int) -> Tensor:
-    return rand(B, count).argsort(1)
-
-
-ORDER, INDEX, PATCHES = permutations(N), permutations(N)[:, :M], permutations(6)[:, :M]
-TOKENS, TARGET, IMAGES = rand(B, N, D), rand(B, N, D), rand(B, 3, 2 * P, 3 * P)
-WEIGHT, BIAS, POS = rand(D, H), rand(D), rand(N, D)
-# Each op as a function of tensors whose first sizes, and where True their second ones too, are symbols.
-CASES: dict[str, tuple[Callable[..., Any], list[tuple[Tensor, bool]]]] = {
-    "random_masking": (
-        lambda noise: tuple(ops.random_masking(*noise.shape, 0.5, noise=noise)),
-        [(rand(B, N), True)],
-    ),
-    "gather_tokens": (
-        lambda tokens, index, keep_pos: ops.gather_tokens(tokens, index, pos_embed=POS, keep_pos=keep_pos),
-        [(TOKENS, False), (INDEX, True), (rand(B) > 0.5, False)],
-    ),
-    "split_tokens": (
-        lambda tokens, keep, masked: ops.split_tokens(tokens, ops.Masking(keep, masked, keep)),
-        [(TOKENS, True), (ORDER[:, :2], True), (ORDER[:, 2:], True)],
-    ),
-    "restore_tokens": (
-        lambda visible, order: ops.restore_tokens(visible, BIAS, order),
-        [(TOKENS[:, :2], True), (ORDER, True)],
-    ),
-    "gather_patches": (
-        lambda images, index: ops.gather_patches(images, index, P, mean=[0.5] * 3, std=[0.5] * 3),
-        [(IMAGES, False), (PATCHES, True)],
-    ),
-    "masked_cosine_loss": (
-        lambda pred, target, index: ops.masked_cosine_loss(pred, target, index),
-        [(TOKENS, True), (TARGET, True), (INDEX, True)],
-    ),
-    "masked_cosine_loss weighted": (
-        lambda pred, target, weight: ops.masked_cosine_loss(pred, target, weight=weight),
-        [(TOKENS, True), (TARGET, True), (rand(B, N), True)],
-    ),
-    "linear_masked_cosine_loss": (
-        lambda hidden, target: ops.linear_masked_cosine_loss(hidden, WEIGHT, BIAS, target),
-        [(rand(B, N, H), True), (TARGET, True)],
-    ),
-    "linear_masked_cosine_loss each": (
-        lambda hidden, target, index: ops.linear_masked_cosine_loss(
-            hidden, WEIGHT, BIAS, target, index, reduction="none"
-        ),
-        [(rand(B, N, H), True), (TARGET, True), (INDEX, True)],
-    ),
-    "masked_pixel_loss": (
-        lambda pred, images, index: ops.masked_pixel_loss(pred, images, index, P),
-        [(rand(B, M, 3 * P * P), True), (IMAGES, False), (PATCHES, True)],
-    ),
-    "masked_pixel_loss of all": (
-        lambda pred, images, index: ops.masked_pixel_loss(pred, images, index, P),
-        [(rand(B, 6, 3 * P * P), False), (IMAGES, False), (PATCHES, True)],
-    ),
-}
-
-
-def run(function: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
-    """Values, and gradients of the first input where it has any."""
-    leaves = [inputs[0].clone().requires_grad_(), *inputs[1:]]
-    out = function(*leaves)
-    outs = list(out) if isinstance(out, tuple) else [out]
-    smooth = [x for x in outs if x.requires_grad]
-    return outs + (list(torch.autograd.grad([x.sum() for x in smooth], leaves[:1])) if smooth else [])
-
-
-LOSSES = ("masked_cosine_loss weighted", "linear_masked_cosine_loss", "masked_pixel_loss")
-
-
-@pytest.mark.parametrize(
-    ("case", "fullgraph"), [*((case, True) for case in CASES), *((case, False) for case in LOSSES)]
+SAMPLES = public(torch.float32)
+OTHERS = public(
+    torch.float32,
+    Sizes(batch=5, tokens=10, visible=4, images=4, patches=3, boxes=6, labels=7, pairs=6),
 )
-def test_a_batch_known_only_at_run_time_compiles(case: str, fullgraph: bool) -> None:
-    op, inputs = CASES[case]
-    tensors = [x for x, _ in inputs]
+# Other options take the same way through a graph, and time.
+ALIKE = ("none", "all", "adaptive", "normalize", "local", "stats")
+each = pytest.mark.parametrize(
+    ("sample", "other"),
+    [
+        pytest.param(sample, other, id=str(sample), marks=[pytest.mark.long] * (sample.label in ALIKE))
+        for sample, other in zip(SAMPLES, OTHERS, strict=True)
+    ],
+)
+ROOM = 12  # of every open size, before a mask chooses
+
+
+def tensors(sample: Sample) -> dict[str, Tensor]:
+    return {**sample.values, **sample.indices}
+
+
+def open_dims(sample: Sample) -> list[tuple[str, int, str]]:
+    """Tensor, dimension and letter of each size that is left open."""
+    return [
+        (name, dim, letter)
+        for name, shape in sample.shapes.items()
+        for dim, letter in enumerate(shape)
+        if letter.isupper()
+    ]
+
+
+def hidden(sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors among what is no number or no index, and masks that choose them, one for each letter."""
+    found, masks = tensors(sample), {}
+    generator = torch.Generator().manual_seed(1)
+    for name, dim, letter in open_dims(sample):
+        x = found[name]
+        if letter not in masks:
+            masks[letter] = torch.zeros(ROOM, dtype=torch.bool)
+            masks[letter][torch.randperm(ROOM, generator=generator)[: x.shape[dim]]] = True
+        shape = [*x.shape[:dim], ROOM, *x.shape[dim + 1 :]]
+        room = x.new_full(shape, float("nan") if x.is_floating_point() else 77)
+        found[name] = room.index_copy(dim, masks[letter].nonzero()[:, 0], x)
+    return found, masks
+
+
+class Chosen(nn.Module):
+    """A sample's call with what masks choose of its arguments."""
+
+    def __init__(self, sample: Sample) -> None:
+        super().__init__()
+        self.sample = sample
+
+    def forward(self, found: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        found = dict(found)
+        for name, dim, letter in open_dims(self.sample):
+            found[name] = found[name][(*[slice(None)] * dim, masks[letter])]
+        values = [found[name] for name in self.sample.values]
+        indices = {name: found[name] for name in self.sample.indices}
+        return self.sample(*values, indices=indices)
+
+
+def outcome(
+    run: nn.Module, sample: Sample, found: dict[str, Tensor], masks: dict[str, Tensor]
+) -> list[Tensor]:
+    """The result, and its gradients where it has some."""
+    leaves = {name: x.requires_grad_() if name in sample.values else x for name, x in found.items()}
+    out = run(leaves, masks)
+    wanted = [leaves[name] for name in sample.values]
+    return [
+        out,
+        *(torch.autograd.grad(out.sum(), wanted, materialize_grads=True) if out.requires_grad else []),
+    ]
+
+
+def test_every_tensor_of_a_sample_has_its_shape() -> None:
+    for sample in SAMPLES + OTHERS:
+        sizes: dict[str, int] = {}
+        for name, x in tensors(sample).items():
+            assert len(sample.shapes[name]) == x.dim(), (str(sample), name)
+            for letter, size in zip(sample.shapes[name], x.shape, strict=True):
+                assert sizes.setdefault(letter, size) == size, (str(sample), name)
+        assert sample.shapes.keys() == tensors(sample).keys()
+    for sample, other in zip(SAMPLES, OTHERS, strict=True):
+        assert open_dims(sample), f"{sample} leaves no size open"
+        for name, dim, _ in open_dims(sample):
+            assert 1 < tensors(sample)[name].shape[dim] != tensors(other)[name].shape[dim] < ROOM
+
+
+@each
+def test_sizes_known_only_at_run_time_compile_in_one_graph(sample: Sample, other: Sample) -> None:
     torch._dynamo.reset()
-    some = lambda wanted, *tensors: op(*(x[wanted] for x in tensors))
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=fullgraph):
-        compiled = torch.compile(some, backend="aot_eager", fullgraph=fullgraph)
-        for wanted in (torch.tensor([1, 0, 1, 1, 0, 1]) == 1, torch.zeros(B, dtype=torch.bool)):
-            found, expected = (run(partial(function, wanted), tensors) for function in (compiled, some))
-            for x, y in zip(found, expected, strict=True):
-                torch.testing.assert_close(x, y)
+    plain = Chosen(sample)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, error_on_recompile=True):
+        compiled = torch.compile(plain, backend="aot_eager", fullgraph=True)
+        for some in (sample, other):
+            found, masks = hidden(some)
+            outs, expected = (outcome(run, some, found, masks) for run in (compiled, plain))
+            torch.testing.assert_close(outs, expected)
+            torch.testing.assert_close(outs[0], some())
+        letter = "R" if "R" in masks else "B"  # boxes name images, which must be there
+        if sample.op not in ("info_nce", "siglip_loss"):  # which refuse no pairs
+            none = {**masks, letter: torch.zeros_like(masks[letter])}
+            outs, expected = (outcome(run, other, found, none) for run in (compiled, plain))
+            torch.testing.assert_close(outs, expected)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_an_export_keeps_batch_and_tokens_dynamic(case: str) -> None:
-    op, inputs = CASES[case]
-    model = nn.Module()
-    model.forward = lambda *tensors: op(*tensors)  # type: ignore[method-assign]
-    free = torch.export.Dim.DYNAMIC  # which refuses a size that turns out to be a constant
-    sizes = tuple({0: free, 1: free} if tokens else {0: free} for _, tokens in inputs)
-    tensors = [x.clone() for x, _ in inputs]
-    exported = torch.export.export(model, tuple(tensors), dynamic_shapes=(sizes,)).module()
-    few = [x[:3] for x in tensors]
-    for arguments in (tensors, few):
-        torch.testing.assert_close(exported(*arguments), op(*arguments))
+def test_sizes_that_disagree_are_refused_at_run_time() -> None:
+    def scores(x: Tensor, some: Tensor, others: Tensor) -> Tensor:
+        return ops.score_regions(x[some], x, vlm_embeds=x[others])
+
+    torch._dynamo.reset()
+    some, x = torch.tensor([True, True, False]), torch.eye(3)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(scores, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, some, some.flip(0)), scores(x, some, some.flip(0)))
+        with pytest.raises(RuntimeError, match="Runtime assertion failed"):
+            compiled(x, some, ~some)
+
+
+@each
+def test_an_export_runs_at_other_sizes(sample: Sample, other: Sample) -> None:
+    class Call(nn.Module):
+        def forward(self, found: dict[str, Tensor]) -> Tensor:
+            values = [found[name] for name in sample.values]
+            return sample(*values, indices={name: found[name] for name in sample.indices})
+
+    # DYNAMIC refuses a size that turns out to be a constant.
+    dims: dict[str, dict[int, object]] = {name: {} for name in sample.shapes}
+    for name, dim, _ in open_dims(sample):
+        dims[name][dim] = torch.export.Dim.DYNAMIC
+    dims = {name: dims[name] for name in tensors(sample)}
+    exported = torch.export.export(Call(), (tensors(sample),), dynamic_shapes=(dims,)).module()
+    for some in (sample, other):
+        torch.testing.assert_close(exported(tensors(some)), some())

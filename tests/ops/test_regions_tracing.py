@@ -111,41 +111,6 @@ def test_compiles_in_one_graph_of_any_number_of_boxes(device: str) -> None:
         torch.testing.assert_close(grads[1], grads[0])
 
 
-def test_compiles_with_sizes_known_only_at_run_time(device: str) -> None:
-    def heads(
-        map: Tensor, tokens: Tensor, rois: Tensor, vlm: Tensor, text: Tensor, *some: Tensor
-    ) -> tuple[Tensor, ...]:
-        boxes, others, images, labels = some
-        rois, vlm, map, text = (
-            rois[boxes],
-            vlm[others],
-            map[images],
-            text[labels],
-        )  # vlm: as many, by another mask
-        base = torch.arange(text.shape[0] - 1, device=map.device) % 2 > 0
-        pooled, *more = (
-            ops.pool_regions(tokens[images], rois, grid_size=(6, 8), spatial_scale=0.5, num_prefix_tokens=2),
-            ops.roi_align(map, rois, 3, 0.5),
-            ops.multilevel_roi_align([map, map[:, :, ::2, ::2]], rois, 2, strides=(2, 4)),
-            ops.roi_align(map, [rois[rois[:, 0] == image, 1:] for image in range(2)], 3, 0.5),
-        )
-        scores = ops.score_regions(pooled, text, vlm_embeds=vlm, base=base, objectness=vlm[:, 0].sigmoid())
-        return pooled, *more, scores
-
-    boxes, others, labels = (torch.tensor(x) > 0 for x in ((1, 0, 1, 1), (1, 1, 1, 0), (1, 1, 0, 1, 0, 1, 1)))
-    tensors = (MAP, TOKENS, ROIS, rand(4, 5), rand(7, 5), boxes, others, torch.tensor([True, True]), labels)
-    arguments = moved(tensors, device)
-    compiled = torch.compile(heads, backend="aot_eager", fullgraph=True)
-    outs = [run(*arguments) for run in (heads, compiled)]
-    torch.testing.assert_close(outs[1], outs[0])
-    grads = [
-        torch.autograd.grad(sum(o.sum() for o in out), (*arguments[:2], *arguments[3:5])) for out in outs
-    ]
-    torch.testing.assert_close(grads[1], grads[0])
-    with torch.no_grad(), pytest.raises(RuntimeError, match="Runtime assertion failed"):
-        compiled(*arguments[:6], others[:].logical_and(boxes), *arguments[7:])
-
-
 def test_meta_tensors_give_meta_results() -> None:
     arguments = moved((MAP, TOKENS, ROIS, rand(7, 5)), "cpu")
     expected, found = Heads()(*arguments), Heads()(*moved(arguments, "meta"))
@@ -155,15 +120,6 @@ def test_meta_tensors_give_meta_results() -> None:
         assert (a.shape, a.dtype, a.stride()) == (e.shape, e.dtype, e.stride())
     lists = ops.roi_align(MAP.to("meta"), [ROIS[:2, 1:].to("meta")] * 2, 3)
     assert (lists.device.type, lists.shape) == ("meta", (4, 5, 3, 3))
-
-
-def test_lists_of_boxes_compile() -> None:
-    def run(map: Tensor, boxes: list[Tensor]) -> Tensor:
-        return ops.roi_align(map, boxes, 2)
-
-    boxes = [ROIS[:2, 1:], ROIS[1:, 1:]]
-    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(MAP, boxes), run(MAP, boxes))
 
 
 def test_export() -> None:

@@ -70,8 +70,6 @@ def exported(layer: Layer, example: tuple[Tensor, ...], dynamo: bool) -> bytes:
     return file.getvalue()
 
 
-# What plain PyTorch has no form for, either, in the exporter that PyTorch gives up: `logaddexp`.
-NO_FORM = {("info_nce-stats", False)}
 # The exporter of today takes seconds: the ops that had no form once, and the others in the long tier.
 ONCE = ("random_masking", "restore_tokens", "score_regions")
 EXPORTS = [pytest.param(sample, False, id=f"{sample}-script") for sample in SAMPLES] + [
@@ -85,8 +83,6 @@ EXPORTS = [pytest.param(sample, False, id=f"{sample}-script") for sample in SAMP
 def test_onnx_computes_the_op(sample: Sample, dynamo: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    if (str(sample), dynamo) in NO_FORM:
-        pytest.skip("no form in ONNX")
     layer = Layer(sample).eval().requires_grad_(False)
     content = exported(layer, arguments(sample, 1.0), dynamo)
     options = onnxruntime.SessionOptions()

@@ -217,7 +217,7 @@ def _stats(
     shifts = (image_shift, text_shift)
     for shift, total, largest in zip(shifts, (image_sum, text_sum), maxima, strict=True):
         lead = torch.where(total == 0, float("-inf"), logit_scale * (shift - positive) + total.log())
-        lses.append(logit + torch.nn.functional.softplus(lead))
+        lses.append(logit + reference.softplus(lead))
         # Of the difference, so that equal similarities are equal, and no rounding makes a tie.
         ahead = logit_scale * (positive - largest.detach()) > 0
         accuracies.append(ahead.to(positive.dtype).mean())

@@ -177,9 +177,14 @@ def pair_losses(
             alone, undefined = _without_loss(positive, total, logit_scale)
             ahead = torch.where(alone, 0, logit_scale * (positive - shift))
             ahead = _with_gradient_of(logit_scale * positive, ahead) - undefined
-            loss = -F.logsigmoid(ahead - torch.where(alone, 1, total).log())
+            loss = softplus(torch.where(alone, 1, total).log() - ahead)
             losses = losses + weight * torch.where(alone, 0, loss)
     return losses
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), exact in float64 too. Unlike -logsigmoid(-x), it has a form in ONNX, and a gradient whatever the size of x."""
+    return F.softplus(x, threshold=40)
 
 
 def _without_loss(positive: Tensor, total: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,7 +241,7 @@ def sigmoid_loss(
     """Sum over all images i and texts j of softplus(-l[i, j]) where j = i + label_offset, softplus(l[i, j]) elsewhere."""
     logits = logit_scale * similarities_of(image, text) + logit_bias
     own = _own(image, text, label_offset)
-    return -F.logsigmoid(torch.where(own, logits, -logits)).sum()
+    return softplus(torch.where(own, -logits, logits)).sum()
 
 
 def sigmoid_loss_with_gradients(

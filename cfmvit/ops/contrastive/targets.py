@@ -61,10 +61,8 @@ def _group_mean(rows: Tensor, ids: Tensor) -> Tensor:
         return same @ rows / same.sum(1, keepdim=True)
     order = ids.argsort(stable=True)
     ordered = ids[order]
-    first = (ordered != ordered.roll(1)).to(
-        torch.int64
-    )  # of its group; the very first may or may not look it
-    group = torch.zeros_like(order).scatter(0, order, first.cumsum(0) - first[:1])
+    starts = torch.nn.functional.pad((ordered[1:] != ordered[:-1]).to(torch.int64), (1, 0))  # another group
+    group = torch.zeros_like(order).scatter(0, order, starts.cumsum(0))
     sums = torch.zeros_like(rows).index_add(0, group, rows)
     counts = torch.zeros_like(rows[:, :1]).index_add(0, group, torch.ones_like(rows[:, :1]))
     return sums.index_select(0, group) / counts.index_select(0, group)

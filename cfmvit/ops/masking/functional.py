@@ -68,7 +68,7 @@ def random_masking(
         noise = torch.rand(batch_size, num_tokens, generator=generator, device=device)
     check.floating(op, "noise", noise, 2, "(B, N)")
     check.shape(op, "noise", noise, (batch_size, num_tokens))
-    kept = int(num_tokens * (1 - mask_ratio))
+    kept = torch.sym_int(num_tokens * (1 - mask_ratio))
     is_native = use_native(op, noise, impl)
     if readable(noise, values=not is_native):
         unordered = int(unwrapped(noise).isnan().sum())
