@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ..processes import ROOT, cmake, run, tool
 
 HERE = Path(__file__).parent
 FUZZ = [str(HERE / f"test_{part}.py") for part in ("ops", "dropins")]
+DIRECT = str(HERE / "test_direct.py")
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +47,12 @@ def core(runtimes: str, request: pytest.FixtureRequest) -> Path:
     return built
 
 
-def sanitized(core: Path, runtimes: str, *arguments: str, examples: int = 20) -> str:
-    # Python and torch keep some memory to the end: leaks are no finding here.
+def sanitized(core: Path, runtimes: str, *arguments: str, examples: int = 20, cases: int = 150) -> str:
+    # Python and torch keep some memory to the end: leaks are no finding here. More memory than there is must be refused.
     return run(
         sys.executable, HERE / "with_core.py", core, "-n0", "--capture=no", "-q", "-p", "no:cacheprovider", *arguments,
-        LD_PRELOAD=runtimes, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1", OMP_NUM_THREADS="2",
-        CFMVIT_FUZZ_EXAMPLES=str(examples),
+        LD_PRELOAD=runtimes, ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1", UBSAN_OPTIONS="print_stacktrace=1", OMP_NUM_THREADS="2",
+        CFMVIT_FUZZ_EXAMPLES=str(examples), CFMVIT_FUZZ_CASES=str(cases),
     )  # fmt: skip
 
 
@@ -62,6 +64,18 @@ def test_no_finding(core: Path, runtimes: str) -> None:
 @pytest.mark.long
 def test_no_finding_in_more_examples(core: Path, runtimes: str) -> None:
     assert " passed" in sanitized(core, runtimes, *FUZZ, examples=150)
+
+
+@pytest.mark.long
+def test_no_finding_in_direct_calls(
+    core: Path, runtimes: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Each family has eight ops or more, so 5,000 cases at least."""
+    printed = sanitized(core, runtimes, DIRECT, cases=640)
+    assert " passed" in printed
+    for line in printed.splitlines():
+        if line.startswith("fuzzed "):
+            record_property("fuzzed", f"under sanitizers: {line.removeprefix('fuzzed ')}")
 
 
 def test_a_planted_fault_is_found(core: Path, runtimes: str, tmp_path: Path) -> None:
