@@ -26,14 +26,9 @@ SECONDS, FOR_SUMMARY = 400.0, 15.0
 # What each part has of the time, in these proportions; what one leaves is for those after it.
 FIRST = dict(build=200, machine=20, smoke=50, test=110, sanitize=70)
 SECOND = dict(
-    build=300, machine=20, contrastive=65, forms=40, reconstruction=30, regions=45, masking=40,
-    calls=20, profile=25, chunks=25, ncu=50, peers=100, again=20,
+    build=300, machine=20, contrastive=65, forms=40, reconstruction=40, regions=45, masking=40,
+    calls=20, profile=25, ncu=50, peers=100, again=20,
 )  # fmt: skip
-CHUNKS = (
-    "8448",
-    "33792",
-    "67584",
-)  # rows that linear_masked_cosine_loss projects at a time, beside what it chooses
 BUILD_TOOLS = ("scikit_build_core", "pybind11")
 OPS = {
     "contrastive": ("info_nce", "siglip_loss"),
@@ -202,19 +197,9 @@ class Check:
 
     def profile(self, seconds: float) -> None:
         """Tell the time of each kernel in a forward and backward pass."""
-        self.runner.run_all([Job("profile", [*self.kernels(), *self.options.ops])], seconds)
-
-    def chunks(self, seconds: float) -> None:
-        """Tell the same of the projected loss in chunks of other sizes."""
-        if "linear_masked_cosine_loss" in self.options.ops:
-            command = [*self.kernels(), "linear_masked_cosine_loss"]
-            jobs = [Job(f"chunks of {rows}", command, {"CFMVIT_CHUNK_ROWS": rows}) for rows in CHUNKS]
-            self.runner.run_all(jobs, seconds)
-
-    def kernels(self) -> list[str]:
-        """Return a command that tells the time of each kernel."""
         size = "tiny" if self.options.dry else "32768x768,large"
-        return [sys.executable, "-m", "cfmvit.bench.kernels", "--device", self.device, "--size", size]
+        words = ["-m", "cfmvit.bench.kernels", "--device", self.device, "--size", size]
+        self.python("profile", [*words, *self.options.ops], seconds)
 
     def ncu(self, seconds: float) -> None:
         """Read the counters of each kernel of a call of each op at a small batch, into ncu.csv."""
