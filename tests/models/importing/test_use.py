@@ -15,6 +15,7 @@ from torch import Tensor
 import cfmvit
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.detection import Detector, FinetuneConfig, FinetuneOptim, Vocabulary, finetune, tiny_config
+from cfmvit.detection.backbone import frozen_attention
 from cfmvit.models import CFMViT, from_hf, from_mae, from_open_clip, from_timm
 from cfmvit.models.importing.statistics import HALF, OPENAI
 from cfmvit.pretrain import OptimConfig, PretrainConfig, pretrain
@@ -360,3 +361,19 @@ def test_options_that_weights_do_not_fit_are_named(clip: CFMViT, scenes: Path, t
         run(model_options={"widht": 3})
     with pytest.raises(ValueError, match="tokenizer and vocab_size must not be given with"):
         run(vocab_size=400)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip", "mean"])
+def test_both_kinds_of_features_at_once(kind: str) -> None:
+    """Those of a frozen tower that serves the pyramid, too, in windows and at another size."""
+    mean = test_open_clip.config(vision={"pool_type": "avg"})
+    model = from_open_clip(test_open_clip.original(mean)) if kind == "mean" else all_kinds()[kind]()
+    images, attention = pixels(56), frozen_attention(model.visual.depth, 4)
+    with torch.no_grad():
+        tokens, dense = attention.encode_both(model, images)
+        torch.testing.assert_close(tokens, attention.encode(model.visual, images))
+        torch.testing.assert_close(dense, attention.encode_dense(model, images))
+        assert dense.shape == (2, 49, model.embed_dim) and tokens.shape == (2, 49, model.visual.width)
+    words = Vocabulary(("cup", "dog"), F.normalize(torch.randn(3, model.embed_dim), dim=-1))
+    detector = Detector(model, tiny_config(image_size=96, window=6, freeze_backbone=kind == "siglip")).eval()
+    assert detector.predict((images[0] * 255).to(torch.uint8), words).scores.isfinite().all()
