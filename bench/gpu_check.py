@@ -192,7 +192,7 @@ class Check:
         """Measure the forms of the contrastive kernels beside each other."""
         if self.options.dry:
             return self.note(Step("forms", "skipped: they need a GPU"))
-        words = ["-m", "cfmvit.bench.contrastive_variants", "--size", "32768x768,4096x768"]
+        words = ["-m", "cfmvit.bench.contrastive_forms", "--size", "32768x768,4096x768"]
         self.python("forms", [*words, "--output", str(self.folder / "forms.json")], seconds)
 
     def profile(self, seconds: float) -> None:

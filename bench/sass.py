@@ -261,7 +261,10 @@ def kernels(cubin: Path | bytes, only: str = "") -> dict[str, Kernel]:
     for name, code in zip(parts[1::2], parts[2::2], strict=True):
         if only in name:
             lines = _LINE.findall(code)
-            instructions = [Instruction(int(at, 16), *words[:2], words[2].strip()) for at, *words in lines]
+            instructions = [
+                Instruction(int(at, 16), predicate, opcode, operands.strip())
+                for at, predicate, opcode, operands in lines
+            ]
             found[name] = Kernel(name, instructions, usages[name])
     return found
 
@@ -274,7 +277,7 @@ def main() -> int:
     options = parser.parse_args()
     for kernel in kernels(options.cubin, options.only).values():
         print(kernel.name, *(f"{name} {n}" for name, n in kernel.usage._asdict().items()), sep="  ")
-        ways = {"whole": None, "shortest way": kernel.shortest()}
+        ways: dict[str, Iterable[int] | None] = {"whole": None, "shortest way": kernel.shortest()}
         ways |= {f"loop at {kernel.instructions[x.first].address:#x}": range(*x) for x in kernel.loops}
         for name, way in ways.items():
             counts = kernel.counts(way)

@@ -89,7 +89,7 @@ def contrastive_lse_backward(
     def launch(block: Block, grad_logit: Tensor | TensorDescriptor | None, stride: int) -> None:
         lse.lse_bwd_kernel[(block.programs,)](
             *blocks.matrices, logit_scale, image_shift, text_shift, row_grad, col_grad,
-            store_scale, grad_logit, stride, partial[block.first_program :], *residuals.partial, *block[:4], image.shape[1],
+            store_scale, grad_logit, stride, partial[block.first_program :], *residuals.arguments, *block[:4], image.shape[1],
             blocks.first_pair, *blocks.shape, **blocks.options,
         )  # fmt: skip
 

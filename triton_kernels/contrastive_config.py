@@ -12,11 +12,9 @@ from . import contrastive_vector_kernels as vectors
 
 ALIGNMENT = 16  # bytes, of a matrix that a descriptor describes
 PAIRS = 16  # of a program that takes pairs
-SMALL_BATCH = 4096  # pairs whose sums one program merges, which saves a launch
+SMALL_BATCH = 1024  # pairs whose sums one program merges, which saves a launch
 FORWARD_ROWS = 8192  # of a row block of the forward
 WORKSPACE_BYTES = 256 * 2**20  # of the gradient by logits in the backward
-# Of its blocks that are not the whole height: matrix products of fewer rows leave multiprocessors idle.
-LEAST_BLOCK_ROWS = 8192
 
 
 class Config(NamedTuple):
@@ -35,16 +33,16 @@ def config_for(dtype: torch.dtype, width: int, capability: int, pass_: str) -> C
     """Choose tiles by a plain rule: autotuning would recompile for every batch size and differ between runs.
 
     pass_ is "forward", "backward" or "sigmoid". By what they compile to for compute capability 8.0, 9.0, 10.0 and 12.0: without
-    spills, except that on 9.0 two programs share an SM, so that one multiplies while the other takes exponentials, for which
-    Triton 3.9 spills up to 14 registers of the sigmoid pass (3.6: none).
+    spills, and on 9.0 with two programs to an SM, so that one multiplies while the other takes exponentials. Of four warps
+    each, a thread sums twice the rows that it would with eight, and fewer partial sums go from thread to thread.
     """
     if dtype == torch.float32:
         return Config(64, 64, 32, 4, 2)
     family = capability // 10
-    narrow = {8: ("sigmoid",), 10: ("backward", "sigmoid")}
+    narrow = {8: ("backward", "sigmoid"), 10: ("backward", "sigmoid")}
     block_n = 64 if pass_ in narrow.get(family, ()) else 128
     block_d = 64 if width > 32 else 32
-    return Config(128, block_n, block_d, 8, 3, family >= 9, 128 if family == 9 else None)
+    return Config(128, block_n, block_d, 4 if family == 9 else 8, 3, family >= 9)
 
 
 def config_of(features: Tensor, pass_: str) -> Config:
@@ -54,6 +52,13 @@ def config_of(features: Tensor, pass_: str) -> Config:
         major, minor = torch.cuda.get_device_capability(features.device)
         capability = 10 * major + minor
     return config_for(features.dtype, features.shape[1], capability, pass_)
+
+
+def multiprocessors_of(features: Tensor) -> int:
+    """Multiprocessors of their device; without one, as many as the oldest has."""
+    return (
+        torch.cuda.get_device_properties(features.device).multi_processor_count if features.is_cuda else 108
+    )
 
 
 def precision_of(features: Tensor) -> str:

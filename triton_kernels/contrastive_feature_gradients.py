@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -38,16 +41,41 @@ class Block(NamedTuple):
     programs: int  # one for each tile and, after those, in the sigmoid pass, for each PAIRS pairs of the rows
 
 
-def block_shape(images: int, texts: int, elements: int, multiple: int) -> tuple[int, int]:
-    """Rows and columns of the blocks of logits whose gradients have at most `elements` elements, about.
+# Of a matrix product: rows and columns of what one multiprocessor makes at a time. What it costs to read and write a block's
+# rows of a product once more, by the width: a part of what a wave of such tiles takes.
+PRODUCT_TILE = (128, 256)
+SUM_COST = 1.7e-4
 
-    Whole rows where LEAST_BLOCK_ROWS of them fit: each block reads and writes its rows and its columns of the features' gradients once.
+
+@lru_cache
+def block_shape(
+    images: int, texts: int, width: int, elements: int, multiple: int, multiprocessors: int
+) -> tuple[int, int]:
+    """Rows and columns of the blocks of logits whose gradients have at most `elements` elements.
+
+    Multiples of `multiple`, or all. Of all these, those that leave multiprocessors idle least: both products by a block's
+    gradients take whole waves of tiles, and few blocks add to the same rows.
     """
-    rows = elements // (texts * multiple) * multiple
-    if rows >= min(images, config.LEAST_BLOCK_ROWS):
-        return min(images, rows), texts
-    rows = min(images, config.LEAST_BLOCK_ROWS)
-    return rows, min(texts, max(elements // (rows * multiple), 1) * multiple)
+    rows_costs, cols_costs = (_costs(total, width, multiple, multiprocessors) for total in (images, texts))
+    all_cols = list(cols_costs)
+    cheapest = list(accumulate(all_cols, lambda a, b: min(a, b, key=cols_costs.__getitem__)))
+    shapes = []
+    for rows in rows_costs:
+        fitting = bisect_right(all_cols, elements // rows)
+        if fitting:
+            shapes.append((rows, cheapest[fitting - 1]))
+    shapes = shapes or [(min(images, multiple), min(texts, multiple))]
+    return min(shapes, key=lambda shape: texts * rows_costs[shape[0]] + images * cols_costs[shape[1]])
+
+
+def _costs(total: int, width: int, multiple: int, multiprocessors: int) -> dict[int, float]:
+    """What blocks of each size make the product take that has their rows, in waves by the other size; ascending sizes."""
+
+    def waves(rows: int) -> int:
+        return cdiv(cdiv(rows, PRODUCT_TILE[0]) * cdiv(width, PRODUCT_TILE[1]), multiprocessors)
+
+    sizes = [*range(multiple, total, multiple), total]
+    return {n: total // n * waves(n) + waves(total % n) + SUM_COST * width * cdiv(total, n) for n in sizes}
 
 
 class GradientBlocks:
@@ -61,7 +89,9 @@ class GradientBlocks:
         self.options = options(tiles, image)
         images, texts = image.shape[0], text.shape[0]
         multiple = max(tiles.block_m, tiles.block_n)
-        self.shape = block_shape(images, texts, config.WORKSPACE_BYTES // image.element_size(), multiple)
+        elements = config.WORKSPACE_BYTES // image.element_size()
+        multiprocessors = config.multiprocessors_of(image)
+        self.shape = block_shape(images, texts, image.shape[1], elements, multiple, multiprocessors)
         self.pair_programs = pass_ == "sigmoid" and label_offset is not None
         self.blocks = list(self._blocks())
         self.programs = sum(block.programs for block in self.blocks)
@@ -104,7 +134,7 @@ class GradientBlocks:
         pair_grad: gradient by the similarity of each pair.
         grad: () that multiplies gradients and totals, or None.
         base: () that the first total begins with, or None.
-        residuals: where `launch` leaves rounding residuals.
+        residuals: where `launch` leaves the sums of rows and columns, and what rounding took from them.
         """
         last_totals = [x for pair in totals + totals[:1] * (3 - len(totals)) for x in pair]
         of_rows, of_cols = (None, None) if residuals is None else (residuals.of_rows, residuals.of_cols)
@@ -141,7 +171,7 @@ class GradientBlocks:
             if programs:
                 vectors.finish_kernel[(programs, cdiv(width, 128))](
                     image_product, text_product, of_rows, of_cols,
-                    *(0 if x is None else x.shape[0] for x in (of_rows, of_cols)), self.shape[0], image, text, pair_grad, logit_scale, store_scale, grad,
+                    *(0 if x is None else x.shape[1] for x in (of_rows, of_cols)), self.shape[0], image, text, pair_grad, logit_scale, store_scale, grad,
                     grad_image, grad_text, *last_totals, base, block.first_row, rows, cols, images, texts, width,
                     self.first_pair, self.programs, BLOCK=PAIRS, BLOCK_D=128,
                 )  # fmt: skip

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .contrastive_tiles import origin_of_program, similarities, store_grad
+from .contrastive_tiles import eighths, is_plain, origin_of_program, pinned, similarities, store_grad
 from .contrastive_vector_kernels import NEG_INF, pair_similarities, softplus
 
 
@@ -20,25 +20,29 @@ def _sigmoid_tile(
     b_sims = similarities(
         image, text, row, col, end_row, end_col, width, BLOCK_M, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, PRECISION
     )  # fmt: skip
+    plain = is_plain(row, col, end_row, end_col, label_offset, BLOCK_M, BLOCK_N)
     scale, bias = tl.load(logit_scale).to(tl.float32), tl.load(logit_bias).to(tl.float32)
-    b_loss_sum = tl.zeros((BLOCK_M,), tl.float32)
+    b_loss_sum = tl.zeros((BLOCK_M, 8), tl.float32)
     b_scale_sum, b_bias_sum = b_loss_sum, b_loss_sum
     for i in tl.static_range(4):
-        i_col = col + i * QUARTER + tl.arange(0, QUARTER)
-        m_in = (i_row < end_row)[:, None] & (i_col < end_col)[None, :]
-        m_negative = m_in & (i_col[None, :] != i_row[:, None] + label_offset)
-        b_loss, b_grad = softplus(tl.where(m_negative, b_sims[i] * scale + bias, NEG_INF))
-        b_loss_sum += tl.sum(b_loss, 1)
-        b_scale_sum += tl.sum(b_grad * b_sims[i], 1)
-        b_bias_sum += tl.sum(b_grad, 1)
+        b_logit = b_sims[i] * scale + bias
+        if plain == 0:
+            i_col = col + i * QUARTER + tl.arange(0, QUARTER)
+            m_negative = (i_row < end_row)[:, None] & (i_col < end_col)[None, :]
+            m_negative &= i_col[None, :] != i_row[:, None] + label_offset
+            b_logit = tl.where(m_negative, b_logit, NEG_INF)
+        b_loss, b_grad = softplus(b_logit)
+        b_loss_sum = pinned(b_loss_sum + eighths(b_loss))
+        b_scale_sum = pinned(b_scale_sum + eighths(b_grad * b_sims[i]))
+        b_bias_sum = pinned(b_bias_sum + eighths(b_grad))
         if grad_logit is not None:
             store_grad(
                 grad_logit, grad_stride, b_grad, store_scale, row - first_row, col - first_col + i * QUARTER,
                 end_row - first_row, end_col - first_col, DESCRIPTORS, PRECISION,
             )  # fmt: skip
-    tl.store(loss_partial + tl.program_id(0), tl.sum(b_loss_sum[None, :]))
-    tl.store(grad_scale_partial + tl.program_id(0), tl.sum(b_scale_sum[None, :]))
-    tl.store(grad_bias_partial + tl.program_id(0), tl.sum(b_bias_sum[None, :]))
+    tl.store(loss_partial + tl.program_id(0), tl.sum(b_loss_sum))
+    tl.store(grad_scale_partial + tl.program_id(0), tl.sum(b_scale_sum))
+    tl.store(grad_bias_partial + tl.program_id(0), tl.sum(b_bias_sum))
 
 
 @triton.jit(do_not_specialize=["first_row", "end_row", "first_col", "end_col", "label_offset"])

@@ -4,8 +4,9 @@ Letters: B images, T texts, D width. Prefixes: i_ index, o_ offsets, m_ mask, p_
 column a text; the pair of row i is column i + label_offset, beyond the last where there are no pairs.
 
 With DESCRIPTORS matrices come as tensor descriptors: from compute capability 9.0 the hardware copies whole tiles, which needs no
-addresses in registers. What is made of a tile is made in quarters of its columns for the same reason: with at most 128 registers a
-thread, two programs share an SM, and one multiplies while the other takes exponentials. Nothing here is atomic.
+addresses in registers. What is made of a tile is made in quarters of its columns for the same reason: two programs, of four warps
+with 255 registers a thread at most, share an SM, and one multiplies while the other takes exponentials. Masks are for tiles at the
+ends and at pairs alone (`is_plain`). Nothing here is atomic.
 
 A vector is reduced as a matrix of one row: for compute capability 10.0 Triton 3.6 does not compile the other way.
 """
@@ -13,7 +14,7 @@ A vector is reduced as a matrix of one row: for compute capability 10.0 Triton 3
 import triton
 import triton.language as tl
 
-from .contrastive_vector_kernels import to_tf32
+from .contrastive_vector_kernels import INTERPRETED, to_tf32
 
 
 @triton.jit
@@ -34,6 +35,15 @@ def origin_of_program(
     height = tl.minimum(tiles_m - first, GROUP_M)
     i_m, i_n = first + (pid % per_group) % height, (pid % per_group) // height
     return first_row + i_m * BLOCK_M, first_col + i_n * BLOCK_N
+
+
+@triton.jit
+def is_plain(row, col, end_row, end_col, label_offset, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether a tile ends within the rows and columns and holds no pair: nothing of it needs a mask then."""
+    first = row + label_offset - col  # column of the first row's pair, counted from the tile's
+    return (
+        (row + BLOCK_M <= end_row) & (col + BLOCK_N <= end_col) & ((first <= -BLOCK_M) | (first >= BLOCK_N))
+    )
 
 
 @triton.jit
@@ -76,9 +86,38 @@ def similarities(
 
 
 @triton.jit
+def eighths(b_x):
+    """Sums of every eighth column (rows, 8): of what the matrix units give to one thread, which needs no other for it."""
+    return tl.sum(b_x.reshape(b_x.shape[0], b_x.shape[1] // 8, 8), 1)
+
+
+@triton.jit
+def pinned(b_x):
+    """The same, computed here: a compiler that moves it to where it is used first keeps all its terms until then."""
+    if INTERPRETED:
+        return b_x
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [b_x], tl.float32, False, 1)
+
+
+@triton.jit
 def rounded(b_x, dtype: tl.constexpr):
-    """As the workspace holds it."""
-    return b_x.to(dtype)
+    """As the workspace holds it, and what that is in float32."""
+    # Two at a time: Triton converts one by one and leaves pairs to the assembler, which does not find them where both are used.
+    if INTERPRETED or dtype == tl.float32:
+        b_held = b_x.to(dtype)
+        return b_held, b_held.to(tl.float32)
+    elif dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
+            "=r,=r,=r,r,r", [b_x], (tl.bfloat16, tl.float32), True, 2,
+        )  # fmt: skip
+    else:
+        return tl.inline_asm_elementwise(
+            """{ .reg .b16 %low, %high; cvt.rn.f16x2.f32 $0, $4, $3;
+            mov.b32 {%low, %high}, $0; cvt.f32.f16 $1, %low; cvt.f32.f16 $2, %high; }""",
+            "=r,=r,=r,r,r", [b_x], (tl.float16, tl.float32), True, 2,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -101,12 +140,12 @@ def store_grad(
     if PRECISION == "tf32":
         b_grad = to_tf32(b_grad)
     if DESCRIPTORS:
-        b_rounded = rounded(b_grad, grad_logit.dtype)
-        grad_logit.store([row, col], b_rounded)
+        b_held, b_rounded = rounded(b_grad, grad_logit.dtype)
+        grad_logit.store([row, col], b_held)
     else:
-        b_rounded = rounded(b_grad, grad_logit.dtype.element_ty)
+        b_held, b_rounded = rounded(b_grad, grad_logit.dtype.element_ty)
         i_row, i_col = row + tl.arange(0, b_grad.shape[0]), col + tl.arange(0, b_grad.shape[1])
         p_grad = grad_logit + i_row.to(tl.int64)[:, None] * grad_stride + i_col[None, :]
         m_in = (i_row < rows)[:, None] & (i_col < cols)[None, :]
-        tl.store(p_grad, b_rounded, mask=m_in)
-    return b_grad - b_rounded.to(tl.float32)
+        tl.store(p_grad, b_held, mask=m_in)
+    return b_rounded, b_grad - b_rounded

@@ -9,6 +9,11 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 NEG_INF = tl.constexpr(float("-inf"))
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # which knows no assembly
+
+
+# Of a sum of entries of one sign, bfloat16 takes half of it at most, float16 from all that are not subnormal less.
+MOST_RESIDUAL = tl.constexpr(2.0**-8)
 
 
 @triton.jit
@@ -27,15 +32,28 @@ def sign_and_gain(logit_scale):
 
 
 @triton.jit
+def reciprocal(b_x):
+    """1 / x of numbers that are not subnormal, to float32's last place."""
+    if INTERPRETED:
+        return 1.0 / b_x
+    else:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [b_x], tl.float32, True, 1)
+
+
+@triton.jit
 def softplus(b_logit):
-    """softplus and sigmoid of a logit, exact to float32 where they are small; a NaN stays."""
+    """softplus and sigmoid of a logit, to a few roundings however small; a NaN stays.
+
+    log(1 + e) = 2 atanh(e / (2 + e)), a polynomial; log2(1 + e) would take more steps and lose what 1 + e does.
+    """
     b_exp = tl.exp2(-tl.abs(b_logit) * LOG2E)
-    b_sum = 1.0 + b_exp
-    # log(1 + e) loses e below 2^-24; e (1 - e / 2) has it to 2^-24 from 2^-8 down with one more term.
-    b_log = tl.where(
-        b_exp < 0.00390625, b_exp * (1.0 - b_exp * (0.5 - b_exp * (1.0 / 3.0))), tl.log2(b_sum) * LN2
-    )
-    return tl.maximum(b_logit, 0.0) + b_log, tl.where(b_logit > 0, 1.0, b_exp) / b_sum
+    b_one, b_two = 1.0 + b_exp, 2.0 + b_exp
+    b_inverse = reciprocal(b_one * b_two)
+    b_t = b_exp * (b_one * b_inverse)
+    b_u = b_t * b_t
+    b_poly = 1.0 + b_u * (0.33333158 + b_u * (0.20012455 + b_u * (0.139803007 + b_u * 0.14089167)))
+    b_sigmoid = tl.where(b_logit > 0, 1.0, b_exp) * (b_two * b_inverse)
+    return tl.maximum(b_logit, 0.0) + 2.0 * b_t * b_poly, b_sigmoid
 
 
 @triton.jit
@@ -306,7 +324,7 @@ def _column_sums(partial, partials, size, i_x, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def _finish(
-    product, residuals, partials, stride, other, pair_grad, factor, scale, store_scale, grad,
+    product, sums, partials, stride, other, pair_grad, factor, scale, store_scale, grad,
     rows, others, width, to_other, i_block,
     PAIR_BY_ROW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -321,8 +339,14 @@ def _finish(
     o_out = i_row.to(tl.int64)[:, None] * width + o_d[None, :]
     m_out = (i_row < rows)[:, None] & m_d[None, :]
     b_product = tl.load(product + o_out, mask=m_out, other=0.0)
-    if residuals is not None:
-        b_product += _column_sums(residuals, partials, stride, i_row, 32)[:, None] * b_other
+    if sums is not None:
+        b_sum = _column_sums(sums, partials, stride, i_row, 32)
+        b_residual = _column_sums(
+            sums + tl.full((), partials, tl.int64) * stride, partials, stride, i_row, 32
+        )
+        m_one_sign = tl.abs(b_residual) <= tl.abs(b_sum) * MOST_RESIDUAL
+        b_product *= (1.0 + tl.where(m_one_sign & (b_sum != 0), b_residual / b_sum, 0.0))[:, None]
+        b_product += tl.where(m_one_sign, 0.0, b_residual)[:, None] * b_other
     if store_scale is not None:
         b_product /= tl.load(store_scale)
     b_grad = (scale * b_product + b_pair[:, None] * b_other) * factor
@@ -348,7 +372,7 @@ def _total(partial, base, out, count, factor, BLOCK: tl.constexpr):
 )  # fmt: skip
 def finish_kernel(
     image_product, text_product,  # (rows, D), (T, D) in float32
-    row_residuals, col_residuals,  # (row_partials, block_rows), (col_partials, T) or None
+    row_sums, col_sums,  # (2, row_partials, block_rows), (2, col_partials, T) or None: see contrastive_residuals.py
     row_partials, col_partials, block_rows,
     image, text, pair_grad, logit_scale, store_scale, grad,  # (B, D), (T, D), (B,), (), () or None, () or None
     grad_image, grad_text,  # (B, D), (T, D)
@@ -358,7 +382,7 @@ def finish_kernel(
 ):  # fmt: skip
     """Feature gradient = grad * (scale * product / store_scale + pair_grad * feature of the pair's other half), rounded once.
 
-    Rounding residuals of a row or column of the product's factor go to the pair.
+    A row of a product is multiplied by what rounding took from its factor's sum, or the pair is given it.
 
     For `rows` images from first_row and for `cols` texts, all or none of them. Each of up to three programs beyond those makes one
     sum, out () = grad * sum of partial (count,), the first with base () added, in float64: no second stage, the same bits on every run.
@@ -371,12 +395,12 @@ def finish_kernel(
     if i_block < row_blocks:
         offset = tl.full((), first_row, tl.int64) * width
         _finish(
-            image_product, row_residuals, row_partials, block_rows, text, pair_grad + first_row, factor, scale, store_scale, grad_image + offset,
+            image_product, row_sums, row_partials, block_rows, text, pair_grad + first_row, factor, scale, store_scale, grad_image + offset,
             rows, texts, width, first_row + label_offset, i_block, True, BLOCK, BLOCK_D,
         )  # fmt: skip
     elif i_total < 0:
         _finish(
-            text_product, col_residuals, col_partials, texts, image, pair_grad, factor, scale, store_scale, grad_text,
+            text_product, col_sums, col_partials, texts, image, pair_grad, factor, scale, store_scale, grad_text,
             cols, images, width, -label_offset, i_block - row_blocks, False, BLOCK, BLOCK_D,
         )  # fmt: skip
     elif tl.program_id(1) == 0:

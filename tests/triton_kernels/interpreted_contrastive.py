@@ -10,15 +10,18 @@ descriptors), or that differ from a short one in how matrices arrive alone.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
+from triton.runtime import interpreter
 
-from cfmvit.bench import contrastive_variants
+from cfmvit.bench import contrastive_forms
 from cfmvit.bench.draw import Draw
 from cfmvit.ops.contrastive import reference
 from cfmvit.triton_kernels import (
@@ -54,7 +57,6 @@ def descriptors(request: pytest.FixtureRequest) -> bool:
 def _small_blocks(monkeypatch: pytest.MonkeyPatch, descriptors: bool) -> None:
     monkeypatch.setattr(contrastive_config, "FORWARD_ROWS", 128)
     monkeypatch.setattr(contrastive_config, "WORKSPACE_BYTES", 200 * 128 * 2)
-    monkeypatch.setattr(contrastive_config, "LEAST_BLOCK_ROWS", 128)
     config_for = contrastive_config.config_for
     monkeypatch.setattr(
         contrastive_config, "config_for", lambda *args: config_for(*args)._replace(descriptors=descriptors)
@@ -148,7 +150,7 @@ def test_one_row_or_column_far_below_the_others_takes_its_own_shift(small: str) 
 
 
 def test_logits_far_below_zero_beside_an_empty_end() -> None:
-    """Quarters of the last tile have no columns: their shift must not stand for that of the others."""
+    """Columns beyond the end, whose similarities are zero, must not stand for a shift."""
     image = F.normalize(torch.ones(40, 16), dim=1)
     text = -image[:1].repeat(45, 1)
     check(image, text, 300.0, 2, 1e-3)  # the gradient of the scale cancels
@@ -198,26 +200,20 @@ def test_trained_pairs_in_bfloat16(scale: float, cosine: float) -> None:
     error = lambda x, e: float((x.double() - e).norm() / e.norm())
     for ours, theirs, e in zip([*map(rounded, grads[:2]), grads[2]], eager_grads, expected, strict=True):
         assert error(ours, e) <= error(theirs, e)
-        assert error(ours, e) < 3e-3
-    ahead = scale * found[0].detach() - lse_of(logit_scale, *(x.detach() for x in found[1:3]))
-    if float(torch.sigmoid(ahead).mean()) > 0.99:
-        # The aim is 2e-3; at a scale of 30 and a cosine of 0.5 it is missed, with 2.07e-3.
-        assert all(error(g, e) < 2.2e-3 for g, e in zip(grads[:2], expected, strict=False))
+        assert error(ours, e) < 2e-3  # of which rounding the result alone takes 1.7e-3
 
 
-@pytest.mark.parametrize("pass_", contrastive_variants.PASSES)
-def test_all_variants_of_the_benchmark_compute_the_same(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive_variants, "interleaved", lambda runs, *_: {name: [1.0] for name in runs})
+@pytest.mark.parametrize("pass_", contrastive_forms.PASSES)
+def test_all_forms_of_the_benchmark_compute_the_same(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive_forms, "interleaved", lambda runs, *_: {name: [1.0] for name in runs})
     draw = Draw(torch.float32, torch.device("cpu"))
     in_use = contrastive_config.config_of(torch.empty(70, 64), pass_)
-    variants = [
-        variant for variant in contrastive_variants.VARIANTS.values() if in_use._replace(**variant) != in_use
-    ]
-    variants = [] if pass_ == "loss" else variants
-    results = list(contrastive_variants.compare(pass_, 70, 64, draw, 1.0))
-    assert len(results) == len(variants) + {"forward": 1, "loss": 2, "backward": 2, "sigmoid": 2}[pass_]
+    tiles = [form for form in contrastive_forms.TILES.values() if in_use._replace(**form) != in_use]
+    others = {"forward": len(tiles), "loss": 1}.get(pass_, len(tiles) + len(contrastive_forms.BLOCKS))
+    results = list(contrastive_forms.compare(pass_, 70, 64, draw, 1.0))
+    assert len(results) == 1 + others
     assert all("failed" not in x and x["error"] < 1e-5 for x in results), results
-    assert len(contrastive_variants.table(results).splitlines()) == 1 + len(results)
+    assert len(contrastive_forms.table(results).splitlines()) == 1 + len(results)
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)], ids=str)
@@ -366,29 +362,63 @@ def test_nan_features_give_nan() -> None:
     assert text_sum.isnan().sum() == 39
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4, 1e6, 1e10, 1e15, -1e4])
-def test_gradients_are_exact_for_logits_of_any_size(scale: float) -> None:
-    """No worse than plain float32 with the whole matrix, or exact to 2e-5 and within a factor of five."""
-    tensors = features(150, 32, torch.float32, 0), features(150, 32, torch.float32, 1), torch.tensor(scale)
+def plain_gradients(leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """By images, texts and scale, of two dense cross-entropies."""
+    leaves = [x.clone().requires_grad_() for x in leaves]
+    logits, labels = leaves[2] * leaves[0] @ leaves[1].T, torch.arange(len(leaves[0]))
+    loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    return torch.autograd.grad(loss, leaves)
 
-    def plain(leaves: list[Tensor]) -> tuple[Tensor, ...]:
-        leaves = [x.clone().requires_grad_() for x in leaves]
-        logits, labels = leaves[2] * leaves[0] @ leaves[1].T, torch.arange(150)
-        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-        return torch.autograd.grad(loss, leaves)
 
+def gradients_of_size(scale: float, seed: int) -> tuple[tuple[Tensor, ...], ...]:
+    """Ours, plain float32's and the exact ones."""
+    tensors = *(features(150, 32, torch.float32, seed + i) for i in range(2)), torch.tensor(scale)
     _, *vectors = contrastive.info_nce(*tensors, 0, 0.5, 0.5, True)
     ours = contrastive.info_nce_backward(torch.ones(()), *tensors, 0, *vectors, True, True)
+    return ours, plain_gradients(tensors), plain_gradients([x.double() for x in tensors])
+
+
+@pytest.fixture
+def products_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's matrix products as exact as float32 can hold them."""
+
+    def dot(self, a, b, d, precision, imprecise):
+        exact = np.matmul(a.data, b.data, dtype=np.float64) + d.data
+        return interpreter.TensorHandle(exact.astype(d.data.dtype), d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4, 1e6, 1e10, 1e15, -1e4])
+@pytest.mark.usefixtures("products_rounded_once")
+def test_gradients_are_exact_for_logits_of_any_size(scale: float) -> None:
+    """No worse than plain float32 with the whole matrix, by a factor of two where that is exact to 1e-5.
+
+    Of logits of thousands the error is that of the one or two rows whose two largest almost tie, and is the similarities' own:
+    in a single draw, roundings of products differ by luck alone. The next test has those of NumPy, over several draws.
+    """
     error = lambda x, e: float((x.double() - e).norm() / e.norm())
-    for a, b, e in zip(ours, plain(tensors), plain([x.double() for x in tensors]), strict=True):
-        # Beyond a few roundings the error is that of the few rows whose two largest logits almost tie.
-        assert error(a, e) <= max(error(b, e), min(5 * error(b, e), 2e-5), 2e-7)
+    for a, b, e in zip(*gradients_of_size(scale, 0), strict=True):
+        assert a.isfinite().all()
+        assert error(a, e) <= max(error(b, e), min(2 * error(b, e), 1e-5), 2e-7)
 
 
-def as_bfloat16(b_x: tl.tensor, dtype: tl.dtype) -> tl.tensor:
+@long
+@pytest.mark.parametrize("scale", [1e4, 1e6])
+def test_over_several_draws_logits_of_thousands_are_as_exact_as_plain_ones(scale: float) -> None:
+    """1.01 of plain float32's at 1e4, though single draws go from 0.3 to 7 times; 0.25 where products are rounded once."""
+    squares = torch.zeros(2)
+    for seed in range(0, 16, 2):
+        ours, plain, exact = gradients_of_size(scale, seed)
+        squares += torch.tensor([float((x[0] - exact[0]).square().sum()) for x in (ours, plain)])
+    assert squares[0] <= 2**2 * squares[1]
+
+
+def as_bfloat16(b_x: tl.tensor, dtype: tl.dtype) -> tuple[tl.tensor, tl.tensor]:
     """The nearest bfloat16, ties to even, held in float32: the interpreter's own numbers are not bfloat16's."""
     bits = b_x.to(tl.int32, bitcast=True)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    b_rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    return b_rounded, b_rounded
 
 
 @pytest.fixture
@@ -409,10 +439,10 @@ def test_gradients_of_features_that_collapsed_cancel(rows: int, texts: int) -> N
     scale = torch.tensor(100.0)
     _, *vectors = contrastive.info_nce(image, text, scale, 0, 1.0, 0.0, False)
     grad, *_ = contrastive.info_nce_backward(torch.ones(()), image, text, scale, 0, *vectors, True, True)
-    assert grad.abs().max() < 1e-3  # of 100, as in float32; without the residuals 0.3
+    assert grad.abs().max() < 2e-5  # of 100: some roundings of float32; without the residuals 0.3
     _, *vectors = contrastive.info_nce(text, image, scale, 0, 0.0, 1.0, False)
     _, grad, _ = contrastive.info_nce_backward(torch.ones(()), text, image, scale, 0, *vectors, True, True)
-    assert grad.abs().max() < 1e-3
+    assert grad.abs().max() < 2e-5
 
 
 def test_a_pair_that_another_equals_is_no_more_probable() -> None:

@@ -88,7 +88,6 @@ def test_many_blocks_are_as_exact_as_one(loss, dtype: torch.dtype, monkeypatch: 
     monkeypatch.setattr(contrastive_config, "SMALL_BATCH", 0)
     monkeypatch.setattr(contrastive_config, "FORWARD_ROWS", 128)
     monkeypatch.setattr(contrastive_config, "WORKSPACE_BYTES", 256 * 512 * dtype.itemsize)
-    monkeypatch.setattr(contrastive_config, "LEAST_BLOCK_ROWS", 256)
     for found, x in zip(step(loss, image, text, 20.0), whole, strict=True):
         assert (
             relative(found, x.double())

@@ -70,7 +70,12 @@ class Recorder(TorchDispatchMode):
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """Records under a mode in which whatever depends on data raises: a number read back, a size, a branch."""
-    from cfmvit.triton_kernels import contrastive_lse, contrastive_sigmoid, contrastive_vector_kernels
+    from cfmvit.triton_kernels import (
+        contrastive_config,
+        contrastive_lse,
+        contrastive_sigmoid,
+        contrastive_vector_kernels,
+    )
 
     recorder = Recorder()
     for module in (contrastive_lse, contrastive_sigmoid, contrastive_vector_kernels):
@@ -78,6 +83,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
             if name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, recorder.kernel(name))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(contrastive_config, "multiprocessors_of", lambda features: 132)
     with FakeTensorMode(), recorder:
         yield recorder
 
@@ -104,21 +110,21 @@ FORWARD = ["lse_fwd_kernel", "merge_pair_loss_kernel"]
 BACKWARD = ["lse_bwd_kernel", "aten.mm.dtype_out", "aten.mm.dtype_out", "finish_kernel"]
 
 
-@pytest.mark.parametrize("rows", [1, 100, 4096])
+@pytest.mark.parametrize("rows", [1, 100, 1024])
 def test_small_batches_take_six_launches(rows: int, recorder: Recorder) -> None:
     assert step(rows, 512, torch.bfloat16, recorder) == (FORWARD, BACKWARD)
 
 
 def test_beyond_them_sums_are_merged_by_many_programs(recorder: Recorder) -> None:
     forward = ["lse_fwd_kernel", "merge_kernel", "pair_loss_kernel"]
-    assert step(4097, 512, torch.bfloat16, recorder) == (forward, BACKWARD)
+    assert step(1025, 512, torch.bfloat16, recorder) == (forward, BACKWARD)
 
 
 def test_other_dtypes(recorder: Recorder) -> None:
     of_float32 = [name.replace("mm.dtype_out", "mm.out") for name in BACKWARD]
-    assert step(4096, 512, torch.float32, recorder) == (FORWARD, of_float32)
+    assert step(1024, 512, torch.float32, recorder) == (FORWARD, of_float32)
     scaled = ["store_scale_kernel", *BACKWARD]
-    assert step(4096, 512, torch.float16, recorder) == (FORWARD, scaled)
+    assert step(1024, 512, torch.float16, recorder) == (FORWARD, scaled)
 
 
 def test_rows_that_descriptors_can_not_describe_are_copied_once(recorder: Recorder) -> None:
@@ -133,14 +139,50 @@ def test_large_batches_go_block_by_block(recorder: Recorder) -> None:
     assert forward.count("lse_fwd_kernel") == 16
     assert forward.count("merge_kernel") == 16 + 1
     blocks = backward.count("lse_bwd_kernel")
-    assert blocks == (131072 // 8192) * (131072 // 16384)
-    assert (
-        backward.count("aten.mm.dtype_out") == 131072 // 8192 + 131072 // 16384
-    )  # the others add to what is there
-    assert backward.count("finish_kernel") == 131072 // 8192
-    assert backward.count("aten.sum.IntList_out") == 2 * blocks  # rounding residuals of rows and of columns
-    assert len(backward) == 5 * blocks + 131072 // 8192
+    rows, cols = 12, 12  # of blocks: 131,072 / 11,008, rounded up
+    assert blocks == rows * cols
+    assert backward.count("aten.mm.dtype_out") == rows + cols  # the others add to what is there
+    assert backward.count("finish_kernel") == rows
+    assert backward.count("aten.sum.IntList_out") == 2 * blocks  # sums of rows and of columns
+    assert len(backward) == 5 * blocks + rows
     assert len(forward) == 2 * 16 + 1 + 1
+
+
+def waves(pairs: int, width: int, shape: tuple[int, int], multiprocessors: int) -> tuple[float, int]:
+    """What both products of all blocks need and take, in waves of tiles of 128 x 256 on so many multiprocessors."""
+    sizes = [min(size, pairs - first) for size in shape for first in range(0, pairs, size)]
+    tiles = [-(-size // 128) * -(-width // 256) for size in sizes]
+    return sum(tiles) / multiprocessors, sum(-(-n // multiprocessors) for n in tiles)
+
+
+@pytest.mark.parametrize("width", [512, 768, 1024])
+@pytest.mark.parametrize("pairs", [16384, 32768, 65536, 100_000])
+def test_blocks_take_whole_waves(pairs: int, width: int) -> None:
+    from cfmvit.triton_kernels.contrastive_feature_gradients import block_shape
+
+    elements = 2**27
+    for multiprocessors in (108, 132, 148):
+        shape = block_shape(pairs, pairs, width, elements, 128, multiprocessors)
+        assert shape[0] * shape[1] <= elements
+        needed, taken = waves(pairs, width, shape, multiprocessors)
+        assert taken <= waves(pairs, width, (8192, 16384), multiprocessors)[1]
+        assert multiprocessors != 132 or needed / taken > 0.96
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "width", "elements", "shape"),
+    [
+        (32768, 32768, 768, 2**27, (11008, 11008)),  # as many waves as 11,264 rows take
+        (4096, 4096, 768, 2**27, (4096, 4096)),
+        (300, 90, 24, 25_600, (256, 90)),
+        (5, 7, 8, 10, (5, 7)),
+    ],
+    ids=str,
+)
+def test_blocks_fit(images: int, texts: int, width: int, elements: int, shape: tuple[int, int]) -> None:
+    from cfmvit.triton_kernels.contrastive_feature_gradients import block_shape
+
+    assert block_shape(images, texts, width, elements, 128, 132) == shape
 
 
 GIB = 2**30
@@ -162,7 +204,7 @@ def test_memory_over_the_inputs(rows: int, width: int, recorder: Recorder) -> No
     args = (image, text, scale, 0, of_rows, of_cols, of_rows, of_rows, of_cols)
     contrastive.contrastive_lse_backward(*args, True, True)
     gradients, texts = 2 * image.nbytes, 2 * image.nbytes
-    residuals = 4 * (rows * 16 + 2 * WORKSPACE // 64)  # of all columns by row block; of a block by tile
+    residuals = 8 * (2 * rows * 16 + 2 * WORKSPACE // 256)  # two sums, of all by block; of a block by tile
     assert recorder.peak_bytes < WORKSPACE + gradients + texts + residuals + GIB // 16
     if rows * width <= 65536 * 768:
         assert recorder.peak_bytes < 1.5e9
@@ -217,7 +259,7 @@ def test_tf32_takes_one_launch_to_round(recorder: Recorder, monkeypatch: pytest.
     from cfmvit.triton_kernels import contrastive_config
 
     monkeypatch.setattr(contrastive_config, "precision_of", lambda features: "tf32")
-    forward, backward = step(4096, 512, torch.float32, recorder)
+    forward, backward = step(1024, 512, torch.float32, recorder)
     assert forward == ["round_kernel", *FORWARD]
     assert backward.count("round_kernel") == 1
 
