@@ -1,4 +1,5 @@
-// cfmvit._C: loading it registers the schemas and the CPU ops; it tells what was built and carries no tensor.
+// cfmvit._C: loading it registers the schemas and the CPU ops; it tells what was built, reads detection
+// results, and carries no tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "coco.h"
 #include "cpu/capability.h"
 #include "cpu/interrupt.h"
 
@@ -57,4 +59,5 @@ PYBIND11_MODULE(_C, m) {
         };
       },
       "Versions and options of this build, as a dict of str.");
+  cfmvit::bind_coco(m);
 }

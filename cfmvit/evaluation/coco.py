@@ -15,17 +15,22 @@ from cfmvit.evaluation.ground_truth import GroundTruth, IouType
 
 
 def accumulate_coco(
-    truth: GroundTruth, results: list[dict[str, Any]], iou_type: IouType, categories: Collection[int]
+    truth: GroundTruth,
+    annotations: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    iou_type: IouType,
+    categories: Collection[int],
 ) -> Precision:
     """Run COCOeval over every image of the ground truth, with at most 100 detections per image and category.
 
     Args:
+        annotations: those of the truth, with ids from 1.
         results: entries with ``area``, ``bbox`` or ``segmentation``, and ids from 1.
         categories: the ids that take part; the detections and boxes of others are left out.
     """
     cocoeval = require("pycocotools.cocoeval", extra="detection")
     with contextlib.redirect_stdout(io.StringIO()):
-        annotations = [{"iscrowd": 0, **annotation} for annotation in truth.annotations]
+        annotations = [{"iscrowd": 0, **annotation} for annotation in annotations]
         evaluator = cocoeval.COCOeval(_coco(truth, annotations), _coco(truth, results), iou_type)
         evaluator.params.catIds = sorted(categories)
         evaluator.evaluate()

@@ -9,8 +9,8 @@ from pathlib import Path
 from cfmvit._io import atomic_write
 from cfmvit._terminal import printable
 from cfmvit.data.categories import VocabularyRule
-from cfmvit.evaluation.detection import Metrics, evaluate_results
-from cfmvit.evaluation.ground_truth import IouType, read_json
+from cfmvit.evaluation.detection import Metrics, evaluate_detections
+from cfmvit.evaluation.ground_truth import IouType, load_ground_truth
 from cfmvit.evaluation.splits import open_vocabulary_split
 from cfmvit.evaluation.tables import format_table
 
@@ -42,21 +42,23 @@ def evaluate(
         FileNotFoundError, ValueError: all that ``evaluate_results`` raises.
     """
     iou_types: tuple[IouType, ...] = ("bbox", "segm") if masks else ("bbox",)
-    split = open_vocabulary_split(read_json(annotations, "evaluate_results"), annotations, vocabulary)
+    truth = load_ground_truth(annotations, "auto", iou_types)
+    categories = {"categories": list(truth.categories.values())}
+    split = open_vocabulary_split(categories, annotations, vocabulary)
     base_ids = novel_ids = None
     if split is not None:
         base_ids = [category.id for category in split.categories if not category.novel]
         novel_ids = [category.id for category in split.categories if category.novel]
         print(f"open vocabulary: {split}")
-    metrics = evaluate_results(
+    metrics = evaluate_detections(
         results,
-        annotations,
+        truth,
         iou_types=iou_types,
         per_category=per_category,
         fixed=fixed,
         base_ids=base_ids,
         novel_ids=novel_ids,
-    )
+    ).metrics
     if output is not None:  # before the tables, whose reader may leave
         plain = {
             kind: {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from cfmvit._require import require
+import numpy as np
+
 from cfmvit.evaluation.average_precision import Precision
-from cfmvit.evaluation.coco import accumulate_coco
+from cfmvit.evaluation.columns import CATEGORY, IMAGE, SCORE
+from cfmvit.evaluation.engine import COCO_LIMIT, accumulate, evaluator
 from cfmvit.evaluation.ground_truth import GroundTruth, IouType, load_ground_truth
-from cfmvit.evaluation.lvis import accumulate_lvis, cap_per_category, cap_per_image
-from cfmvit.evaluation.results import load_results
+from cfmvit.evaluation.oracles import accumulate_slowly
+from cfmvit.evaluation.results import Results, highest, load_results
 
 Metrics = dict[str, dict[str, float]]
+Engine = Literal["hotcoco", "pycocotools", "lvis"]
 
 LVIS_DETECTIONS_PER_IMAGE = 300
 FIXED_DETECTIONS_PER_CATEGORY = 10_000
 FREQUENCIES = ("r", "c", "f")
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation came to.
+
+    Attributes:
+        metrics: the figures, as ``evaluate_results`` returns them.
+        groups: category ids by the suffix that the group's figures have; "" is all that take part.
+        precision: the curves, by kind of overlap.
+        boxes, detections: how many each category has, by id.
+        calibration: by suffix of a group: the mean score, the share that is right at IoU 0.5 and how many detections there
+            are, of ten equal bins of the scores; where it was asked for.
+    """
+
+    truth: GroundTruth
+    metrics: Metrics
+    groups: Mapping[str, Collection[int]]
+    precision: dict[str, Precision]
+    boxes: dict[int, int]
+    detections: dict[int, int]
+    calibration: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
 
 
 def evaluate_results(
@@ -30,8 +56,9 @@ def evaluate_results(
     novel_ids: Collection[int] | None = None,
     fixed: bool = False,
     per_category: bool = False,
+    engine: Engine = "hotcoco",
 ) -> Metrics:
-    """Compute AP of detection results, by pycocotools (COCO style) or lvis (LVIS style).
+    """Compute AP of detection results, COCO or LVIS style.
 
     Every image of the annotations counts, also those without detections. All figures are fractions; NaN stands where
     no category of a group has ground truth.
@@ -46,6 +73,7 @@ def evaluate_results(
         fixed: LVIS style only: add ``APFixed...``, over the 10,000 best detections of each category and no cap
             per image.
         per_category: add an entry ``"<iou type> AP50 by category"`` with a figure per category name.
+        engine: what matches and counts; the two slow ones, each for its style, have the same figures.
 
     Returns:
         ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR@n", ...}}``: with LVIS style also ``APr``, ``APc``,
@@ -56,38 +84,125 @@ def evaluate_results(
         FileNotFoundError: a file is missing.
         ValueError: malformed json, unknown image or category, NaN in a score or box; the message names the entry.
     """
-    _check_options(style, iou_types)
+    _check_options(style, iou_types, engine)
     truth = load_ground_truth(Path(annotations), style, iou_types)
+    return evaluate_detections(
+        results,
+        truth,
+        iou_types=iou_types,
+        base_ids=base_ids,
+        novel_ids=novel_ids,
+        fixed=fixed,
+        per_category=per_category,
+        engine=engine,
+    ).metrics
+
+
+def evaluate_detections(
+    results: str | Path | Sequence[dict[str, Any]],
+    truth: GroundTruth,
+    *,
+    iou_types: Sequence[IouType],
+    base_ids: Collection[int] | None = None,
+    novel_ids: Collection[int] | None = None,
+    fixed: bool = False,
+    per_category: bool = False,
+    engine: Engine = "hotcoco",
+    calibration: bool = False,
+) -> Evaluation:
+    """Do what ``evaluate_results`` does, and return the curves too.
+
+    Args:
+        calibration: how often scores come true, by the first of ``iou_types``; by hotcoco, and where they lie in [0, 1].
+    """
     if fixed and truth.style != "lvis":
         raise ValueError("evaluate_results: fixed must be False with COCO style, got True")
-    found = load_results(results, truth, iou_types)
+    if engine != "hotcoco" and (engine == "lvis") != (truth.style == "lvis"):
+        fits = "lvis" if truth.style == "lvis" else "pycocotools"
+        raise ValueError(
+            f"evaluate_results: engine must be hotcoco or {fits} with {truth.style.upper()} style, got {engine!r}"
+        )
     groups = _groups(truth, base_ids, novel_ids)
     categories = _categories(truth, base_ids, novel_ids)
-    metrics: Metrics = {}
+    found = load_results(results, truth, iou_types)
+    counted = {"boxes": truth.annotations.rows, "detections": found.columns.rows}
+    done = Evaluation(
+        truth,
+        {},
+        {"": categories, **groups},
+        {},
+        **{key: _counts(truth, rows) for key, rows in counted.items()},
+    )
     for iou_type in iou_types:
-        entries = _prepared(found, iou_type)
-        if truth.style == "coco":
-            precision = accumulate_coco(truth, entries, iou_type, categories)
-            limit = 100
+        if truth.style == "lvis":
+            rows, limit = (
+                highest(found.columns.rows, IMAGE, LVIS_DETECTIONS_PER_IMAGE),
+                LVIS_DETECTIONS_PER_IMAGE,
+            )
         else:
-            capped = cap_per_image(entries, LVIS_DETECTIONS_PER_IMAGE)
-            precision = accumulate_lvis(truth, capped, iou_type, categories)
-            limit = LVIS_DETECTIONS_PER_IMAGE
-        metrics[iou_type] = {**_summary(precision, groups), f"AR@{limit}": precision.ar()}
+            rows, limit = np.arange(len(found)), COCO_LIMIT
+        if engine == "hotcoco":
+            matched = evaluator(truth, found, rows, iou_type, categories)
+            precision = accumulate(matched, truth)
+            if calibration and iou_type == iou_types[0]:
+                done.calibration = _calibration(matched, truth, found, rows, iou_type, done.groups)
+            del matched
+        else:
+            precision = accumulate_slowly(truth, found, rows, iou_type, categories)
+        done.precision[iou_type] = precision
+        done.metrics[iou_type] = {**_summary(precision, groups), f"AR@{limit}": precision.ar()}
         if fixed:
-            capped = cap_per_category(entries, FIXED_DETECTIONS_PER_CATEGORY)
-            precision = accumulate_lvis(truth, capped, iou_type, categories)
+            kept = highest(found.columns.rows, CATEGORY, FIXED_DETECTIONS_PER_CATEGORY)
+            if len(kept) != len(rows) or (kept != rows).any():
+                if engine == "hotcoco":
+                    precision = accumulate(evaluator(truth, found, kept, iou_type, categories), truth)
+                else:
+                    precision = accumulate_slowly(truth, found, kept, iou_type, categories)
             summary = _summary(precision, groups)
-            metrics[iou_type] |= {name.replace("AP", "APFixed", 1): value for name, value in summary.items()}
+            done.metrics[iou_type] |= {
+                name.replace("AP", "APFixed", 1): value for name, value in summary.items()
+            }
         if per_category:
-            metrics[f"{iou_type} AP50 by category"] = {
+            done.metrics[f"{iou_type} AP50 by category"] = {
                 truth.categories[category]["name"]: value
                 for category, value in precision.ap_by_category(iou=0.5).items()
             }
-    return metrics
+    return done
 
 
-def _check_options(style: str, iou_types: Sequence[str]) -> None:
+def _counts(truth: GroundTruth, rows: np.ndarray) -> dict[int, int]:
+    ids = truth.known.category_ids
+    counts = np.bincount(rows[:, CATEGORY].astype(np.int64), minlength=len(ids))
+    return dict(zip(ids.tolist(), counts.tolist()))
+
+
+def _calibration(
+    matched: Any,
+    truth: GroundTruth,
+    found: Results,
+    rows: np.ndarray,
+    iou_type: IouType,
+    groups: Mapping[str, Collection[int]],
+) -> dict[str, list[tuple[float, float, int]]]:
+    scores = found.columns.rows[:, SCORE]
+    if not len(rows) or scores.min() < 0 or scores.max() > 1:
+        return {}
+    bins = {}
+    for suffix in ("", "_base", "_novel"):
+        if groups.get(suffix):
+            own = evaluator(truth, found, rows, iou_type, groups[suffix]) if suffix else matched
+            bins[suffix] = [
+                (item["avg_confidence"], item["avg_accuracy"], item["count"])
+                for item in own.calibration(n_bins=10, iou_threshold=0.5)["bins"]
+            ]
+    return bins
+
+
+def _check_options(style: str, iou_types: Sequence[str], engine: str) -> None:
+    if engine not in get_args(Engine):
+        raise ValueError(
+            f"evaluate_results: engine must be one of {', '.join(get_args(Engine))}, got {engine!r}"
+        )
     if style not in ("auto", "lvis", "coco"):
         raise ValueError(f"evaluate_results: style must be auto, lvis or coco, got {style!r}")
     if isinstance(iou_types, str) or not iou_types or not set(iou_types) <= {"bbox", "segm"}:
@@ -139,32 +254,3 @@ def _summary(precision: Precision, groups: Mapping[str, Collection[int]]) -> dic
         summary[f"AP{suffix}"] = precision.ap(categories=members)
         summary[f"AP50{suffix}"] = precision.ap(iou=0.5, categories=members)
     return summary
-
-
-def _prepared(found: list[dict[str, Any]], iou_type: IouType) -> list[dict[str, Any]]:
-    """Copies with what the tools expect: ``area`` and ids from 1."""
-    mask = require("pycocotools.mask", extra="detection")
-    entries = []
-    for index, entry in enumerate(found):
-        if iou_type == "bbox":
-            geometry: dict[str, Any]
-            if "bbox" in entry:
-                geometry = {"bbox": entry["bbox"], "area": entry["bbox"][2] * entry["bbox"][3]}
-            else:  # as both tools do it: the box of the mask, of the mask's size
-                rle = entry["segmentation"]
-                geometry = {"bbox": mask.toBbox(rle).tolist(), "area": float(mask.area(rle))}
-        else:
-            # Both tools would take the box's area where a result has both, and so sort masks by another size.
-            rle = entry["segmentation"]
-            geometry = {"segmentation": rle, "area": float(mask.area(rle))}
-        entries.append(
-            {
-                "id": index + 1,
-                "image_id": entry["image_id"],
-                "category_id": entry["category_id"],
-                "score": entry["score"],
-                "iscrowd": 0,
-                **geometry,
-            }
-        )
-    return entries

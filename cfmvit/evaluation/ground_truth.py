@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +15,24 @@ import numpy as np
 from cfmvit._io import parse_json
 from cfmvit.data.masks import within_reach
 from cfmvit.data.rle import check_rle
+from cfmvit.evaluation.columns import Columns, Known, read_columns
+from cfmvit.ops.shared import library
 
 Style = Literal["coco", "lvis"]
 IouType = Literal["bbox", "segm"]
+_LISTS = ("images", "annotations", "categories")
 
 
 @dataclass
 class GroundTruth:
-    """Images and categories by id, and the annotations with ids 1, 2, ... ."""
+    """Images and categories by id, and the annotations as columns."""
 
     path: Path
     style: Style
     images: dict[int, dict[str, Any]]
     categories: dict[int, dict[str, Any]]
-    annotations: list[dict[str, Any]]
+    known: Known
+    annotations: Columns = field(init=False)
 
 
 def read_json(path: Path, caller: str) -> Any:
@@ -53,30 +58,47 @@ def load_ground_truth(
     Raises:
         FileNotFoundError, ValueError: naming the file and the entry.
     """
-    data = read_json(path, "evaluate_results")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+    if not path.is_file():
+        raise FileNotFoundError(f"evaluate_results: {path} does not exist")
+    content = path.read_bytes()
+    spans = (library.core.json_members(content) if library.core is not None else None) or {}
+    if not spans:
+        read_json(path, "evaluate_results")  # says what is wrong with it
+    for key in _LISTS:
+        if key not in spans or content[spans[key][0]] != ord("["):
             raise ValueError(
                 f"evaluate_results: {path} must hold a list named {key!r}, as COCO and LVIS files do"
             )
-    images, categories = (_by_id(data[key], path, key) for key in ("images", "categories"))
-    truth = GroundTruth(
-        path=path,
-        style=_detect_style(data) if style == "auto" else style,
-        images=images,
-        categories=categories,
-        annotations=data["annotations"],
-    )
+    parts = {key: content[start : start + length] for key, (start, length) in spans.items() if key in _LISTS}
+    first = spans["annotations"][0]
+    del content
+    images, categories = (_by_id(json.loads(parts[key]), path, key) for key in ("images", "categories"))
+    style = _detect_style(images, categories) if style == "auto" else style
+    truth = GroundTruth(path, style, images, categories, Known.of(images, categories))
     if truth.style == "lvis":
         _check_federated(truth)
-    if "segm" in iou_types:
+    masks = "segm" in iou_types
+    if masks:
         for image in truth.images.values():
             if "height" not in image or "width" not in image:
                 raise ValueError(f"evaluate_results: {path}: image {image['id']} has no height and width")
-    for index, annotation in enumerate(truth.annotations):
-        _check_annotation(annotation, f"{path}: annotations[{index}]", truth, iou_types)
-        # Both tools read a matched id of 0 as "no match", and files in the wild do count from 0.
-        annotation["id"] = index + 1
+
+    def put_right(columns: Columns, number: int, entry: Any) -> None:
+        _check_annotation(entry, f"{path}: annotations[{number}]", truth, iou_types)
+        columns.rows[number] = [
+            np.searchsorted(truth.known.image_ids, entry["image_id"]),
+            *entry["bbox"],
+            entry["area"],
+            np.searchsorted(truth.known.category_ids, entry["category_id"]),
+        ]
+        columns.crowd[number] = entry.get("iscrowd", 0)
+        if masks and not columns.mask_spans[number, 1]:
+            raise ValueError(f"evaluate_results: {path}: annotations[{number}]: keys must not be escaped")
+
+    truth.annotations = read_columns(
+        parts["annotations"], truth.known, truth=True, boxes=True, masks=masks, put_right=put_right
+    )
+    truth.annotations.mask_spans[:, 0] += first
     return truth
 
 
@@ -108,9 +130,9 @@ def is_known(key: Any, known: Container[int]) -> bool:
     return isinstance(key, Integral) and key in known
 
 
-def _detect_style(data: dict[str, Any]) -> Style:
-    federated = any("neg_category_ids" in image for image in data["images"])
-    return "lvis" if federated or any("frequency" in category for category in data["categories"]) else "coco"
+def _detect_style(images: dict[int, dict[str, Any]], categories: dict[int, dict[str, Any]]) -> Style:
+    federated = any("neg_category_ids" in image for image in images.values())
+    return "lvis" if federated or any("frequency" in entry for entry in categories.values()) else "coco"
 
 
 def _by_id(entries: list[Any], path: Path, key: str) -> dict[int, dict[str, Any]]:
@@ -118,12 +140,12 @@ def _by_id(entries: list[Any], path: Path, key: str) -> dict[int, dict[str, Any]
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or "id" not in entry:
             raise ValueError(f"evaluate_results: {path}: {key}[{index}] has no id")
-        if not isinstance(entry["id"], int):
+        if not isinstance(entry["id"], int) or not -(2**63) <= entry["id"] < 2**63:
             raise ValueError(
-                f"evaluate_results: {path}: {key}[{index}] must have an integer id, got {entry['id']!r}"
+                f"evaluate_results: {path}: {key}[{index}] must have an integer id, of 64 bits, got {entry['id']!r}"
             )
         for side in ("width", "height"):
-            if side in entry and not (isinstance(entry[side], int) and entry[side] > 0):
+            if side in entry and not (isinstance(entry[side], int) and 0 < entry[side] < 2**31):
                 raise ValueError(
                     f"evaluate_results: {path}: {key}[{index}] must have a positive integer {side}, got {entry[side]!r}"
                 )

@@ -17,7 +17,11 @@ from cfmvit.evaluation.ground_truth import GroundTruth, IouType
 
 
 def accumulate_lvis(
-    truth: GroundTruth, results: list[dict[str, Any]], iou_type: IouType, categories: Collection[int]
+    truth: GroundTruth,
+    annotations: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    iou_type: IouType,
+    categories: Collection[int],
 ) -> Precision:
     """Run LVISEval, one category at a time.
 
@@ -25,12 +29,13 @@ def accumulate_lvis(
     would visit every (image, category, size) triple, most of them empty: tens of GB on the validation set.
 
     Args:
+        annotations: those of the truth, with ids from 1.
         results: entries with ``area``, ``bbox`` or ``segmentation``, and ids from 1, already capped per image.
         categories: the ids that take part.
     """
     package = _import_lvis()
     category_ids = sorted(categories)
-    boxes, found = _by_category(truth.annotations), _by_category(results)
+    boxes, found = _by_category(annotations), _by_category(results)
     params = package.eval.Params(iou_type)
     shape = (len(params.iou_thrs), len(params.rec_thrs), len(category_ids), len(AREAS))
     precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
@@ -52,28 +57,6 @@ def accumulate_lvis(
         precision[:, :, index] = evaluator.eval["precision"][:, :, 0]
         recall[:, index] = evaluator.eval["recall"][:, 0]
     return Precision(category_ids, np.asarray(params.iou_thrs), precision, recall)
-
-
-def cap_per_image(results: Iterable[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """Keep the ``limit`` highest scores of each image, as LVISResults does."""
-    return _cap(results, limit, "image_id")
-
-
-def cap_per_category(results: Iterable[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """Keep the ``limit`` highest scores of each category over the whole data set, as AP-fixed does."""
-    return _cap(results, limit, "category_id")
-
-
-def _cap(results: Iterable[dict[str, Any]], limit: int, key: str) -> list[dict[str, Any]]:
-    groups = defaultdict(list)
-    for entry in results:
-        groups[entry[key]].append(entry)
-    kept = []
-    for group in groups.values():
-        kept += (
-            group if len(group) <= limit else sorted(group, key=lambda e: e["score"], reverse=True)[:limit]
-        )
-    return kept
 
 
 def _by_category(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:

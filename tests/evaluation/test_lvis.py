@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cfmvit.evaluation import evaluate_results
-from cfmvit.evaluation.lvis import cap_per_image
+from cfmvit.evaluation.results import highest
 
 from .synthetic import detections_from, read, write
 
@@ -141,9 +141,13 @@ def test_fixed_ap_has_no_cap_per_image(tmp_path: Path) -> None:
     assert metrics["APFixed50_novel"] == pytest.approx(1.0)
 
 
-def test_cap_keeps_the_first_of_equal_scores() -> None:
-    entries = [detection(1, 7, 0.5, (index, 0, 1, 1)) for index in range(4)]
-    assert [entry["bbox"][0] for entry in cap_per_image([*entries, detection(1, 7, 0.9)], 3)] == [10, 0, 1]
+def test_highest_keeps_the_first_of_equal_scores() -> None:
+    scores = [0.5, 0.1, 0.5, 0.5, 0.9, 0.5]
+    rows = np.array([[image, 0, 0, 1, 1, score, 0] for image, score in zip([4, 2, 4, 4, 4, 4], scores)], float)
+    assert highest(rows, 0, 3).tolist() == [0, 1, 2, 4]
+    assert highest(rows, 0, 5).tolist() == list(range(6))
+    assert highest(rows, 6, 1).tolist() == [4]
+    assert highest(rows[:0], 0, 3).tolist() == []
 
 
 def test_results_of_the_caller_are_untouched_and_logging_too(tmp_path: Path) -> None:
