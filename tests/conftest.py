@@ -15,7 +15,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
 
 OPTIONAL = (
-    *("PIL", "lvis", "open_clip", "pycocotools", "safetensors", "tensorboard", "timm"),
+    *("PIL", "hotcoco", "lvis", "open_clip", "pycocotools", "safetensors", "tensorboard", "timm"),
     *("tokenizers", "torchvision", "tqdm", "transformers", "triton"),
 )
 

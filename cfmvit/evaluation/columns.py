@@ -56,16 +56,15 @@ class Columns:
         boxless_areas: (m,) is how many pixels that has.
         mask_areas: (n,) pixels of results, and
         mask_spans: (n, 2) where a segmentation's json begins, and its length; both where masks are evaluated.
+        broken_at: byte at which the text stops being a json list, or -1.
     """
 
     rows: NDArray[np.float64]
-    offsets: NDArray[np.int64]
     crowd: NDArray[np.uint8]
     mask_areas: NDArray[np.float64]
     mask_spans: NDArray[np.int64]
     boxless: NDArray[np.int64]
     boxless_areas: NDArray[np.float64]
-    odd: NDArray[np.int64]
     broken_at: int
 
 
@@ -92,21 +91,21 @@ def read_columns(
     """
     if library.core is None:
         raise ImportError(f"evaluate_results: {library.core_missing}")
-    found = Columns(
-        **library.core.read_coco_entries(
-            source if isinstance(source, bytes) else str(source),
-            known.image_ids,
-            np.ascontiguousarray(known.sizes[:, 0]),
-            np.ascontiguousarray(known.sizes[:, 1]),
-            known.category_ids,
-            truth,
-            boxes,
-            masks,
-        )
+    found = library.core.read_coco_entries(
+        source if isinstance(source, bytes) else str(source),
+        known.image_ids,
+        np.ascontiguousarray(known.sizes[:, 0]),
+        np.ascontiguousarray(known.sizes[:, 1]),
+        known.category_ids,
+        truth,
+        boxes,
+        masks,
     )
-    for number in found.odd.tolist():
-        put_right(found, number, _entry(source, int(found.offsets[number])))
-    return found
+    offsets, odd = found.pop("offsets"), found.pop("odd")
+    columns = Columns(**found)
+    for number in odd.tolist():
+        put_right(columns, number, _entry(source, int(offsets[number])))
+    return columns
 
 
 def _entry(source: Path | bytes, offset: int) -> Any:

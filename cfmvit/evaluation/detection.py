@@ -11,15 +11,14 @@ import numpy as np
 
 from cfmvit.evaluation.average_precision import Precision
 from cfmvit.evaluation.columns import CATEGORY, IMAGE, SCORE
-from cfmvit.evaluation.engine import COCO_LIMIT, accumulate, evaluator
+from cfmvit.evaluation.engine import COCO_LIMIT, LVIS_LIMIT, Rows, accumulate, match
 from cfmvit.evaluation.ground_truth import GroundTruth, IouType, load_ground_truth
 from cfmvit.evaluation.oracles import accumulate_slowly
-from cfmvit.evaluation.results import Results, highest, load_results
+from cfmvit.evaluation.results import highest, load_results
 
 Metrics = dict[str, dict[str, float]]
 Engine = Literal["hotcoco", "pycocotools", "lvis"]
 
-LVIS_DETECTIONS_PER_IMAGE = 300
 FIXED_DETECTIONS_PER_CATEGORY = 10_000
 FREQUENCIES = ("r", "c", "f")
 
@@ -133,34 +132,34 @@ def evaluate_detections(
         {},
         **{key: _counts(truth, rows) for key, rows in counted.items()},
     )
-    for iou_type in iou_types:
+    scores = found.columns.rows[:, SCORE]
+    calibration &= engine == "hotcoco" and len(scores) > 0 and bool(scores.min() >= 0 and scores.max() <= 1)
+
+    def curves(rows: Rows, iou_type: IouType, suffixes: Sequence[str] = ("",)) -> Precision:
+        if engine != "hotcoco":
+            return accumulate_slowly(truth, found, rows, iou_type, categories)
+        parts = {suffix: done.groups[suffix] for suffix in suffixes if done.groups.get(suffix)}
+        matched = dict(zip(parts, match(truth, found, rows, iou_type, list(parts.values()))))
+        if len(suffixes) > 1:
+            done.calibration = {suffix: _calibration(own) for suffix, own in matched.items()}
+        return accumulate(matched[""], truth)
+
+    for number, iou_type in enumerate(iou_types):
+        rows, kept, limit = None, None, COCO_LIMIT
         if truth.style == "lvis":
             rows, limit = (
-                highest(found.columns.rows, IMAGE, LVIS_DETECTIONS_PER_IMAGE),
-                LVIS_DETECTIONS_PER_IMAGE,
+                highest(found.columns.rows, IMAGE, LVIS_LIMIT),
+                LVIS_LIMIT,
             )
-        else:
-            rows, limit = np.arange(len(found)), COCO_LIMIT
-        if engine == "hotcoco":
-            matched = evaluator(truth, found, rows, iou_type, categories)
-            precision = accumulate(matched, truth)
-            if calibration and iou_type == iou_types[0]:
-                done.calibration = _calibration(matched, truth, found, rows, iou_type, done.groups)
-            del matched
-        else:
-            precision = accumulate_slowly(truth, found, rows, iou_type, categories)
+        if fixed:
+            kept = highest(found.columns.rows, CATEGORY, FIXED_DETECTIONS_PER_CATEGORY)
+        precision = curves(rows, iou_type, ("", "_base", "_novel") if calibration and not number else ("",))
         done.precision[iou_type] = precision
         done.metrics[iou_type] = {**_summary(precision, groups), f"AR@{limit}": precision.ar()}
         if fixed:
-            kept = highest(found.columns.rows, CATEGORY, FIXED_DETECTIONS_PER_CATEGORY)
-            if len(kept) != len(rows) or (kept != rows).any():
-                if engine == "hotcoco":
-                    precision = accumulate(evaluator(truth, found, kept, iou_type, categories), truth)
-                else:
-                    precision = accumulate_slowly(truth, found, kept, iou_type, categories)
-            summary = _summary(precision, groups)
+            uncapped = precision if rows is None and kept is None else curves(kept, iou_type)
             done.metrics[iou_type] |= {
-                name.replace("AP", "APFixed", 1): value for name, value in summary.items()
+                name.replace("AP", "APFixed", 1): value for name, value in _summary(uncapped, groups).items()
             }
         if per_category:
             done.metrics[f"{iou_type} AP50 by category"] = {
@@ -176,26 +175,9 @@ def _counts(truth: GroundTruth, rows: np.ndarray) -> dict[int, int]:
     return dict(zip(ids.tolist(), counts.tolist()))
 
 
-def _calibration(
-    matched: Any,
-    truth: GroundTruth,
-    found: Results,
-    rows: np.ndarray,
-    iou_type: IouType,
-    groups: Mapping[str, Collection[int]],
-) -> dict[str, list[tuple[float, float, int]]]:
-    scores = found.columns.rows[:, SCORE]
-    if not len(rows) or scores.min() < 0 or scores.max() > 1:
-        return {}
-    bins = {}
-    for suffix in ("", "_base", "_novel"):
-        if groups.get(suffix):
-            own = evaluator(truth, found, rows, iou_type, groups[suffix]) if suffix else matched
-            bins[suffix] = [
-                (item["avg_confidence"], item["avg_accuracy"], item["count"])
-                for item in own.calibration(n_bins=10, iou_threshold=0.5)["bins"]
-            ]
-    return bins
+def _calibration(matched: Any) -> list[tuple[float, float, int]]:
+    bins = matched.calibration(n_bins=10, iou_threshold=0.5)["bins"]
+    return [(item["avg_confidence"], item["avg_accuracy"], item["count"]) for item in bins]
 
 
 def _check_options(style: str, iou_types: Sequence[str], engine: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,32 +13,40 @@ from cfmvit._require import require
 from cfmvit.evaluation.average_precision import Precision
 from cfmvit.evaluation.columns import AREA, BOX, CATEGORY, IMAGE, Columns, read_part
 from cfmvit.evaluation.ground_truth import GroundTruth, IouType
-from cfmvit.evaluation.results import Results
+from cfmvit.evaluation.results import Results, highest
 
-COCO_LIMIT = 100
+COCO_LIMIT = 100  # detections of an image and category
+LVIS_LIMIT = 300  # of an image
 _NO_LIMIT = 2**31  # LVIS caps detections of an image before it matches, and then matches all
-_BATCH = 1000  # images whose masks are in memory together
+_BATCH = 1000  # images
 
 
-def evaluator(
+Rows = NDArray[np.int64] | None  # ascending; None: all
+
+
+def match(
     truth: GroundTruth,
     results: Results,
-    rows: NDArray[np.int64],
+    rows: Rows,
     iou_type: IouType,
-    categories: Collection[int],
-) -> Any:
-    """Return a hotcoco evaluator that has matched every detection; images and categories go by their place in ``truth.known``.
+    parts: Sequence[Collection[int]],
+) -> list[Any]:
+    """Return hotcoco evaluators that have matched every detection, one for each part of the categories.
+
+    Images and categories go by their place in ``truth.known``, so that any integer may be an id.
 
     Args:
-        rows: those of the results that take part, ascending.
-        categories: the ids that take part.
+        rows: those of the results that take part.
+        parts: the ids of the categories of each.
     """
-    hotcoco = require("hotcoco", extra="detection")
-    params = hotcoco.Params(iou_type)
-    params.cat_ids = np.searchsorted(truth.known.category_ids, sorted(categories)).tolist()
-    params.max_dets = [_NO_LIMIT if truth.style == "lvis" else COCO_LIMIT]
-    match = _match_boxes if iou_type == "bbox" else _match_masks
-    return match(hotcoco, truth, results, rows, params)
+    found = results.columns
+    some = found.rows if rows is None else found.rows[rows]
+    # What hotcoco's stream can't do: boxes of another size than their own, and LVIS images of more detections than its cap.
+    whole = iou_type == "bbox" and len(found.boxless) > 0
+    whole |= truth.style == "lvis" and highest(some, IMAGE, LVIS_LIMIT) is not None
+    if whole:
+        return _match_whole(truth, results, rows, iou_type, parts)
+    return _match_batches(truth, results, rows, iou_type, parts)
 
 
 def accumulate(matched: Any, truth: GroundTruth) -> Precision:
@@ -53,54 +61,30 @@ def accumulate(matched: Any, truth: GroundTruth) -> Precision:
     )
 
 
-def _match_boxes(
-    hotcoco: Any, truth: GroundTruth, results: Results, rows: NDArray[np.int64], params: Any
-) -> Any:
-    boxes, found = truth.annotations, results.columns
-    known = hotcoco.COCO.from_arrays(
-        _images(truth),
-        _categories(truth),
-        boxes.rows[:, IMAGE].astype(np.int64),
-        boxes.rows[:, CATEGORY].astype(np.int64),
-        boxes.rows[:, BOX],
-        area=boxes.rows[:, AREA],
-        iscrowd=_crowd(truth),
-    )
-    # Without a copy of them where all take part.
-    table = found.rows if len(rows) == len(found.rows) else found.rows[rows]
-    lvis = truth.style == "lvis"
-    detections = hotcoco.LVISResults(known, table, max_dets=-1) if lvis else known.load_res(table)
-    ids = np.searchsorted(rows, found.boxless)
-    there = (
-        (ids < len(rows)) & (rows[np.minimum(ids, len(rows) - 1)] == found.boxless) if len(rows) else ids > 0
-    )
-    if there.any():  # as both peers do it: the box of the mask, of the mask's size
-        detections.update_anns(ids=ids[there] + 1, area=found.boxless_areas[there])
-    matched = hotcoco.COCOeval(known, detections, "bbox", lvis_style=lvis)
-    matched.params = params
-    matched.evaluate()
-    return matched
+def _params(truth: GroundTruth, iou_type: IouType, categories: Collection[int]) -> Any:
+    params = require("hotcoco", extra="detection").Params(iou_type)
+    params.cat_ids = np.searchsorted(truth.known.category_ids, sorted(categories)).tolist()
+    params.max_dets = [_NO_LIMIT if truth.style == "lvis" else COCO_LIMIT]
+    return params
 
 
-def _match_masks(
-    hotcoco: Any, truth: GroundTruth, results: Results, rows: NDArray[np.int64], params: Any
-) -> Any:
-    """Match image by image: the masks of a data set are larger than all else."""
+def _match_batches(
+    truth: GroundTruth, results: Results, rows: Rows, iou_type: IouType, parts: Sequence[Collection[int]]
+) -> list[Any]:
+    """Match some images at a time: what hotcoco holds of a detection is larger than its row, and a mask larger still."""
+    streaming = require("hotcoco", extra="detection").StreamingEval
+    params = [_params(truth, iou_type, part) for part in parts]
     known, found = truth.annotations, results.columns
-    images = _images(truth)
-    crowd = _crowd(truth)
-    by_image = rows[np.argsort(found.rows[rows, IMAGE], kind="stable")]
-    theirs = np.argsort(known.rows[:, IMAGE], kind="stable")
-    stream = hotcoco.StreamingEval(_categories(truth), "segm", truth.style == "lvis", params)
+    images, crowd = _images(truth), _crowd(truth)
+    ours = _by_image(found.rows, rows)
+    theirs = _by_image(known.rows, None)
+    streams = [streaming(_categories(truth), iou_type, truth.style == "lvis", param) for param in params]
+    members = [np.isin(np.arange(len(truth.categories)), param.cat_ids) for param in params]
     for first in range(0, len(images), _BATCH):
-        limits = [first, first + _BATCH]
-        ours = by_image[slice(*np.searchsorted(found.rows[by_image, IMAGE], limits))]
-        true = theirs[slice(*np.searchsorted(known.rows[theirs, IMAGE], limits))]
-        # A box of the mask's area: boxes aren't looked at, but hotcoco goes by their size.
-        table = found.rows[ours]
-        table[:, BOX] = np.stack(
-            [np.zeros(len(ours)), np.zeros(len(ours)), found.mask_areas[ours], np.ones(len(ours))], axis=1
-        )
+        batch = images[first : first + _BATCH]
+        here = _between(found.rows, ours, first, first + _BATCH)
+        there = _between(known.rows, theirs, first, first + _BATCH)
+        masks = _masks(truth.path, known, there) if iou_type == "segm" else [[]] * len(there)
         annotations = [
             {
                 "id": number + 1,
@@ -111,17 +95,78 @@ def _match_masks(
                 "iscrowd": int(crowd[number]),
                 "segmentation": mask,
             }
-            for number, row, mask in zip(
-                true.tolist(), known.rows[true].tolist(), _masks(truth.path, known, true)
-            )
+            for number, row, mask in zip(there.tolist(), known.rows[there].tolist(), masks)
         ]
-        stream.update(
-            images[first : first + _BATCH],
-            annotations,
-            table,
-            segmentation=_masks(results.source, found, ours),
-        )
-    return stream.finalize()
+        for stream, member in zip(streams, members):
+            chosen = here[member[found.rows[here, CATEGORY].astype(np.int64)]]
+            table, codes = _table(results, chosen, iou_type)
+            stream.update(batch, annotations, table, segmentation=codes)
+    return [stream.finalize() for stream in streams]
+
+
+def _by_image(rows: NDArray[np.float64], chosen: Rows) -> Rows:
+    """Return the numbers of rows in the order of their images, or None where all lie in that order."""
+    places = rows[:, IMAGE] if chosen is None else rows[chosen, IMAGE]
+    if (places[1:] >= places[:-1]).all():
+        return chosen
+    order = np.argsort(places, kind="stable")
+    return order if chosen is None else chosen[order]
+
+
+def _between(rows: NDArray[np.float64], order: Rows, first: int, end: int) -> NDArray[np.int64]:
+    if order is None:
+        return np.arange(*np.searchsorted(rows[:, IMAGE], [first, end]))
+    return order[slice(*np.searchsorted(rows[order, IMAGE], [first, end]))]
+
+
+def _table(results: Results, rows: Rows, iou_type: IouType) -> tuple[NDArray[np.float64], list[Any] | None]:
+    """Return rows and their masks as hotcoco takes them."""
+    found = results.columns
+    table = found.rows if rows is None else found.rows[rows]
+    if iou_type == "bbox":
+        return table, None
+    table = table.copy()
+    table[:, BOX] = [0, 0, 0, 1]  # it goes by the size of the box, which is not looked at otherwise
+    table[:, BOX.start + 2] = found.mask_areas if rows is None else found.mask_areas[rows]
+    return table, _masks(results.source, found, np.arange(len(table)) if rows is None else rows)
+
+
+def _match_whole(
+    truth: GroundTruth, results: Results, rows: Rows, iou_type: IouType, parts: Sequence[Collection[int]]
+) -> list[Any]:
+    """Match all images at once."""
+    hotcoco = require("hotcoco", extra="detection")
+    known, found = truth.annotations, results.columns
+    numbers = np.arange(len(known.rows))
+    boxes = hotcoco.COCO.from_arrays(
+        _images(truth),
+        _categories(truth),
+        known.rows[:, IMAGE].astype(np.int64),
+        known.rows[:, CATEGORY].astype(np.int64),
+        known.rows[:, BOX],
+        area=known.rows[:, AREA],
+        iscrowd=_crowd(truth),
+        segmentation=_masks(truth.path, known, numbers) if iou_type == "segm" else None,
+    )
+    table, masks = _table(results, rows, iou_type)
+    lvis = truth.style == "lvis"
+    detections = boxes.load_res(table, segmentation=masks)
+    if iou_type == "bbox" and len(
+        found.boxless
+    ):  # as both peers do it: the box of the mask, of the mask's size
+        ids, areas = found.boxless, found.boxless_areas
+        if rows is not None:
+            there = np.isin(ids, rows)
+            ids, areas = np.searchsorted(rows, ids[there]), areas[there]
+        detections.update_anns(ids=ids + 1, area=areas)
+    if lvis:  # which have been capped
+        detections = detections.cap_detections_per_image(None)
+    matched = []
+    for part in parts:
+        matched.append(hotcoco.COCOeval(boxes, detections, iou_type, lvis_style=lvis))
+        matched[-1].params = _params(truth, iou_type, part)
+        matched[-1].evaluate()
+    return matched
 
 
 def _masks(source: Any, columns: Columns, numbers: NDArray[np.int64]) -> list[Any]:

@@ -20,11 +20,11 @@ from cfmvit.evaluation.results import Results
 def accumulate_slowly(
     truth: GroundTruth,
     results: Results,
-    rows: NDArray[np.int64],
+    rows: NDArray[np.int64] | None,
     iou_type: IouType,
     categories: Collection[int],
 ) -> Precision:
-    """Return the curves of some rows of the results, by the tool of the truth's style."""
+    """Return the curves of some rows of the results, or of all, by the tool of the truth's style."""
     annotations = read_json(truth.path, "evaluate_results")["annotations"]
     for index, annotation in enumerate(annotations):
         # Both tools read a matched id of 0 as "no match", and files in the wild do count from 0.
@@ -34,14 +34,14 @@ def accumulate_slowly(
 
 
 def _entries(
-    truth: GroundTruth, results: Results, rows: NDArray[np.int64], iou_type: IouType
+    truth: GroundTruth, results: Results, rows: NDArray[np.int64] | None, iou_type: IouType
 ) -> list[dict[str, Any]]:
     """Write rows as the tools expect them, with ``area`` and ids from 1."""
     found = results.columns
     images, categories = truth.known.image_ids.tolist(), truth.known.category_ids.tolist()
     areas = dict(zip(found.boxless.tolist(), found.boxless_areas.tolist()))
     entries = []
-    for number in rows.tolist():
+    for number in range(len(results)) if rows is None else rows.tolist():
         row = found.rows[number].tolist()
         entry: dict[str, Any] = {
             "id": len(entries) + 1,

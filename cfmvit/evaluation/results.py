@@ -82,12 +82,15 @@ def load_results(
     return Results(columns, source)
 
 
-def highest(rows: NDArray[np.float64], column: int, limit: int) -> NDArray[np.int64]:
-    """Return which rows have the ``limit`` highest scores of their image or category, ascending; of equal scores the first."""
+def highest(rows: NDArray[np.float64], column: int, limit: int) -> NDArray[np.int64] | None:
+    """Return which rows have the ``limit`` highest scores of their image or category, ascending, or None where all have.
+
+    Of equal scores the first are taken.
+    """
     key = rows[:, column].astype(np.int64)
     over = np.bincount(key, minlength=1) > limit
     if not over.any():
-        return np.arange(len(rows))
+        return None
     crowded = over[key]
     candidates = np.flatnonzero(crowded)
     candidates = candidates[np.lexsort((-rows[candidates, SCORE], key[candidates]))]

@@ -143,11 +143,13 @@ def test_fixed_ap_has_no_cap_per_image(tmp_path: Path) -> None:
 
 def test_highest_keeps_the_first_of_equal_scores() -> None:
     scores = [0.5, 0.1, 0.5, 0.5, 0.9, 0.5]
-    rows = np.array([[image, 0, 0, 1, 1, score, 0] for image, score in zip([4, 2, 4, 4, 4, 4], scores)], float)
+    rows = np.array(
+        [[image, 0, 0, 1, 1, score, 0] for image, score in zip([4, 2, 4, 4, 4, 4], scores)], float
+    )
     assert highest(rows, 0, 3).tolist() == [0, 1, 2, 4]
-    assert highest(rows, 0, 5).tolist() == list(range(6))
+    assert highest(rows, 0, 5) is None
     assert highest(rows, 6, 1).tolist() == [4]
-    assert highest(rows[:0], 0, 3).tolist() == []
+    assert highest(rows[:0], 0, 3) is None
 
 
 def test_results_of_the_caller_are_untouched_and_logging_too(tmp_path: Path) -> None:
@@ -162,3 +164,41 @@ def test_given_ids_restrict_the_evaluation(tmp_path: Path) -> None:
     box = evaluate_results([detection(1, 7, 0.9)], federated(tmp_path), base_ids=[8])["bbox"]
     assert box["AP"] == box["AP_base"] == 0.0
     assert "AP_novel" not in box
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("masks_alone", [False, True])
+def test_engines_agree_on_everything(
+    shared_data: Path, tmp_path: Path, lvis: ModuleType, iou_type: str, masks_alone: bool
+) -> None:
+    data = read(shared_data / "lvis_val_100.json")
+    kept = [image["id"] for image in data["images"][:12]]
+    data["images"] = data["images"][:12]
+    data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] in kept]
+    # Ids beyond what a float holds, and below zero.
+    names = {key: (-1) ** number * (2**53 + 2 * number + 1) for number, key in enumerate(kept)}
+    for image in data["images"]:
+        image["id"] = names[image["id"]]
+    for entry in data["annotations"]:
+        entry["image_id"] = names[entry["image_id"]]
+    annotations = write(tmp_path / "lvis.json", data)
+    # More than 300 in an image; those of one image do not lie together.
+    results = detections_from(data, seed=5, masks=True, extra=310 if iou_type == "bbox" else 20)
+    np.random.default_rng(0).shuffle(results)
+    if masks_alone:
+        for entry in results:
+            del entry["bbox"]
+    options: dict[str, Any] = {"iou_types": (iou_type,), "fixed": True, "per_category": True}
+    ours, theirs = (
+        evaluate_results(results, annotations, engine=engine, **options) for engine in ("hotcoco", "lvis")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, figures in ours.items():
+        assert figures == pytest.approx(theirs[name], abs=1e-9, nan_ok=True), name
+
+
+def test_an_engine_has_its_style(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="engine must be hotcoco or lvis with LVIS style, got 'pycocotools'"):
+        evaluate_results([], federated(tmp_path), engine="pycocotools")
+    with pytest.raises(ValueError, match="engine must be one of hotcoco, pycocotools, lvis, got 'fast'"):
+        evaluate_results([], federated(tmp_path), engine="fast")
