@@ -44,11 +44,17 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"cfmvit {arguments.command}: {printable(message)}", file=sys.stderr)
         return code
     except KeyboardInterrupt as interrupt:
-        resumable = hasattr(arguments, "resume") and (arguments.output / "checkpoint.pt").exists()
-        hint = "; --resume goes on from the last checkpoint" if resumable else ""
-        print(f"cfmvit {arguments.command}: interrupted{hint}", file=sys.stderr)
+        print(f"cfmvit {arguments.command}: interrupted{_how_to_go_on(arguments)}", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     return 0
+
+
+def _how_to_go_on(arguments: argparse.Namespace) -> str:
+    if hasattr(arguments, "resume") and (arguments.output / "checkpoint.pt").exists():
+        return "; --resume goes on from the last checkpoint"
+    if arguments.command == "evaluate" and (arguments.output / "results.partial.jsonl").exists():
+        return "; the same command goes on with the next image"
+    return ""
 
 
 def _told(error: Exception) -> tuple[str, int]:
@@ -162,9 +168,23 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", type=Path, help="a detector's folder")
     evaluate.add_argument("--data", help="coco:DIR, lvis:DIR, shards:GLOB or annotations.json@image_folder")
     evaluate.add_argument(
-        "--output", type=Path, default=Path("runs/evaluate"), help="where results.json is written"
+        "--output",
+        type=Path,
+        default=Path("runs/evaluate"),
+        help="where results.json, metrics.json and report.html are written",
+    )
+    evaluate.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="leave aside unfinished results of another run in that folder",
     )
     _device_option(evaluate)
+    evaluate.add_argument(
+        "--engine",
+        choices=("hotcoco", "pycocotools", "lvis"),
+        default="hotcoco",
+        help="what matches and counts; the others are slow, each for its style, and have the same figures",
+    )
     evaluate.add_argument("--per-category", action="store_true", help="add AP50 of each category")
     evaluate.add_argument(
         "--fixed", action="store_true", help="LVIS: add AP without a cap on detections per image"
@@ -304,7 +324,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             orientation=arguments.orientation,
         )
         print(f"data: {dataset.summary}")
-        results = predict_dataset(detector, dataset, arguments.output, masks=arguments.masks)
+        results = predict_dataset(
+            detector, dataset, arguments.output, masks=arguments.masks, overwrite=arguments.overwrite
+        )
         if annotations is None and not any(entry.annotations for entry in dataset.entries):
             print(f"evaluate: there is no ground truth to compare with; the detections are in {results}")
             return
@@ -318,7 +340,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         vocabulary=arguments.vocabulary,
         per_category=arguments.per_category,
         fixed=arguments.fixed,
+        engine=arguments.engine,
         output=arguments.json,
+        folder=arguments.output,
     )
 
 

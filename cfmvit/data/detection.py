@@ -74,6 +74,11 @@ class DetectionDataset:
         )
 
     @property
+    def reading(self) -> str:
+        """How images are brought to their size, in words."""
+        return f"to {self._size} pixels, orientation {self._orientation}, of another size: {self._mismatch}"
+
+    @property
     def masks(self) -> bool:
         """Whether any object has a mask to learn from."""
         return any(has_mask(annotation) for entry in self.entries for annotation in entry.annotations)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from cfmvit._io import atomic_write
+import torch
+
+import cfmvit
 from cfmvit.data import CorruptSample
+from cfmvit.data.fingerprint import fingerprint
 from cfmvit.data.images import log_corrupt
 from cfmvit.data.remarks import Remarks
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.image_input import Prepared
+from cfmvit.detection.partial_results import PartialResults
 from cfmvit.progress import progress
 
 
@@ -23,49 +27,69 @@ def predict_dataset(
     batch_size: int = 8,
     threshold: float | None = None,
     masks: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Detect every category of a data set in each of its images; corrupt images are logged and get no detections.
 
     Categories on which the detector was not finetuned are weighed as novel, in another data set than its own all of them.
+    Results are written as they come: where an earlier call was broken off, this one begins with the first image without any.
 
     Args:
         dataset: from ``cfmvit.data.open_detection``, not augmented, at the detector's image size.
         masks: predict masks too.
         output: folder in which ``results.json`` (COCO results, which pycocotools and lvis accept) is written, whole
-            or not at all.
+            or not at all; until then what there is lies in ``results.partial.jsonl``.
+        overwrite: begin anew where that is of another detector, other data or options.
 
     Returns:
         the path of ``results.json``.
+
+    Raises:
+        ValueError: the folder holds unfinished results of another run.
+        RuntimeError: another process is predicting into the folder.
     """
     names = [category.name for category in dataset.categories]
     ids = [category.id for category in dataset.categories]
     text = detector.vocabulary(names)
-    results: list[dict[str, Any]] = []
+    written = PartialResults(output, _settings(detector, dataset, threshold, masks), overwrite=overwrite)
     remarks = Remarks()
-    bar = progress(len(dataset), desc="predict")
+    bar = progress(len(dataset), desc="predict", initial=written.done)
     try:
-        for start in range(0, len(dataset), batch_size):
-            indices = range(start, min(start + batch_size, len(dataset)))
-            samples = [
-                sample for sample in (_load(dataset, index) for index in indices) if sample is not None
-            ]
-            for sample in samples:
+        for start in range(written.done, len(dataset), batch_size):
+            samples = [_load(dataset, index) for index in range(start, min(start + batch_size, len(dataset)))]
+            there = [sample for sample in samples if sample is not None]
+            for sample in there:
                 remarks.note(sample["key"], sample["remarks"])
-            images = [
-                Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in samples
-            ]
-            found = detector.predict_batch(images, text, threshold=threshold, masks=masks)
-            for sample, detections in zip(samples, found):
-                results += detections.to_coco(sample["image_id"], ids)
-            bar.update(len(indices))
+            images = [Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in there]
+            found = iter(detector.predict_batch(images, text, threshold=threshold, masks=masks))
+            for sample in samples:
+                written.add([] if sample is None else next(found).to_coco(sample["image_id"], ids))
+            bar.update(len(samples))
+        path = written.finish()
     finally:
         bar.close()
+        written.close()
     if remarks:
         print(f"predict: {len(remarks)} images were odd in size or orientation; the log says which and how")
-    path = output / "results.json"
-    with atomic_write(path, "w") as file:
-        json.dump(results, file)
     return path
+
+
+def _settings(detector: Detector, dataset: Any, threshold: float | None, masks: bool) -> dict[str, str]:
+    """Return what results depend on. Not how many images are predicted together, nor where: both may change on the way."""
+    weights = hashlib.sha256()
+    for name, value in detector.state_dict().items():
+        weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    names = fingerprint((category.id, category.name) for category in dataset.categories)
+    return {
+        "cfmvit": cfmvit.__version__,
+        "detector": f"sha256 {weights.hexdigest()[:16]}",
+        "configuration": repr(detector.config),
+        "data": f"{dataset.summary}; {dataset.fingerprint()}; {dataset.reading}",
+        "categories": names,
+        "threshold": str(threshold),
+        "masks": str(masks),
+    }
 
 
 def _load(dataset: Any, index: int) -> dict[str, Any] | None:

@@ -43,6 +43,13 @@ class Precision:
         """Average recall over thresholds and categories, or NaN without ground truth."""
         return _mean(self.recall[..., 0])
 
+    def curve(self, iou: float, categories: Collection[int]) -> list[float]:
+        """Precision at each recall level, the mean over categories that have ground truth; NaN without any."""
+        values = self.precision[np.isclose(self.iou_thresholds, iou)][..., 0]
+        values = values[:, :, np.isin(self.category_ids, list(categories))].mean(axis=0)
+        known = values[:, (values > -1).all(axis=0)]
+        return known.mean(axis=1).tolist() if known.size else [math.nan] * len(values)
+
     def ap_by_category(self, iou: float | None = None) -> dict[int, float]:
         """AP of each category that has ground truth."""
         values = {category: self.ap(iou=iou, categories=[category]) for category in self.category_ids}

@@ -39,7 +39,7 @@ class Evaluation:
     truth: GroundTruth
     metrics: Metrics
     groups: Mapping[str, Collection[int]]
-    precision: dict[str, Precision]
+    precision: dict[IouType, Precision]
     boxes: dict[int, int]
     detections: dict[int, int]
     calibration: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)

@@ -4,6 +4,18 @@ from cfmvit.report.charts import bars
 from cfmvit.report.curves import curves
 from cfmvit.report.html import Card, Report
 from cfmvit.report.overlay import gallery, overlay
+from cfmvit.report.rates import precision_recall, reliability
 from cfmvit.report.similarity import cosine_map, similarity_map
 
-__all__ = ["Card", "Report", "bars", "cosine_map", "curves", "gallery", "overlay", "similarity_map"]
+__all__ = [
+    "Card",
+    "Report",
+    "bars",
+    "cosine_map",
+    "curves",
+    "gallery",
+    "overlay",
+    "precision_recall",
+    "reliability",
+    "similarity_map",
+]

@@ -122,6 +122,7 @@ class Report:
         percent: bool = True,
         best: bool = True,
         highlight: Collection[str] = (),
+        tall: bool = False,
     ) -> Report:
         """Add a table of ``{column: {row: value}}``, what ``evaluate_results`` returns for one or several models.
 
@@ -129,6 +130,7 @@ class Report:
             percent: floats are fractions, written as 100 x with one decimal.
             best: bold for the highest float of each row.
             highlight: rows that stand out, those of novel categories.
+            tall: it has many rows, and is scrolled within the page.
         """
         rows = list(dict.fromkeys(row for column in columns.values() for row in column))
         head = [element("th", _inline(name), scope="col") for name in columns]
@@ -143,7 +145,11 @@ class Report:
         title = [element("caption", _inline(caption))] if caption else []
         top_row = element("thead", element("tr", element("th"), *head))
         return self._add(
-            element("div", element("table", *title, top_row, element("tbody", *lines)), class_="scroll")
+            element(
+                "div",
+                element("table", *title, top_row, element("tbody", *lines)),
+                class_="scroll tall" if tall else "scroll",
+            )
         )
 
     def facts(self, facts: Mapping[str, Any]) -> Report:

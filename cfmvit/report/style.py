@@ -68,6 +68,8 @@ figcaption { margin-top: 8px; color: var(--muted); font-size: 13.5px; line-heigh
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 20px; margin: 20px 0; }
 .charts figure { margin: 0; }
 .scroll { overflow-x: auto; margin: 20px 0; border: 1px solid var(--line); border-radius: 16px; background: var(--panel); }
+.scroll.tall { max-height: 70vh; overflow-y: auto; }
+.tall thead th { position: sticky; top: 0; background: var(--panel); }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { padding: 12px 18px 0; text-align: left; color: var(--muted); font-size: 13.5px; }
 th, td { padding: 8px 18px; text-align: right; border-top: 1px solid var(--line); white-space: nowrap; }
@@ -91,7 +93,7 @@ dialog { padding: 0; border: 0; max-width: 96vw; max-height: 96vh; background: n
 dialog::backdrop { background: rgb(10 10 12 / 86%); }
 dialog img { display: block; max-width: 96vw; max-height: 96vh; min-width: min(70vw, 900px); object-fit: contain; border-radius: 10px; }
 @media (max-width: 600px) { header > svg { opacity: 0.4; } .wrap { padding: 0 18px; } header .wrap { padding-top: 44px; } .facts { grid-template-columns: 1fr; } .facts dd { margin-bottom: 8px; } th, td { padding: 9px 12px; } }
-@media print { header { print-color-adjust: exact; -webkit-print-color-adjust: exact; } .card, .grid figure, .chart { box-shadow: none; break-inside: avoid; } nav { display: none; } }
+@media print { .scroll.tall { max-height: none; } header { print-color-adjust: exact; -webkit-print-color-adjust: exact; } .card, .grid figure, .chart { box-shadow: none; break-inside: avoid; } nav { display: none; } }
 """
 
 SCRIPT = """
