@@ -42,7 +42,7 @@ def make(folder: Path, size: Size, *, masks: bool, seed: int = 0) -> None:
     """Write ``truth.json`` and ``results.json``: made boxes, and detections of which some are near them.
 
     Args:
-        masks: results have masks too, rectangles as RLE.
+        masks: results have masks, rectangles as RLE, and no boxes: hotcoco takes the size of a box where there is one.
     """
     rng = np.random.default_rng(seed)
     sides = rng.integers(300, 641, (size.images, 2))
@@ -92,14 +92,13 @@ def _entries(
     image: int, categories: np.ndarray, scores: np.ndarray, boxes: np.ndarray, codes: list[str] | None
 ) -> str:
     """Write numbers as they come from float32 tensors."""
-    lines = [
-        f'{{"image_id": {image}, "category_id": {category}, "bbox": [{x!r}, {y!r}, {w!r}, {h!r}], "score": {score!r}'
-        for category, score, (x, y, w, h) in zip(
-            categories.tolist(), scores.astype(np.float32).tolist(), boxes.astype(np.float32).tolist()
-        )
-    ]
-    ends = ["}"] * len(lines) if codes is None else [f', "segmentation": {code}}}' for code in codes]
-    return ",\n".join(line + end for line, end in zip(lines, ends))
+    lines = []
+    for place, (category, score, box) in enumerate(
+        zip(categories.tolist(), scores.astype(np.float32).tolist(), boxes.astype(np.float32).tolist())
+    ):
+        shape = f'"bbox": {box}' if codes is None else f'"segmentation": {codes[place]}'
+        lines.append(f'{{"image_id": {image}, "category_id": {category}, "score": {score!r}, {shape}}}')
+    return ",\n".join(lines)
 
 
 def _rectangles(boxes: np.ndarray, sides: np.ndarray) -> list[str]:

@@ -103,7 +103,7 @@ def read_columns(
     )
     offsets, odd = found.pop("offsets"), found.pop("odd")
     columns = Columns(**found)
-    for number in odd.tolist():
+    for number in odd.tolist() if columns.broken_at < 0 else ():
         put_right(columns, number, _entry(source, int(offsets[number])))
     return columns
 

@@ -63,7 +63,7 @@ def evaluate(
         base_ids=base_ids,
         novel_ids=novel_ids,
         engine=engine,
-        calibration=folder is not None,
+        with_calibration=folder is not None,
     )
     metrics = done.metrics
     # Before the tables, whose reader may leave.

@@ -11,7 +11,7 @@ import numpy as np
 
 from cfmvit.evaluation.average_precision import Precision
 from cfmvit.evaluation.columns import CATEGORY, IMAGE, SCORE
-from cfmvit.evaluation.engine import COCO_LIMIT, LVIS_LIMIT, Rows, accumulate, match
+from cfmvit.evaluation.engine import COCO_LIMIT, LVIS_LIMIT, Rows, accumulate, calibration, match
 from cfmvit.evaluation.ground_truth import GroundTruth, IouType, load_ground_truth
 from cfmvit.evaluation.oracles import accumulate_slowly
 from cfmvit.evaluation.results import highest, load_results
@@ -107,12 +107,12 @@ def evaluate_detections(
     fixed: bool = False,
     per_category: bool = False,
     engine: Engine = "hotcoco",
-    calibration: bool = False,
+    with_calibration: bool = False,
 ) -> Evaluation:
     """Do what ``evaluate_results`` does, and return the curves too.
 
     Args:
-        calibration: how often scores come true, by the first of ``iou_types``; by hotcoco, and where they lie in [0, 1].
+        with_calibration: find how often scores come true, by the first of ``iou_types``; by hotcoco, and where they lie in [0, 1].
     """
     if fixed and truth.style != "lvis":
         raise ValueError("evaluate_results: fixed must be False with COCO style, got True")
@@ -133,16 +133,14 @@ def evaluate_detections(
         **{key: _counts(truth, rows) for key, rows in counted.items()},
     )
     scores = found.columns.rows[:, SCORE]
-    calibration &= engine == "hotcoco" and len(scores) > 0 and bool(scores.min() >= 0 and scores.max() <= 1)
+    with_calibration &= (
+        engine == "hotcoco" and len(scores) > 0 and bool(scores.min() >= 0 and scores.max() <= 1)
+    )
 
-    def curves(rows: Rows, iou_type: IouType, suffixes: Sequence[str] = ("",)) -> Precision:
+    def curves(rows: Rows, iou_type: IouType) -> Precision:
         if engine != "hotcoco":
             return accumulate_slowly(truth, found, rows, iou_type, categories)
-        parts = {suffix: done.groups[suffix] for suffix in suffixes if done.groups.get(suffix)}
-        matched = dict(zip(parts, match(truth, found, rows, iou_type, list(parts.values()))))
-        if len(suffixes) > 1:
-            done.calibration = {suffix: _calibration(own) for suffix, own in matched.items()}
-        return accumulate(matched[""], truth)
+        return accumulate(match(truth, found, rows, iou_type, categories), truth)
 
     for number, iou_type in enumerate(iou_types):
         rows, kept, limit = None, None, COCO_LIMIT
@@ -153,7 +151,11 @@ def evaluate_detections(
             )
         if fixed:
             kept = highest(found.columns.rows, CATEGORY, FIXED_DETECTIONS_PER_CATEGORY)
-        precision = curves(rows, iou_type, ("", "_base", "_novel") if calibration and not number else ("",))
+        precision = curves(rows, iou_type)
+        if with_calibration and not number:
+            parts = {suffix: ids for suffix in ("", "_base", "_novel") if (ids := done.groups.get(suffix))}
+            bins = calibration(truth, found, rows, iou_type, list(parts.values()))
+            done.calibration = dict(zip(parts, bins))
         done.precision[iou_type] = precision
         done.metrics[iou_type] = {**_summary(precision, groups), f"AR@{limit}": precision.ar()}
         if fixed:
@@ -173,11 +175,6 @@ def _counts(truth: GroundTruth, rows: np.ndarray) -> dict[int, int]:
     ids = truth.known.category_ids
     counts = np.bincount(rows[:, CATEGORY].astype(np.int64), minlength=len(ids))
     return dict(zip(ids.tolist(), counts.tolist()))
-
-
-def _calibration(matched: Any) -> list[tuple[float, float, int]]:
-    bins = matched.calibration(n_bins=10, iou_threshold=0.5)["bins"]
-    return [(item["avg_confidence"], item["avg_accuracy"], item["count"]) for item in bins]
 
 
 def _check_options(style: str, iou_types: Sequence[str], engine: str) -> None:

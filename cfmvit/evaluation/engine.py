@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,22 @@ COCO_LIMIT = 100  # detections of an image and category
 LVIS_LIMIT = 300  # of an image
 _NO_LIMIT = 2**31  # LVIS caps detections of an image before it matches, and then matches all
 _BATCH = 1000  # images
+_BINS = 10
 
 
 Rows = NDArray[np.int64] | None  # ascending; None: all
 
 
 def match(
-    truth: GroundTruth,
-    results: Results,
-    rows: Rows,
-    iou_type: IouType,
-    parts: Sequence[Collection[int]],
-) -> list[Any]:
-    """Return hotcoco evaluators that have matched every detection, one for each part of the categories.
+    truth: GroundTruth, results: Results, rows: Rows, iou_type: IouType, categories: Collection[int]
+) -> Any:
+    """Return a hotcoco evaluator that has matched every detection.
 
     Images and categories go by their place in ``truth.known``, so that any integer may be an id.
 
     Args:
         rows: those of the results that take part.
-        parts: the ids of the categories of each.
+        categories: the ids that take part.
     """
     found = results.columns
     some = found.rows if rows is None else found.rows[rows]
@@ -45,8 +42,30 @@ def match(
     whole = iou_type == "bbox" and len(found.boxless) > 0
     whole |= truth.style == "lvis" and highest(some, IMAGE, LVIS_LIMIT) is not None
     if whole:
-        return _match_whole(truth, results, rows, iou_type, parts)
-    return _match_batches(truth, results, rows, iou_type, parts)
+        every = np.arange(len(truth.annotations.rows))
+        return _match_whole(truth, results, iou_type, [categories], _images(truth), rows, every)[0]
+    return _match_batches(truth, results, rows, iou_type, categories)
+
+
+def calibration(
+    truth: GroundTruth, results: Results, rows: Rows, iou_type: IouType, parts: Sequence[Collection[int]]
+) -> list[list[tuple[float, float, int]]]:
+    """Return, for each part, the mean score, the share that is right at IoU 0.5, and the number of the detections in ten bins.
+
+    Args:
+        rows, parts: see ``match``; scores lie in [0, 1].
+    """
+    sums = np.zeros((len(parts), _BINS, 3))
+    for images, here, there in _batches(truth, results, rows):
+        for total, matched in zip(sums, _match_whole(truth, results, iou_type, parts, images, here, there)):
+            bins = matched.calibration(n_bins=_BINS, iou_threshold=0.5)["bins"]
+            for place, item in enumerate(bins):
+                if count := item["count"]:
+                    total[place] += count * item["avg_confidence"], count * item["avg_accuracy"], count
+    return [
+        [(score / max(count, 1), right / max(count, 1), int(count)) for score, right, count in total]
+        for total in sums.tolist()
+    ]
 
 
 def accumulate(matched: Any, truth: GroundTruth) -> Precision:
@@ -69,21 +88,14 @@ def _params(truth: GroundTruth, iou_type: IouType, categories: Collection[int]) 
 
 
 def _match_batches(
-    truth: GroundTruth, results: Results, rows: Rows, iou_type: IouType, parts: Sequence[Collection[int]]
-) -> list[Any]:
+    truth: GroundTruth, results: Results, rows: Rows, iou_type: IouType, categories: Collection[int]
+) -> Any:
     """Match some images at a time: what hotcoco holds of a detection is larger than its row, and a mask larger still."""
-    streaming = require("hotcoco", extra="detection").StreamingEval
-    params = [_params(truth, iou_type, part) for part in parts]
-    known, found = truth.annotations, results.columns
-    images, crowd = _images(truth), _crowd(truth)
-    ours = _by_image(found.rows, rows)
-    theirs = _by_image(known.rows, None)
-    streams = [streaming(_categories(truth), iou_type, truth.style == "lvis", param) for param in params]
-    members = [np.isin(np.arange(len(truth.categories)), param.cat_ids) for param in params]
-    for first in range(0, len(images), _BATCH):
-        batch = images[first : first + _BATCH]
-        here = _between(found.rows, ours, first, first + _BATCH)
-        there = _between(known.rows, theirs, first, first + _BATCH)
+    hotcoco = require("hotcoco", extra="detection")
+    known, crowd = truth.annotations, _crowd(truth)
+    params = _params(truth, iou_type, categories)
+    stream = hotcoco.StreamingEval(_categories(truth), iou_type, truth.style == "lvis", params)
+    for images, here, there in _batches(truth, results, rows):
         masks = _masks(truth.path, known, there) if iou_type == "segm" else [[]] * len(there)
         annotations = [
             {
@@ -97,11 +109,23 @@ def _match_batches(
             }
             for number, row, mask in zip(there.tolist(), known.rows[there].tolist(), masks)
         ]
-        for stream, member in zip(streams, members):
-            chosen = here[member[found.rows[here, CATEGORY].astype(np.int64)]]
-            table, codes = _table(results, chosen, iou_type)
-            stream.update(batch, annotations, table, segmentation=codes)
-    return [stream.finalize() for stream in streams]
+        table, codes = _table(results, here, iou_type)
+        stream.update(images, annotations, table, segmentation=codes)
+    return stream.finalize()
+
+
+def _batches(
+    truth: GroundTruth, results: Results, rows: Rows
+) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield some images at a time, and the numbers of their results and of their annotations, ascending."""
+    images = _images(truth)
+    ours, theirs = _by_image(results.columns.rows, rows), _by_image(truth.annotations.rows, None)
+    for first in range(0, len(images), _BATCH):
+        yield (
+            images[first : first + _BATCH],
+            _between(results.columns.rows, ours, first, first + _BATCH),
+            _between(truth.annotations.rows, theirs, first, first + _BATCH),
+        )
 
 
 def _by_image(rows: NDArray[np.float64], chosen: Rows) -> Rows:
@@ -116,7 +140,7 @@ def _by_image(rows: NDArray[np.float64], chosen: Rows) -> Rows:
 def _between(rows: NDArray[np.float64], order: Rows, first: int, end: int) -> NDArray[np.int64]:
     if order is None:
         return np.arange(*np.searchsorted(rows[:, IMAGE], [first, end]))
-    return order[slice(*np.searchsorted(rows[order, IMAGE], [first, end]))]
+    return np.sort(order[slice(*np.searchsorted(rows[order, IMAGE], [first, end]))])
 
 
 def _table(results: Results, rows: Rows, iou_type: IouType) -> tuple[NDArray[np.float64], list[Any] | None]:
@@ -132,25 +156,30 @@ def _table(results: Results, rows: Rows, iou_type: IouType) -> tuple[NDArray[np.
 
 
 def _match_whole(
-    truth: GroundTruth, results: Results, rows: Rows, iou_type: IouType, parts: Sequence[Collection[int]]
+    truth: GroundTruth,
+    results: Results,
+    iou_type: IouType,
+    parts: Sequence[Collection[int]],
+    images: list[dict[str, Any]],
+    rows: Rows,
+    boxes: NDArray[np.int64],
 ) -> list[Any]:
-    """Match all images at once."""
+    """Match all images that are given at once; ``rows`` and ``boxes`` are the numbers of their results and annotations."""
     hotcoco = require("hotcoco", extra="detection")
-    known, found = truth.annotations, results.columns
-    numbers = np.arange(len(known.rows))
-    boxes = hotcoco.COCO.from_arrays(
-        _images(truth),
+    annotations, found = truth.annotations.rows[boxes], results.columns
+    known = hotcoco.COCO.from_arrays(
+        images,
         _categories(truth),
-        known.rows[:, IMAGE].astype(np.int64),
-        known.rows[:, CATEGORY].astype(np.int64),
-        known.rows[:, BOX],
-        area=known.rows[:, AREA],
-        iscrowd=_crowd(truth),
-        segmentation=_masks(truth.path, known, numbers) if iou_type == "segm" else None,
+        annotations[:, IMAGE].astype(np.int64),
+        annotations[:, CATEGORY].astype(np.int64),
+        annotations[:, BOX],
+        area=annotations[:, AREA],
+        iscrowd=_crowd(truth)[boxes],
+        segmentation=_masks(truth.path, truth.annotations, boxes) if iou_type == "segm" else None,
     )
     table, masks = _table(results, rows, iou_type)
     lvis = truth.style == "lvis"
-    detections = boxes.load_res(table, segmentation=masks)
+    detections = known.load_res(table, segmentation=masks)
     if iou_type == "bbox" and len(
         found.boxless
     ):  # as both peers do it: the box of the mask, of the mask's size
@@ -163,7 +192,7 @@ def _match_whole(
         detections = detections.cap_detections_per_image(None)
     matched = []
     for part in parts:
-        matched.append(hotcoco.COCOeval(boxes, detections, iou_type, lvis_style=lvis))
+        matched.append(hotcoco.COCOeval(known, detections, iou_type, lvis_style=lvis))
         matched[-1].params = _params(truth, iou_type, part)
         matched[-1].evaluate()
     return matched

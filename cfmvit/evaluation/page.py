@@ -49,8 +49,8 @@ def write_page(done: Evaluation, path: Path, *, results: str, split: str = "") -
     if any(charts):
         report.section(
             "Precision over recall",
-            "At an IoU of 0.5, the mean over the categories of each group. Where a curve ends, detections of lower scores were "
-            "not asked for, or were never found.",
+            "At an IoU of 0.5: the best precision at each recall or a higher one, the mean over the categories of a group. "
+            "Objects that no detection matches count as precision 0.",
         )
         report.svg(*(chart for chart in charts if chart))
     if done.calibration:

@@ -16,6 +16,7 @@ from cfmvit.data.rle import check_rle, is_size
 from cfmvit.evaluation.columns import BOX, SCORE, Columns, read_columns, read_part
 from cfmvit.evaluation.ground_truth import GroundTruth, check_box, check_score, is_known
 
+_BLANK = 1 << 10
 _KEYS = ("image_id", "category_id", "score", "bbox", "segmentation")
 _JSON_TYPES = {"{": "dict", '"': "str", "t": "bool", "f": "bool", "n": "NoneType"}
 
@@ -137,7 +138,7 @@ def _put_mask(columns: Columns, number: int, found: dict[str, Any], where: str, 
 
 def _broken(source: Path | bytes, name: str, columns: Columns) -> str:
     at = columns.broken_at
-    if not len(columns.rows):
+    if not read_part(source, 0, min(at, _BLANK)).strip(b"\xef\xbb\xbf \t\r\n"):
         first = read_part(source, at, 1).decode("latin-1")
         kind = _JSON_TYPES.get(first, "a number" if first and first in "-0123456789" else "")
         if kind:

@@ -36,7 +36,7 @@ def precision_recall(groups: Mapping[str, Sequence[float]], *, title: str = "") 
     if not shown:
         raise ValueError("precision_recall: groups must hold a finite value, got none")
     parts = _frame(title, "recall", "precision", shown)
-    for colour, points in zip(SERIES, shown.values()):
+    for colour, points in reversed([*zip(SERIES, shown.values())]):  # the first lies on top
         parts.append(_line(points, colour))
     return picture(WIDTH, HEIGHT, parts, title or "precision over recall")
 
@@ -79,8 +79,8 @@ def _frame(title: str, across: str, up: str, names: Mapping[str, object]) -> lis
         parts.append(text(LEFT - 8, _y(tick) + 4, number(tick), text_anchor="end"))
         parts.append(text(_x(tick), HEIGHT - BOTTOM + 19, number(tick), text_anchor="middle"))
     parts.append(text(_x(0.5), HEIGHT - 6, across, text_anchor="middle"))
-    parts.append(text(LEFT - 8, TOP - 10, up, text_anchor="end"))
-    x = LEFT + 8
+    parts.append(text(0, TOP - 14, up))
+    x = LEFT + 30
     for colour, name in zip(SERIES, names):
         parts.append(element("rect", x=x, y=31, width=14, height=4, rx=2, fill=colour))
         parts.append(text(x + 20, 37, name, fill=MUTED))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from cfmvit.data import open_detection
 from cfmvit.data.splits import COCO_BASE, COCO_NOVEL
 from cfmvit.evaluation import evaluate, evaluate_results
+from cfmvit.evaluation.detection import evaluate_detections
+from cfmvit.evaluation.ground_truth import load_ground_truth
 
 from .synthetic import detections_from, read, write
 
@@ -69,3 +72,46 @@ def test_all_categories_alike(shared_data: Path, tmp_path: Path, capsys: pytest.
     metrics = evaluate(results=results, annotations=annotations, vocabulary="all")
     assert metrics == evaluate_results(results, annotations)
     assert "open vocabulary" not in capsys.readouterr().out
+
+
+def test_report(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
+    results = write(tmp_path / "results.json", detections_from(read(annotations), seed=4))
+    metrics = evaluate(results=results, annotations=annotations, folder=tmp_path / "out", per_category=True)
+    assert read(tmp_path / "out" / "metrics.json")["bbox"]["AP50_novel"] == metrics["bbox"]["AP50_novel"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
+    for shown in (
+        "48 base, 17 novel",
+        f"{100 * metrics['bbox']['AP50_novel']:.1f}",
+        "expected calibration error, novel",
+    ):
+        assert shown in page, shown
+    assert page.count("</circle>") > 20
+    assert len(re.findall(r'<tr class="novel"><th scope="row">[a-z ]+</th><td>\d+</td>', page)) == 17
+
+
+def test_calibration_counts_what_is_right(tmp_path: Path) -> None:
+    size = {"height": 60, "width": 80}
+    box = {
+        "bbox": [10, 10, 20, 20],
+        "area": 400,
+        "category_id": 1,
+        "segmentation": [[10, 10, 30, 10, 30, 30]],
+    }
+    truth = {
+        "images": [{"id": key, **size} for key in range(2500)],  # of more than two batches
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [{"id": key, "image_id": key, **box} for key in range(0, 2500, 2)],
+    }
+    results = [{"image_id": key, "category_id": 1, "bbox": box["bbox"], "score": 0.75} for key in range(2500)]
+    results.append({"image_id": 0, "category_id": 2, "bbox": box["bbox"], "score": 0.05})
+    loaded = load_ground_truth(write(tmp_path / "truth.json", truth), "auto", ("bbox",))
+    done = evaluate_detections(
+        results, loaded, iou_types=("bbox",), base_ids=[1], novel_ids=[2], with_calibration=True
+    )
+    bins = {name: [b for b in found if b[2]] for name, found in done.calibration.items()}
+    assert bins["_base"] == [(pytest.approx(0.75), pytest.approx(0.5), 2500)]
+    assert bins["_novel"] == [(pytest.approx(0.05), 0.0, 1)]
+    assert [count for _, _, count in bins[""]] == [1, 2500]
+    assert (done.boxes, done.detections) == ({1: 1250, 2: 0}, {1: 2500, 2: 1})

@@ -23,7 +23,7 @@ def test_precision_falls_down_the_page_and_recall_goes_right() -> None:
     svg = precision_recall(
         {"base <b>": [1.0, 0.5, 0.0], "novel": [0.5] * 3, "none": [math.nan] * 3}, title="at 0.5"
     )
-    first, second = paths(svg)
+    second, first = paths(svg)  # the first lies on top
     assert [x for x, _ in first] == sorted(x for x, _ in first) == [x for x, _ in second]
     assert first[0][1] < first[1][1] == second[1][1] < first[2][1]
     shown = {node.text for node in ElementTree.fromstring(svg).iter(f"{SVG}text")}
