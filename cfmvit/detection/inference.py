@@ -62,8 +62,8 @@ def predict_dataset(
                 remarks.note(sample["key"], sample["remarks"])
             images = [Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in there]
             found = iter(detector.predict_batch(images, text, threshold=threshold, masks=masks))
-            for sample in samples:
-                written.add([] if sample is None else next(found).to_coco(sample["image_id"], ids))
+            for loaded in samples:
+                written.add([] if loaded is None else next(found).to_coco(loaded["image_id"], ids))
             bar.update(len(samples))
         path = written.finish()
     finally:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from cfmvit.evaluation.average_precision import Precision
-from cfmvit.evaluation.columns import CATEGORY, IMAGE, SCORE
+from cfmvit.evaluation.columns import CATEGORY, IMAGE, SCORE, Columns
 from cfmvit.evaluation.engine import COCO_LIMIT, LVIS_LIMIT, Rows, accumulate, calibration, match
 from cfmvit.evaluation.ground_truth import GroundTruth, IouType, load_ground_truth
 from cfmvit.evaluation.oracles import accumulate_slowly
@@ -124,14 +124,8 @@ def evaluate_detections(
     groups = _groups(truth, base_ids, novel_ids)
     categories = _categories(truth, base_ids, novel_ids)
     found = load_results(results, truth, iou_types)
-    counted = {"boxes": truth.annotations.rows, "detections": found.columns.rows}
-    done = Evaluation(
-        truth,
-        {},
-        {"": categories, **groups},
-        {},
-        **{key: _counts(truth, rows) for key, rows in counted.items()},
-    )
+    boxes, detections = _counts(truth, truth.annotations), _counts(truth, found.columns)
+    done = Evaluation(truth, {}, {"": categories, **groups}, {}, boxes, detections)
     scores = found.columns.rows[:, SCORE]
     with_calibration &= (
         engine == "hotcoco" and len(scores) > 0 and bool(scores.min() >= 0 and scores.max() <= 1)
@@ -171,9 +165,9 @@ def evaluate_detections(
     return done
 
 
-def _counts(truth: GroundTruth, rows: np.ndarray) -> dict[int, int]:
+def _counts(truth: GroundTruth, columns: Columns) -> dict[int, int]:
     ids = truth.known.category_ids
-    counts = np.bincount(rows[:, CATEGORY].astype(np.int64), minlength=len(ids))
+    counts = np.bincount(columns.rows[:, CATEGORY].astype(np.int64), minlength=len(ids))
     return dict(zip(ids.tolist(), counts.tolist()))
 
 

@@ -40,7 +40,7 @@ def _entries(
     found = results.columns
     images, categories = truth.known.image_ids.tolist(), truth.known.category_ids.tolist()
     areas = dict(zip(found.boxless.tolist(), found.boxless_areas.tolist()))
-    entries = []
+    entries: list[dict[str, Any]] = []
     for number in range(len(results)) if rows is None else rows.tolist():
         row = found.rows[number].tolist()
         entry: dict[str, Any] = {

@@ -45,10 +45,11 @@ def load_results(
     Raises:
         FileNotFoundError, ValueError: naming the file, the entry and the field.
     """
-    name, source = "results", b""
+    source: Path | bytes
+    name = "results"
     if isinstance(results, (str, Path)):
         name, source = str(results), Path(results)
-        if not source.is_file():
+        if not Path(results).is_file():
             raise FileNotFoundError(f"evaluate_results: {name} does not exist")
     elif isinstance(results, (list, tuple)):
         source = _as_json(results, name, truth, iou_types)
