@@ -162,11 +162,9 @@ def _openai(source: Source) -> dict[str, Any]:
 
 def _skeleton(library: Any, config: dict[str, Any]) -> Any:
     """Return open_clip's own model of a configuration, without memory: what it is made of says what the weights mean."""
-    for part, key in (("text_cfg", "hf_model_name"), ("vision_cfg", "timm_model_pretrained")):
-        if key == "hf_model_name" and config[part].get(key):
-            refuse(f"the text tower {config[part][key]}", "it is a Hugging Face model")
-        if key == "timm_model_pretrained" and config[part].get(key):
-            config[part][key] = False
+    if config["text_cfg"].get("hf_model_name"):
+        refuse(f"the text tower {config['text_cfg']['hf_model_name']}", "it is a Hugging Face model")
+    config["vision_cfg"]["timm_model_pretrained"] = False  # or timm would fetch weights
     if "multimodal_cfg" in config:
         refuse("CoCa", "its pooling has many queries, and its text tower a token of its own")
     kind = library.CustomTextCLIP if config.pop("custom_text", False) else library.CLIP

@@ -19,7 +19,7 @@ class BlockNames:
 
     Attributes:
         qkv: prefixes of ``weight`` and ``bias``: one of all three, or one each of query, key and value.
-        scales: names of the LayerScale after attention and MLP, where ``Blocks.scaled`` says that there are any.
+        scales: names of the LayerScale after attention and MLP, in libraries that have any.
     """
 
     norms: tuple[str, str]
@@ -41,7 +41,13 @@ def take_blocks(
     scaled: bool = False,
     qkv_bias: bool = True,
 ) -> Weights:
-    """Take ``depth`` blocks, ``{prefix}{number}.``, as ``{target}{number}.``; LayerScale goes into the layers before it."""
+    """Take blocks as this project names them.
+
+    Args:
+        prefix, target: what stands before a block's number, there and here.
+        scaled: there is LayerScale, which is multiplied into the layers before it.
+        qkv_bias: query, key and value have biases; otherwise those are zeros.
+    """
     weights: Weights = {}
     for number in range(depth):
         theirs, ours = f"{prefix}{number}.", f"{target}{number}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -139,54 +140,53 @@ def take_trunk(
     return options, weights
 
 
-def _options(like: Any) -> dict[str, Any]:
-    """Say in fields of ``ModelConfig`` what a model is made of, or that it isn't served."""
+def _unserved(like: Any) -> Iterator[tuple[str, str]]:
+    """Yield what of a model isn't served, and why."""
     kind = type(like).__name__
     if kind != "VisionTransformer" or not type(like).__module__.endswith("timm.models.vision_transformer"):
-        refuse(f"timm's {kind}", _WHY.get(kind, "it is no plain VisionTransformer"))
-    block = like.blocks[0]
-    for what, why in (
-        (like.reg_token is not None and "reg_tokens", "there are register tokens beside the class token"),
-        (like.pos_embed is None and "a tower without pos_embed", "positions must be learned"),
-        (
-            like.global_pool in ("avgmax", "max", "prr") and f"global_pool={like.global_pool!r}",
-            "pooling must be avg, token or map",
-        ),
-        (like.pool_include_prefix and "pool_include_prefix", "the mean is of the patches"),
-        (
-            type(like.patch_embed).__name__ != "PatchEmbed" and type(like.patch_embed).__name__,
-            "patches must be embedded linearly",
-        ),
-        (
-            not isinstance(getattr(like.patch_embed, "norm", nn.Identity()), nn.Identity)
-            and "a norm of the patches",
-            "there must be none",
-        ),
-        (type(block).__name__ != "Block" and type(block).__name__, "blocks must be timm's Block"),
-        (
-            type(block.mlp).__name__ != "Mlp" and type(block.mlp).__name__,
-            "an MLP must be two layers without a gate",
-        ),
-    ):
-        if what:
-            refuse(f"timm's {what}", why)
-    attention = block.attn
-    if type(attention).__name__ not in ("Attention",) or getattr(attention, "gate", None) is not None:
-        refuse(f"timm's {type(attention).__name__}", "attention must be plain")
-    extra = [
-        name
-        for module, names in ((attention, ("q_norm", "k_norm", "norm")), (block.mlp, ("norm",)))
-        for name in names
-        if not isinstance(getattr(module, name, nn.Identity()), nn.Identity)
-    ]
-    final = like.norm if isinstance(like.fc_norm, nn.Identity) else like.fc_norm
-    if is_plain(final) and is_plain(block.norm1) and final.eps != block.norm1.eps:
-        refuse("timm's VisionTransformer with norms of two eps", "there must be one")
-    if extra or not is_plain(final) or not is_plain(block.norm1):
-        refuse(
-            f"timm's VisionTransformer with {', '.join(extra) or type(final).__name__}",
-            "norms must be the usual LayerNorms",
+        yield kind, _WHY.get(kind, "it is no plain VisionTransformer")
+        return
+    block, patches = like.blocks[0], like.patch_embed
+    if like.reg_token is not None:
+        yield "reg_tokens", "there are register tokens beside the class token"
+    if like.pos_embed is None:
+        yield "VisionTransformer without pos_embed", "positions must be learned"
+    if like.global_pool not in ("", "avg", "token", "map"):
+        yield f"global_pool={like.global_pool!r}", "pooling must be avg, token or map"
+    if getattr(like, "pool_include_prefix", False):
+        yield "pool_include_prefix", "the mean is of the patches"
+    if type(patches).__name__ != "PatchEmbed" or not _is_absent(patches, "norm"):
+        yield type(patches).__name__, "patches must be embedded by one linear layer"
+    if type(block).__name__ != "Block":
+        yield type(block).__name__, "blocks must be timm's Block"
+    if type(block.mlp).__name__ != "Mlp":
+        yield type(block.mlp).__name__, "an MLP must be two layers without a gate"
+    if type(block.attn).__name__ != "Attention" or getattr(block.attn, "gate", None) is not None:
+        yield type(block.attn).__name__, "attention must be plain"
+    inner = [name for name in ("q_norm", "k_norm", "norm") if not _is_absent(block.attn, name)]
+    if inner or not _is_absent(block.mlp, "norm"):
+        yield (
+            f"VisionTransformer with {', '.join(inner) or 'scale_mlp_norm'}",
+            "there must be no norms within a layer",
         )
+    norms = (_final_norm(like), block.norm1, block.norm2)
+    if not all(is_plain(norm) for norm in norms) or len({norm.eps for norm in norms}) != 1:
+        yield f"VisionTransformer with {type(norms[0]).__name__}", "norms must be LayerNorms of one eps"
+
+
+def _is_absent(module: Any, name: str) -> bool:
+    return isinstance(getattr(module, name, nn.Identity()), nn.Identity)
+
+
+def _final_norm(like: Any) -> Any:
+    return like.norm if isinstance(like.fc_norm, nn.Identity) else like.fc_norm
+
+
+def _options(like: Any) -> dict[str, Any]:
+    """Say in fields of ``ModelConfig`` what a model is made of, or that it isn't served."""
+    for what, why in _unserved(like):
+        refuse(f"timm's {what}", why)
+    block = like.blocks[0]
     patch = side(list(like.patch_embed.patch_size), "patch_size")
     pooling = {"token": "class", "map": "attention", "": "class" if like.has_class_token else "mean"}
     return {
@@ -194,10 +194,10 @@ def _options(like: Any) -> dict[str, Any]:
         "patch_size": patch,
         "width": like.embed_dim,
         "depth": len(like.blocks),
-        "heads": attention.num_heads,
+        "heads": block.attn.num_heads,
         "mlp_width": block.mlp.fc1.out_features,
         "activation": activation(block.mlp.act),
-        "norm_eps": final.eps,
+        "norm_eps": _final_norm(like).eps,
         "class_token": like.has_class_token,
         "pre_norm": not isinstance(like.norm_pre, nn.Identity),
         "pooling": pooling.get(like.global_pool, "mean"),
