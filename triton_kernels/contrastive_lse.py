@@ -59,6 +59,7 @@ def lse_fwd_kernel(
     o_row = (col // BLOCK_N).to(tl.int64) * rows + i_row - first_row
     o_col = ((row - first_row) // BLOCK_M).to(tl.int64) * texts + i_col
     m_row = i_row < end_row
+    plain = is_plain(row, col, end_row, texts, label_offset, BLOCK_M, BLOCK_N)
     if WITH_MAX:
         b_group = tl.load(image_groups + i_row, mask=m_row, other=0)
         b_max = tl.full((BLOCK_M,), NEG_INF, tl.float32)
@@ -66,13 +67,16 @@ def lse_fwd_kernel(
         for i in tl.static_range(4):
             m_col = i_col + i * QUARTER < texts
             b_col_group = tl.load(text_groups + i_col + i * QUARTER, mask=m_col, other=0)
-            m_other = (b_group[:, None] != b_col_group[None, :]) & m_row[:, None] & m_col[None, :]
             # The product with the sign is not that of below, which would be kept until then.
-            b_other = tl.where(m_other, b_sims[i], -sign * float("inf")) * sign
+            b_other = (
+                tl.where(b_group[:, None] != b_col_group[None, :], b_sims[i], -sign * float("inf")) * sign
+            )
+            if plain == 0:
+                b_other = tl.where(m_row[:, None] & m_col[None, :], b_other, NEG_INF)
             tl.store(col_max_partial + o_col + i * QUARTER, tl.max(b_other, 0), mask=m_col)
-            b_max = tl.maximum(b_max, tl.max(b_other, 1))
+            b_max = pinned(tl.maximum(b_max, tl.max(b_other, 1)))
         tl.store(row_max_partial + o_row, b_max, mask=m_row)
-    if (is_plain(row, col, end_row, texts, label_offset, BLOCK_M, BLOCK_N) == 0) | (sign < 0):
+    if (plain == 0) | (sign < 0):
         b_0 = _negatives(b_0, sign, positive, i_row, i_col, col, end_row, texts, label_offset)
         b_1 = _negatives(
             b_1, sign, positive, i_row, i_col + QUARTER, col + QUARTER, end_row, texts, label_offset
