@@ -18,7 +18,7 @@ from cfmvit.evaluation.results import Results, highest
 COCO_LIMIT = 100  # detections of an image and category
 LVIS_LIMIT = 300  # of an image
 _NO_LIMIT = 2**31  # LVIS caps detections of an image before it matches, and then matches all
-_BATCH = 1000  # images
+_BATCH = 250  # images
 _BINS = 10
 
 

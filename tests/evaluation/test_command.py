@@ -100,7 +100,7 @@ def test_calibration_counts_what_is_right(tmp_path: Path) -> None:
         "segmentation": [[10, 10, 30, 10, 30, 30]],
     }
     truth = {
-        "images": [{"id": key, **size} for key in range(2500)],  # of more than two batches
+        "images": [{"id": key, **size} for key in range(2500)],  # of several batches
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
         "annotations": [{"id": key, "image_id": key, **box} for key in range(0, 2500, 2)],
     }
