@@ -28,7 +28,7 @@ OPS = {
     "roi_align": "roi_align",
     "multilevel_roi_align": "multilevel_roi_align",
     "pool_regions": "pool_regions",
-    "score_regions": "combine_scores",
+    "score_regions": "score_regions",
     "info_nce": "info_nce",
     "siglip_loss": "sigmoid_loss",
 }

@@ -115,15 +115,9 @@ STABLE_TORCH_LIBRARY(cfmvit, m) {
       "pooled_width, "
       "int sampling_ratio, bool aligned, SymInt num_prefix_tokens) -> Tensor");
 
-  // regions: detection scores from similarities divided by their temperatures. logits, vlm_logits (R, 1 + n),
-  // the background first, exponent (n,) of the frozen tower's probability, objectness (R,) -> (R, n)
-  m.def(
-      "combine_scores(Tensor logits, Tensor? vlm_logits, Tensor exponent, Tensor? objectness, float "
-      "objectness_power, "
-      "bool renormalize) -> Tensor");
-
-  // regions: the same from embeddings of any norm. region_embeds, vlm_embeds (R, C), text_embeds (1 + n,
-  // C), temperature and vlm_temperature ()
+  // regions: detection scores from embeddings of any norm. region_embeds, vlm_embeds (R, C), text_embeds (1 +
+  // n, C), the background first, exponent (n,) of the frozen tower's probability, objectness (R,),
+  // temperature and vlm_temperature () -> (R, n); all but the embeddings in float32 or better
   m.def(
       "score_regions(Tensor region_embeds, Tensor text_embeds, Tensor? vlm_embeds, Tensor exponent, Tensor? "
       "objectness, "

@@ -1,5 +1,4 @@
-// Detection scores on the CPU, from embeddings or from two rows of logits: what the eager chain does in about
-// fifteen passes over (R, 1 + n).
+// Detection scores on the CPU: what the eager chain does in about fifteen passes over (R, 1 + n).
 #include <cmath>
 #include <memory>
 
@@ -55,32 +54,6 @@ void dispatch_summed(const Tensor& x, const Run& run) {
   x.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
 
-// logits, vlm_logits (R, 1 + n), exponent (n,), objectness (R,) -> (R, n)
-Tensor combine_scores_cpu(Tensor logits, std::optional<Tensor> vlm_logits, Tensor exponent,
-                          std::optional<Tensor> objectness, double objectness_power, bool renormalize) {
-  check_scores(logits, vlm_logits, exponent, objectness);
-  const int64_t rows = logits.size(0), labels = logits.size(1) - 1;
-  const Tensor out = like(logits, {rows, labels}), detector = dense(logits), exponents = dense(exponent);
-  const Tensor vlm = vlm_logits ? dense(*vlm_logits) : detector;
-  const Tensor sure = objectness ? dense(*objectness) : detector;
-  dispatch_summed(logits, [&]<typename T>(T) {
-    const Votes<T> votes{data<const T>(exponents),
-                         objectness ? data<const T>(sure) : nullptr,
-                         T(objectness_power),
-                         renormalize,
-                         labels,
-                         data<T>(out)};
-    parallel_ranges(rows, labels + 1, [&](int64_t begin, int64_t end) {
-      std::vector<T> scratch(labels + 1);
-      for (int64_t i = begin; i < end; ++i) {
-        votes.score(i, data<const T>(detector) + i * (labels + 1),
-                    vlm_logits ? data<const T>(vlm) + i * (labels + 1) : nullptr, scratch.data());
-      }
-    });
-  });
-  return out;
-}
-
 // Rows of x (R, C) scaled to norm 1 / temperature, to `out`. As torch.nn.functional.normalize, but norms
 // are summed in float64: those of float32 can't overflow there.
 template <typename T>
@@ -108,11 +81,15 @@ Tensor score_regions_cpu(Tensor region_embeds, Tensor text_embeds, std::optional
                          Tensor vlm_temperature, double objectness_power, bool renormalize) {
   check_embeds(region_embeds, text_embeds, vlm_embeds, exponent, objectness, temperature, vlm_temperature);
   const int64_t regions = region_embeds.size(0), width = region_embeds.size(1), texts = text_embeds.size(0);
-  const Tensor out = like(region_embeds, {regions, texts - 1}), unit_text = like(text_embeds, {texts, width});
-  const Tensor detector = dense(region_embeds), text = dense(text_embeds), exponents = dense(exponent);
-  const Tensor vlm = vlm_embeds ? dense(*vlm_embeds) : detector;
+  const ScalarType sums = exponent.scalar_type();
+  const auto wide = [sums](const Tensor& x) {
+    return dense(x.scalar_type() == sums ? x : torch::stable::to(x, sums));
+  };
+  const Tensor out = like(exponent, {regions, texts - 1}), unit_text = like(exponent, {texts, width});
+  const Tensor detector = wide(region_embeds), text = wide(text_embeds), exponents = dense(exponent);
+  const Tensor vlm = vlm_embeds ? wide(*vlm_embeds) : detector;
   const Tensor sure = objectness ? dense(*objectness) : detector;
-  dispatch_summed(region_embeds, [&]<typename T>(T) {
+  dispatch_summed(exponent, [&]<typename T>(T) {
     const Votes<T> votes{data<const T>(exponents),
                          objectness ? data<const T>(sure) : nullptr,
                          T(objectness_power),
@@ -151,7 +128,4 @@ Tensor score_regions_cpu(Tensor region_embeds, Tensor text_embeds, std::optional
 }  // namespace
 }  // namespace cfmvit
 
-STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) {
-  CFMVIT_IMPL(m, combine_scores, &cfmvit::combine_scores_cpu);
-  CFMVIT_IMPL(m, score_regions, &cfmvit::score_regions_cpu);
-}
+STABLE_TORCH_LIBRARY_IMPL(cfmvit, CPU, m) { CFMVIT_IMPL(m, score_regions, &cfmvit::score_regions_cpu); }

@@ -86,10 +86,14 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
     using T = acc_t<S>;
     const auto maps = grid_of<S>(op, out, num_prefix_tokens, size);
     kernels::Tables<T> tables;
-    kernels::Groups by_map;
+    const auto bins = pooled_bins<const S>(grad);
+    const auto channels = static_cast<int32_t>(size.channels);
+    kernels::Readers readers;
+    kernels::Pyramid<S> packed;
     const Tensor memory = carve_workspace(grad, [&](kernels::Workspace& workspace) {
       tables = carve_tables<T>(workspace, rois.size(0), {size}, sampling);
-      by_map = kernels::groups_of(workspace, rois.size(0), batch);
+      readers = kernels::readers_of(workspace, rois.size(0), batch);
+      packed = kernels::packed_for<S>(workspace, bins, rois.size(0), sampling, channels);
     });
     // The gradient through a token's normalisation needs all its channels.
     const Tensor unit =
@@ -97,10 +101,12 @@ Tensor pool_regions_backward_cuda(Tensor grad, Tensor rois, std::optional<Tensor
     on_device(grad, [&](cudaStream_t stream) {
       with_boxes(boxes, std::nullopt,
                  [&](auto views) { kernels::make_tables(views, maps, sampling, tables, stream); });
-      kernels::make_groups(tables.map, rois.size(0), by_map, stream);
-      const auto bins = pooled_bins<const S>(grad);
-      if (!tokens) return kernels::scatter<S, S>(maps, tables, by_map, bins, size.channels, stream);
-      kernels::scatter<S, T>(grid_of<T>(op, unit, 0, size), tables, by_map, bins, size.channels, stream);
+      kernels::find_readers(tables, rois.size(0), readers, stream);
+      const auto scatter = [&](const auto& to) {
+        kernels::scatter<S>(to, tables, readers, bins, packed, rois.size(0), channels, stream);
+      };
+      if (!tokens) return scatter(maps);
+      scatter(grid_of<T>(op, unit, 0, size));
       const auto features = grid_of<const S>(op, *tokens, num_prefix_tokens, size);
       kernels::for_each_warp(
           batch * grid_height * grid_width,

@@ -22,14 +22,17 @@ struct AlignCuda {
       using S = decltype(zero);
       const auto maps = pyramid_of<const S>(op, features, sizes);
       kernels::Tables<acc_t<S>> tables;
+      kernels::Pyramid<S> packed;
       const Tensor memory = carve_workspace(out, [&](kernels::Workspace& workspace) {
         tables = carve_tables<acc_t<S>>(workspace, rois.size(0), sizes, sampling);
+        packed = kernels::packed_for<S>(workspace, maps, rois.size(0), sampling.bins_y * sampling.bins_x,
+                                        out.size(1));
       });
       on_device(out, [&](cudaStream_t stream) {
         with_boxes(rois, levels,
                    [&](auto boxes) { kernels::make_tables(boxes, maps, sampling, tables, stream); });
         kernels::gather<S>(
-            {maps, nullptr, tables, INT64_MAX, bins_of<S>(out), static_cast<int32_t>(out.size(1))},
+            {maps, nullptr, tables, INT64_MAX, bins_of<S>(out), static_cast<int32_t>(out.size(1))}, packed,
             rois.size(0), stream);
       });
     });
@@ -48,16 +51,20 @@ struct AlignCuda {
       using S = decltype(zero);
       const auto views = pyramid_of<S>(op, maps, sizes);
       kernels::Tables<acc_t<S>> tables;
-      kernels::Groups by_map;
+      const auto bins = bins_of<const S>(grad);
+      kernels::Readers readers;
+      kernels::Pyramid<S> packed;
       const Tensor memory = carve_workspace(grad, [&](kernels::Workspace& workspace) {
         tables = carve_tables<acc_t<S>>(workspace, rois.size(0), sizes, sampling);
-        by_map = kernels::groups_of(workspace, rois.size(0), views.images * views.levels);
+        readers = kernels::readers_of(workspace, rois.size(0), views.images * views.levels);
+        packed = kernels::packed_for<S>(workspace, bins, rois.size(0), sampling, grad.size(1));
       });
       on_device(grad, [&](cudaStream_t stream) {
         with_boxes(rois, levels,
                    [&](auto boxes) { kernels::make_tables(boxes, views, sampling, tables, stream); });
-        kernels::make_groups(tables.map, rois.size(0), by_map, stream);
-        kernels::scatter<S, S>(views, tables, by_map, bins_of<const S>(grad), grad.size(1), stream);
+        kernels::find_readers(tables, rois.size(0), readers, stream);
+        kernels::scatter<S, S>(views, tables, readers, bins, packed, rois.size(0),
+                               static_cast<int32_t>(grad.size(1)), stream);
       });
     });
   }

@@ -66,7 +66,7 @@ inline void check_counts(const char* op, int64_t boxes, int64_t channels,
   double rows = 0;
   for (const regions::Size& size : sizes) {
     rows +=
-        double(size.batch) * double(size.height) * std::ceil(double(size.width) / kernels::kScatterPixels);
+        double(size.batch) * double(size.height) * std::ceil(double(size.width) / kernels::kScatterAcross);
     CFMVIT_CHECK(small(double(size.height)) && small(double(size.width)) && small(rows), op,
                  ": maps must have fewer than 2**31 rows in all and pixels in a row, got ", size.batch, " x ",
                  size.height, " x ", size.width);

@@ -1,12 +1,12 @@
 // Forward passes as a gather: out[r, p, q, c] = sum over the taps of y and x of wy * wx * F[y, x, c]. Every
 // output is written once, by one thread, in a fixed order of the sum.
 //
-// Where channels are neighbours in memory a thread owns up to 16 bytes of them, and a warp reads whole lines;
-// else neighbouring threads own neighbouring bins of a channel, which read neighbouring pixels.
+// A thread owns 16 bytes of channels, so that a warp reads whole lines; a block owns a box, whose bins read
+// the same pixels. Maps that do not lie so in memory are copied first (regions_pack.cuh), unless boxes are so
+// few that it costs more than reading their pixels element by element.
 #pragma once
 
-#include "kernels/regions_tables.cuh"
-#include "kernels/vectors.cuh"
+#include "kernels/regions_pack.cuh"
 
 namespace cfmvit::kernels {
 
@@ -21,39 +21,52 @@ struct Bins {
   }
 };
 
-// sum += weight * the vector
-template <int V, typename S, typename T>
-__device__ __forceinline__ void add_vec(const S* at, T weight, T (&sum)[V]) {
-  const auto vec = *reinterpret_cast<const Vec<S, V>*>(at);
-#pragma unroll
-  for (int v = 0; v < V; ++v) sum[v] += weight * vec[v];
-}
+// A box's map, from a channel on.
+template <typename S>
+struct Source {
+  const S* data;
+  const acc_t<S>* scale;  // factors (height * width) of the pixels, or null
+  int64_t row, width;
+  int32_t pixel;
+};
 
-// Sum of the taps of a bin of a box, for V neighbouring channels. scale: factors (height * width) of the
-// image's pixels, or null.
-template <int V, typename S, typename T>
-__device__ __forceinline__ void gather_bin(const Level<const S>& on, const S* first, const T* scale,
-                                           const Tables<T>& tables, int64_t box, int32_t p, int32_t q,
-                                           T (&sum)[V]) {
+// Sum of the taps of a bin of a box, for V neighbouring channels. Neighbours in a row are read before the
+// first of them is needed.
+template <int V, bool kScaled, typename S, typename T>
+__device__ __forceinline__ void gather_bin(const Source<S>& from, const Tables<T>& tables, int64_t box,
+                                           int32_t p, int32_t q, T (&sum)[V]) {
+  constexpr int kAhead = 16 / sizeof(T);  // float: of sampling ratio 2 all that a bin reads of a row
   const int32_t* const begin_y = tables.y.begins(box) + p;
   const int32_t* const begin_x = tables.x.begins(box) + q;
   const Tap<T>* const taps_y = tables.y.taps(box);
   const Tap<T>* const taps_x = tables.x.taps(box);
-  const int32_t end_y = begin_y[1], first_x = begin_x[0], end_x = begin_x[1], pixel = on.pixel;
-  for (int32_t i = begin_y[0]; i < end_y; ++i) {
-    const Tap<T> y = taps_y[i];
-    const S* const row = first + y.pixel * on.row;
-    if (scale == nullptr) {
-#pragma unroll 4
-      for (int32_t j = first_x; j < end_x; ++j) {
-        const Tap<T> x = taps_x[j];
-        add_vec<V>(row + int64_t{x.pixel} * pixel, y.weight * x.weight, sum);
+  const int32_t first_y = begin_y[0], end_y = begin_y[1], end_x = begin_x[1];
+  for (int32_t j = begin_x[0]; j < end_x; j += kAhead) {
+    const S* column[kAhead];
+    const T* scale[kAhead];
+    T weight_x[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const Tap<T> x = taps_x[min(j + k, end_x - 1)];  // again the last where there are no more
+      column[k] = from.data + int64_t{x.pixel} * from.pixel;
+      if (kScaled) scale[k] = from.scale + x.pixel;
+      weight_x[k] = x.weight;
+    }
+#pragma unroll 2
+    for (int32_t i = first_y; i < end_y; ++i) {
+      const Tap<T> y = taps_y[i];
+      Vec<S, V> value[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        value[k] = *reinterpret_cast<const Vec<S, V>*>(column[k] + y.pixel * from.row);
       }
-    } else {
-      const T* const scale_row = scale + y.pixel * on.width;
-      for (int32_t j = first_x; j < end_x; ++j) {
-        const Tap<T> x = taps_x[j];
-        add_vec<V>(row + int64_t{x.pixel} * pixel, y.weight * x.weight * scale_row[x.pixel], sum);
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (j + k >= end_x) break;
+        T weight = y.weight * weight_x[k];
+        if (kScaled) weight *= scale[k][y.pixel * from.width];
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum[v] += weight * value[k][v];
       }
     }
   }
@@ -73,98 +86,177 @@ struct Gather {
     return int64_t{tables.y.count(box)} * tables.x.count(box) > most;
   }
 
-  // V channels of a bin, read and written as one.
-  template <int V>
-  __device__ void bin(int64_t box, int32_t p, int32_t q, int32_t c) const {
+  // Of a box that has a map.
+  __device__ Source<S> source(int64_t box, int32_t c) const {
     const int32_t map = tables.map[box], images = static_cast<int32_t>(maps.images);
+    const Level<const S>& on = maps.level[map / images];
+    const int64_t image = map % images;
+    return {on.data + image * on.image + c * on.channel, scale + image * on.height * on.width, on.row,
+            on.width, on.pixel};
+  }
+
+  // V channels of a bin. from: the box's map, from the first of them on, where it has one.
+  template <int V, bool kScaled>
+  __device__ Vec<S, V> bin(const Source<S>& from, int64_t box, int32_t p, int32_t q) const {
     acc_t<S> sum[V] = {};
-    if (map >= 0) {
-      const Level<const S>& on = maps.level[map / images];
-      const int64_t image = map % images;
-      gather_bin<V>(on, on.data + image * on.image + c * on.channel,
-                    scale == nullptr ? nullptr : scale + image * on.height * on.width, tables, box, p, q,
-                    sum);
-    }
+    gather_bin<V, kScaled>(from, tables, box, p, q, sum);
     Vec<S, V> result{};
 #pragma unroll
     for (int v = 0; v < V; ++v) result.set(v, sum[v]);
-    *reinterpret_cast<Vec<S, V>*>(out.at(box, p, q, c)) = result;
+    return result;
+  }
+
+  // An element of the results.
+  __device__ void element(int64_t box, int32_t p, int32_t q, int32_t c) const {
+    Vec<S, 1> result{};
+    if (tables.map[box] >= 0) {
+      const Source<S> from = source(box, c);
+      result = scale == nullptr ? bin<1, false>(from, box, p, q) : bin<1, true>(from, box, p, q);
+    }
+    *out.at(box, p, q, c) = result.at[0];
   }
 };
 
-constexpr int kGatherThreads = 256;
+constexpr int kGatherThreads = 256, kGatherLanes = 32, kGatherRows = 8;
+constexpr int64_t kGatherTileBytes = 32768;
 
-// Threads along x own vectors of channels, along y bins.
-template <typename S, int V>
-__global__ void __launch_bounds__(kGatherThreads, 2) gather_kernel(Gather<S> op) {
-  const int64_t box = blockIdx.x;
-  const int32_t vecs = op.channels / V, bins_x = op.tables.x.bins, bins = bins_x * op.tables.y.bins;
-  if (op.skips(box)) return;
-  for (int32_t bin = blockIdx.y * blockDim.y + threadIdx.y; bin < bins; bin += gridDim.y * blockDim.y) {
-    const int32_t p = bin / bins_x, q = bin % bins_x;
-    for (int32_t vec = threadIdx.x; vec < vecs; vec += blockDim.x) op.template bin<V>(box, p, q, vec * V);
+// Writes a tile, (channels, tile_bins) of which `bins` are there, as bins [first, first + bins) of channels
+// [c, c + channels) of a box, neighbours in memory by neighbouring threads.
+template <typename S>
+__device__ void store_tile(const Bins<S>& out, const S* tile, int64_t box, int32_t c, int32_t channels,
+                           int32_t first, int32_t bins, int32_t tile_bins, int32_t bins_x) {
+  constexpr int V = kMapVec<S>;
+  const int32_t count = channels * bins, threads = blockDim.x * blockDim.y;
+  const int32_t thread = threadIdx.y * blockDim.x + threadIdx.x;
+  S* const to = out.at(box, 0, 0, c);
+  const bool adjacent = out.x == 1 && out.y == bins_x && out.channel == tile_bins && bins == tile_bins;
+  if (adjacent && reinterpret_cast<uintptr_t>(to) % 16 == 0 && count % V == 0) {
+    for (int32_t i = thread; i < count / V; i += threads) vec_at<V>(to, i) = vec_at<V>(tile, i);
+    return;
+  }
+  for (int32_t i = thread; i < count; i += threads) {
+    const int32_t channel = out.channel == 1 ? i % channels : i / bins;
+    const int32_t bin = out.channel == 1 ? i / channels : i % bins, at = first + bin;
+    *out.at(box, at / bins_x, at % bins_x, c + channel) = tile[channel * tile_bins + bin];
   }
 }
 
-// Neighbouring threads own neighbouring bins along x, then y, then channels.
+// Threads along x own vectors of channels, along y bins. tile_bins: those of a tile in shared memory,
+// (blockDim.x vectors, tile_bins), that goes where results are not in vectors; 0 where they are.
+template <typename S, bool kScaled>
+__global__ void __launch_bounds__(kGatherThreads, 3) gather_kernel(Gather<S> op, int32_t tile_bins) {
+  constexpr int V = kMapVec<S>;
+  const int64_t box = blockIdx.x;
+  const int32_t bins_x = op.tables.x.bins, bins = bins_x * op.tables.y.bins;
+  const int32_t along = blockDim.x * V;
+  if (op.skips(box)) return;
+  S* const tile = dynamic_shared<S>();
+  for (int32_t c = blockIdx.y * along; c < op.channels; c += gridDim.y * along) {
+    const int32_t mine = c + static_cast<int32_t>(threadIdx.x) * V;
+    const bool known = op.tables.map[box] >= 0;
+    Source<S> from{};
+    if (known) from = op.source(box, mine);
+    for (int32_t first = 0, end; first < bins; first = end) {
+      end = tile_bins == 0 ? bins : min(first + tile_bins, bins);
+      for (int32_t bin = first + threadIdx.y; bin < end && mine < op.channels; bin += blockDim.y) {
+        const int32_t p = bin / bins_x, q = bin % bins_x;
+        Vec<S, V> result{};
+        if (known) result = op.template bin<V, kScaled>(from, box, p, q);
+        if (tile_bins == 0) {
+          *reinterpret_cast<Vec<S, V>*>(op.out.at(box, p, q, mine)) = result;
+        } else {
+          S* const to = tile + threadIdx.x * V * tile_bins + bin - first;
+#pragma unroll
+          for (int v = 0; v < V; ++v) from_acc(result[v], to[v * tile_bins]);
+        }
+      }
+      if (tile_bins == 0) continue;
+      __syncthreads();
+      store_tile(op.out, tile, box, c, min(along, op.channels - c), first, end - first, tile_bins, bins_x);
+      __syncthreads();
+    }
+  }
+}
+
+// An element a thread; neighbouring threads own neighbours in the results.
 template <typename S>
-__global__ void __launch_bounds__(kGatherThreads, 2) gather_planes_kernel(Gather<S> op) {
+__global__ void __launch_bounds__(kGatherThreads, 2) gather_elements_kernel(Gather<S> op) {
   const int64_t box = blockIdx.x;
   const int32_t bins_x = op.tables.x.bins, bins = bins_x * op.tables.y.bins, count = op.channels * bins;
   if (op.skips(box)) return;
   for (int32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
-    const int32_t bin = i % bins;
-    op.template bin<1>(box, bin / bins_x, bin % bins_x, i / bins);
+    const int32_t bin = op.out.channel == 1 ? i / op.channels : i % bins;
+    const int32_t c = op.out.channel == 1 ? i % op.channels : i / bins;
+    op.element(box, bin / bins_x, bin % bins_x, c);
   }
 }
 
-template <typename S>
-bool channels_are_neighbours(const Pyramid<S>& maps) {
-  for (int i = 0; i < maps.levels; ++i) {
-    if (maps.level[i].channel != 1) return false;
-  }
-  return true;
-}
-
-// Whether all rows of channels may be read and written in vectors of V.
-template <int V, typename S, typename B>
-bool vectorisable(const Pyramid<S>& maps, const Bins<B>& bins, int64_t channels) {
-  int64_t strides = channels | bins.box | bins.y | bins.x;
-  bool fit = bins.channel == 1 && reinterpret_cast<uintptr_t>(bins.data) % (V * sizeof(B)) == 0 &&
-             channels_are_neighbours(maps);
+// Whether rows of channels may be read and written in vectors of V.
+template <int V, typename S>
+bool in_vectors(const Pyramid<S>& maps, int64_t channels) {
+  bool fit = channels % V == 0;
   for (int i = 0; i < maps.levels; ++i) {
     const Level<S>& on = maps.level[i];
-    strides |= on.image | on.row | on.pixel;
-    fit = fit && reinterpret_cast<uintptr_t>(on.data) % (V * sizeof(S)) == 0;
+    fit = fit && on.channel == 1 && (on.image | on.row | on.pixel) % V == 0 &&
+          reinterpret_cast<uintptr_t>(on.data) % 16 == 0;
   }
-  return fit && strides % V == 0;
+  return fit;
+}
+template <int V, typename S>
+bool in_vectors(const Bins<S>& bins, int64_t channels) {
+  return bins.channel == 1 && (channels | bins.box | bins.y | bins.x) % V == 0 &&
+         reinterpret_cast<uintptr_t>(bins.data) % 16 == 0;
 }
 
-// Writes the bins of all boxes of at most op.most taps; channels * P * Q < 2^31.
+// A place for a copy of the maps in whole vectors where that pays; else without levels. Reading and writing
+// an element costs about 1/16 of reading the pixels of a bin element by element (estimated by sectors).
 template <typename S>
-void gather(const Gather<S>& op, int64_t boxes, cudaStream_t stream) {
+Pyramid<S> packed_for(Workspace& workspace, const Pyramid<const S>& maps, int64_t boxes, int64_t bins,
+                      int64_t channels) {
+  constexpr double kElementsOfBin = 16;
+  double elements = 0;
+  bool small = whole_vectors<S>(channels) <= INT32_MAX;
+  for (int l = 0; l < maps.levels; ++l) {
+    const double pixels = double(maps.level[l].height) * double(maps.level[l].width);
+    elements += double(maps.images) * pixels * double(whole_vectors<S>(channels));
+    small = small && pixels <= INT32_MAX;
+  }
+  const bool pays = small && elements <= kElementsOfBin * double(boxes) * double(bins) * double(channels);
+  return pays && !in_vectors<kMapVec<S>>(maps, channels) ? packed_like(workspace, maps, channels)
+                                                         : Pyramid<S>{};
+}
+
+// Writes the bins of all boxes of at most op.most taps; channels * P * Q < 2^31. packed: of packed_for.
+template <typename S>
+void gather(Gather<S> op, const Pyramid<S>& packed, int64_t boxes, cudaStream_t stream) {
+  constexpr int V = kMapVec<S>;
+  const int64_t bins = int64_t{op.tables.y.bins} * op.tables.x.bins;
+  const auto boxes_x = static_cast<unsigned>(boxes);
   const auto blocks = [](int64_t count, int64_t each) {
     return static_cast<unsigned>(std::min<int64_t>((count + each - 1) / each, kMostBlocksYZ));
   };
-  const int64_t bins = int64_t{op.tables.y.bins} * op.tables.x.bins;
-  const auto boxes_x = static_cast<unsigned>(boxes);
   if (op.channels == 0) return;
-  if (!channels_are_neighbours(op.maps)) {
+  if (packed.levels > 0) {
+    pack(op.maps, packed, op.channels, stream);
+    op.maps = as_constant(packed);
+  } else if (!in_vectors<V>(op.maps, op.channels)) {
     const int64_t count = bins * op.channels,
                   threads = std::min<int64_t>(kGatherThreads, (count + 31) / 32 * 32);
-    return launch(gather_planes_kernel<S>, dim3(boxes_x, blocks(count, threads)),
+    return launch(gather_elements_kernel<S>, dim3(boxes_x, blocks(count, threads)),
                   static_cast<unsigned>(threads), 0, stream, op);
   }
-  const auto run = [&](auto v) {
-    constexpr int V = decltype(v)::value;
-    const int64_t along = std::min<int64_t>(op.channels / V, kGatherThreads);
-    const int64_t across = std::min(kGatherThreads / along, bins);
-    launch(gather_kernel<S, V>, dim3(boxes_x, blocks(bins, across)),
-           dim3(static_cast<unsigned>(along), static_cast<unsigned>(across)), 0, stream, op);
-  };
-  constexpr int kMost = 16 / sizeof(S);
-  vectorisable<kMost>(op.maps, op.out, op.channels) ? run(std::integral_constant<int, kMost>())
-                                                    : run(std::integral_constant<int, 1>());
+  const bool direct = in_vectors<V>(op.out, op.channels);
+  const int64_t vecs = ceil_div(op.channels, V);
+  int64_t along = std::min<int64_t>(vecs, bins == 1 ? kGatherThreads : kGatherLanes);
+  while (!direct && along > 1 && along * 16 * bins > kGatherTileBytes) along = ceil_div(along, 2);
+  // As many bins at a time as make every round full.
+  const int64_t rows = std::min<int64_t>(kGatherRows, kGatherThreads / along);
+  const int64_t across = ceil_div(bins, ceil_div(bins, rows));
+  const int64_t tile_bins = direct ? 0 : std::min(bins, kGatherTileBytes / (along * 16));
+  launch(op.scale == nullptr ? gather_kernel<S, false> : gather_kernel<S, true>,
+         dim3(boxes_x, blocks(vecs, along)),
+         dim3(static_cast<unsigned>(along), static_cast<unsigned>(across)),
+         static_cast<size_t>(along * 16 * tile_bins), stream, op, static_cast<int32_t>(tile_bins));
 }
 
 }  // namespace cfmvit::kernels

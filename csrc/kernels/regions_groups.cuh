@@ -20,52 +20,53 @@ inline Groups groups_of(Workspace& workspace, int64_t boxes, int64_t count) {
 
 constexpr int kGroupThreads = 256;
 
-// Sum of `value` over the threads before this one; `total` is that of all. Ends with a barrier before the
-// shared array may be written again.
-__device__ inline int64_t sum_before(int64_t value, int64_t& total) {
-  __shared__ int64_t of_warp[kGroupThreads / 32];
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  int64_t sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const int64_t other = __shfl_up_sync(kAllLanes, sum, step);
-    if (lane >= step) sum += other;
-  }
-  if (lane == 31) of_warp[warp] = sum;
-  __syncthreads();
-  int64_t before = 0;
-  total = 0;
-  for (int w = 0; w < kGroupThreads / 32; ++w) {
-    if (w < warp) before += of_warp[w];
-    total += of_warp[w];
-  }
-  __syncthreads();
-  return before + sum - value;
-}
-
 // group (R,): of each box, or -1 for none. A block makes one group: it counts the boxes of those before, then
-// writes its own; each thread looks at one stretch of the boxes.
+// writes its own; each warp looks at one stretch of the boxes, a lane at every 32nd.
 template <typename Key>
 __global__ void __launch_bounds__(kGroupThreads, 4)
     group_kernel(const Key* of_box, int64_t boxes, Groups out) {
-  const int64_t stretch = (boxes + kGroupThreads - 1) / kGroupThreads;
-  const int64_t first = threadIdx.x * stretch, end = min(first + stretch, boxes);
+  constexpr int kWarps = kGroupThreads / 32;
+  __shared__ int64_t below_of_warp[kWarps], mine_of_warp[kWarps];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t stretch = (boxes + kGroupThreads - 1) / kGroupThreads * 32;
+  const int64_t first = warp * stretch, end = min(first + stretch, boxes);
   for (int64_t group = blockIdx.x; group < out.count; group += gridDim.x) {
-    int64_t below = 0, mine = 0, all_below = 0, all = 0;
+    int32_t below = 0, mine = 0;
 #pragma unroll 8
-    for (int64_t box = first; box < end; ++box) {
+    for (int64_t box = first + lane; box < end; box += 32) {
       const Key g = __ldg(of_box + box);
       below += g >= 0 && g < group;
       mine += g == group;
     }
-    sum_before(below, all_below);
-    int64_t at = sum_before(mine, all) + all_below;
-#pragma unroll 8
-    for (int64_t box = first; box < end; ++box) {
-      if (__ldg(of_box + box) == group) out.order[at++] = static_cast<int32_t>(box);
+    for (int step = 16; step > 0; step /= 2) {
+      below += __shfl_xor_sync(kAllLanes, below, step);
+      mine += __shfl_xor_sync(kAllLanes, mine, step);
+    }
+    if (lane == 0) {
+      below_of_warp[warp] = below;
+      mine_of_warp[warp] = mine;
+    }
+    __syncthreads();
+    int64_t begin = 0, at = 0, all = 0;
+    for (int w = 0; w < kWarps; ++w) {
+      begin += below_of_warp[w];
+      if (w < warp) at += mine_of_warp[w];
+      all += mine_of_warp[w];
+    }
+    __syncthreads();  // before the arrays are written again
+    at += begin;
+    if (mine > 0) {  // the same for all lanes
+#pragma unroll 4
+      for (int64_t box = first; box < end; box += 32) {
+        const bool is_mine = box + lane < end && __ldg(of_box + box + lane) == group;
+        const unsigned found = __ballot_sync(kAllLanes, is_mine);
+        if (is_mine) out.order[at + __popc(found & ((1u << lane) - 1))] = static_cast<int32_t>(box + lane);
+        at += __popc(found);
+      }
     }
     if (threadIdx.x == 0) {
-      out.begin[group] = all_below;
-      if (group + 1 == out.count) out.begin[group + 1] = all_below + all;
+      out.begin[group] = begin;
+      if (group + 1 == out.count) out.begin[group + 1] = begin + all;
     }
   }
 }

@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(kMatmulThreads, 3) products_kernel(Gather<S> o
     const int32_t box = shared.box[warp * kWarpBoxes + i / kTileChannels], c = i % kTileChannels;
     if (box < 0 || c >= channels || regions::finite(to_acc(*op.out.at(box, 0, 0, first_channel + c))))
       continue;
-    op.template bin<1>(box, 0, 0, first_channel + c);
+    op.element(box, 0, 0, first_channel + c);
   }
 }
 
@@ -300,7 +300,8 @@ __global__ void __launch_bounds__(kMatmulThreads, 3) products_kernel(Gather<S> o
 template <typename S>
 bool has_products(const Gather<S>& op) {
   return kHasTensorCores<S> && op.scale == nullptr && op.maps.level[0].height <= kMostRows &&
-         op.maps.images <= INT32_MAX / kCentres && vectorisable<16 / sizeof(S)>(op.maps, op.out, op.channels);
+         op.maps.images <= INT32_MAX / kCentres && in_vectors<kMapVec<S>>(op.maps, op.channels) &&
+         in_vectors<kMapVec<S>>(op.out, op.channels);
 }
 
 // The means of all boxes, each by the cheaper way.
@@ -316,7 +317,7 @@ void pool(Gather<S> op, const MatmulBoxes& products, int64_t boxes, cudaStream_t
       launch(products_kernel<S>, grid, kMatmulThreads, 0, stream, op, products.groups);
     }
   }
-  gather(op, boxes, stream);
+  gather(op, {}, boxes, stream);
 }
 
 }  // namespace cfmvit::kernels

@@ -15,15 +15,16 @@ __device__ T sum_of_warp(T sum) {
   return sum;
 }
 
-template <typename S>
+// Sum: the type of the sum of squares.
+template <typename S, typename Sum = acc_t<S>>
 __device__ acc_t<S> inverse_norm(const S* token, int64_t stride, int64_t channels) {
-  acc_t<S> sum = 0;
+  Sum sum = 0;
   for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
-    const acc_t<S> x = to_acc(token[c * stride]);
+    const Sum x = to_acc(token[c * stride]);
     sum += x * x;
   }
-  const acc_t<S> norm = std::sqrt(sum_of_warp(sum));
-  return 1 / (norm > kSmallestNorm<acc_t<S>> ? norm : kSmallestNorm<acc_t<S>>);
+  const Sum norm = std::sqrt(sum_of_warp(sum));
+  return static_cast<acc_t<S>>(1 / (norm > kSmallestNorm<Sum> ? norm : kSmallestNorm<Sum>));
 }
 
 // Runs body(i) for i in [0, count), a warp each; no loop around it, for its state would be spilled at the
@@ -51,6 +52,24 @@ struct InverseNorms {
                            pixel % tokens.width * tokens.pixel;
     const acc_t<S> inverse = inverse_norm(token, tokens.channel, channels);
     if (threadIdx.x % 32 == 0) out[i] = inverse;
+  }
+};
+
+// Rows of a matrix of these strides scaled to norm one -> out (rows, channels). Their norms are summed in
+// float64: those of float32 can't overflow there.
+template <typename S>
+struct Normalize {
+  const S* rows;
+  int64_t row, channel;
+  S* out;
+  int64_t channels;
+
+  __device__ void operator()(int64_t i) const {
+    const S* const from = rows + i * row;
+    const acc_t<S> inverse = inverse_norm<S, double>(from, channel, channels);
+    for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
+      from_acc(to_acc(from[c * channel]) * inverse, out[i * channels + c]);
+    }
   }
 };
 

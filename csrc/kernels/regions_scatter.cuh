@@ -1,191 +1,301 @@
 // Backward passes: the gradient of a map, F'[y, x, c] = sum over boxes and bins of wy * wx * out'[r, p, q,
 // c].
 //
-// A block owns a stretch of a row of a map and some channels, each thread two of them; it looks through the
-// boxes of the map in their order for bins that read the row, and adds what they give in shared memory, where
-// no other thread writes. So nothing is zeroed beforehand, all of the gradient is written once, there are no
-// atomics, and the order of every sum is that of the boxes.
+// A warp owns a few neighbouring pixels of a row of a map and some channels, whose sums are its registers. It
+// looks through the boxes of the map in their order: lanes test boxes, then bin rows of those that read the
+// pixels, then bins of those rows; what remains is added. So nothing is zeroed beforehand, all of the
+// gradient is written once, there are no atomics, and the order of every sum is that of the boxes.
 #pragma once
 
+#include "kernels/fast_division.cuh"
+#include "kernels/for_each.cuh"
 #include "kernels/regions_gather.cuh"
 #include "kernels/regions_groups.cuh"
 
 namespace cfmvit::kernels {
 
-constexpr int kScatterThreads = 128, kScatterPixels = 32;
+constexpr int kScatterThreads = 256, kScatterWarps = kScatterThreads / 32;
+constexpr int kScatterPixels = 8;                               // of a warp
+constexpr int kScatterAcross = kScatterWarps * kScatterPixels;  // of a block
 
-// Channels of a thread: 8 bytes of sums.
-template <typename T>
-constexpr int kScatterVec = 8 / sizeof(T);
-
-// A bin row of a box that reads the block's row of the map.
-template <typename T>
-struct BinRow {
-  int32_t box, p;
-  T weight;
+// The pixels that a box reads, from the first to the last of each axis; last < first where there are none.
+struct alignas(16) Span {
+  int32_t first_y = INT32_MAX, last_y = -1, first_x = INT32_MAX, last_x = -1;
 };
 
-// Where `pixel` stands among ascending taps [begin, end): its weight, or zero.
-template <typename T>
-__device__ T weight_at(const Tap<T>* taps, int32_t begin, int32_t end, int32_t pixel) {
-  while (begin < end) {
-    const int32_t middle = (begin + end) / 2;
-    if (taps[middle].pixel < pixel) {
-      begin = middle + 1;
-    } else if (taps[middle].pixel > pixel) {
-      end = middle;
-    } else {
-      return taps[middle].weight;
-    }
-  }
-  return 0;
+// The boxes of each map in their order, with what they read.
+struct Readers {
+  Groups by_map;
+  Span* span;  // (R,) in the order of by_map
+};
+
+inline Readers readers_of(Workspace& workspace, int64_t boxes, int64_t maps) {
+  const Groups by_map = groups_of(workspace, boxes, maps);
+  return {by_map, workspace.take<Span>(boxes)};
 }
 
-template <typename T, typename S, bool kVectorised>
-__device__ Vec<T, kScatterVec<T>> load_gradient(const S* at, int64_t stride, int64_t channels) {
-  constexpr int V = kScatterVec<T>;
-  Vec<T, V> out{};
-  if constexpr (kVectorised) {
-    const auto vec = *reinterpret_cast<const Vec<S, V>*>(at);
-    for (int v = 0; v < V; ++v) out.set(v, static_cast<T>(vec[v]));
-  } else {
-    for (int v = 0; v < V; ++v) {
-      if (v < channels) out.set(v, static_cast<T>(to_acc(at[v * stride])));
+template <typename T>
+struct MakeSpan {
+  Tables<T> tables;
+  Readers out;
+
+  __device__ void operator()(int64_t i) const {
+    if (i >= out.by_map.begin[out.by_map.count]) return;
+    const int32_t box = out.by_map.order[i];
+    Span span;
+    extend(tables.y, box, span.first_y, span.last_y);
+    extend(tables.x, box, span.first_x, span.last_x);
+    out.span[i] = span;
+  }
+  __device__ static void extend(const AxisTables<T>& axis, int32_t box, int32_t& first, int32_t& last) {
+    const int32_t* const begin = axis.begins(box);
+    const Tap<T>* const taps = axis.taps(box);
+    for (int32_t bin = 0; bin < axis.bins; ++bin) {
+      if (begin[bin] == begin[bin + 1]) continue;
+      first = min(first, taps[begin[bin]].pixel);
+      last = max(last, taps[begin[bin + 1] - 1].pixel);
     }
   }
+};
+
+template <typename T>
+void find_readers(const Tables<T>& tables, int64_t boxes, const Readers& out, cudaStream_t stream) {
+  make_groups(tables.map, boxes, out.by_map, stream);
+  for_each(boxes, MakeSpan<T>{tables, out}, stream);
+}
+
+// The first of ascending taps [begin, end) at `pixel` or after it.
+template <typename T>
+__device__ int32_t first_tap(const Tap<T>* taps, int32_t begin, int32_t end, int32_t pixel) {
+  while (begin < end) {
+    const int32_t middle = (begin + end) / 2;
+    taps[middle].pixel < pixel ? begin = middle + 1 : end = middle;
+  }
+  return begin;
+}
+
+// What a warp has found so far.
+template <typename T>
+struct Found {
+  int32_t box[64];
+  struct {
+    int32_t box, p;
+    T weight;
+  } row[32];                                 // bin rows that read the row of the map
+  int64_t bin[32];                           // offsets of the gradients of bins
+  alignas(16) T weight[32][kScatterPixels];  // of those at each pixel
+};
+
+template <typename S>
+CFMVIT_INLINE int32_t scatter_blocks(const Level<S>& level) {
+  return static_cast<int32_t>(level.height * ((level.width + kScatterAcross - 1) / kScatterAcross));
+}
+
+// Writes values, neighbours in memory, in vectors as wide as their address allows.
+template <int N, typename T, typename G>
+__device__ void store_neighbours(const T (&value)[kScatterPixels], G* to) {
+  if (N > 1 && reinterpret_cast<uintptr_t>(to) % (N * sizeof(G)) != 0) {
+    return store_neighbours<(N > 1 ? N / 2 : 1)>(value, to);
+  }
+#pragma unroll
+  for (int first = 0; first < kScatterPixels; first += N) {
+    Vec<G, N> vec{};
+#pragma unroll
+    for (int i = 0; i < N; ++i) vec.set(i, value[first + i]);
+    *reinterpret_cast<Vec<G, N>*>(to + first) = vec;
+  }
+}
+
+// S: type of the gradient of the bins, in vectors; G: of the maps. wide: maps are in vectors.
+template <typename S, typename G>
+__global__ void __launch_bounds__(kScatterThreads, 2)
+    scatter_kernel(Pyramid<G> maps, Tiles tiles, Tables<acc_t<S>> tables, Readers readers, Divider bins_y,
+                   Divider bins_x, Bins<const S> grad, int32_t channels, bool wide) {
+  using T = acc_t<S>;
+  constexpr int V = kMapVec<S>;
+  __shared__ Found<T> found_by_warp[kScatterWarps];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  Found<T>& found = found_by_warp[warp];
+  const unsigned before = (1u << lane) - 1;
+
+  auto tile = static_cast<int32_t>(blockIdx.x);
+  const int l = tiles.level(tile);
+  const Level<G>& level = maps.level[l];
+  const int32_t width = static_cast<int32_t>(level.width), height = static_cast<int32_t>(level.height);
+  const int32_t across = (width + kScatterAcross - 1) / kScatterAcross;
+  const int32_t first_pixel = tile % across * kScatterAcross + warp * kScatterPixels;
+  const int32_t y = tile / across % height, image = tile / across / height;
+  const int32_t c = (blockIdx.y * 32 + lane) * V;
+  if (first_pixel >= width) return;
+
+  T sum[kScatterPixels][V] = {};
+  // Adds what bins of the lanes in `hits` give.
+  const auto add_bins = [&](unsigned hits) {
+    constexpr int kAhead = 4;
+    while (hits != 0) {
+      int hit[kAhead];
+      Vec<S, V> value[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        hit[k] = __ffs(static_cast<int>(hits)) - 1;
+        hits &= hits - 1;
+        if (hit[k] >= 0 && c < channels) {
+          value[k] = *reinterpret_cast<const Vec<S, V>*>(grad.data + found.bin[hit[k]] + c);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (hit[k] < 0) break;
+#pragma unroll
+        for (int i = 0; i < kScatterPixels; ++i) {
+          const T weight = found.weight[hit[k]][i];
+          if (weight == 0) continue;  // whose product with what is not finite would be NaN
+#pragma unroll
+          for (int v = 0; v < V; ++v) sum[i][v] += weight * value[k][v];
+        }
+      }
+    }
+  };
+  // Adds what the first `count` boxes found give.
+  const auto add_boxes = [&](int32_t count) {
+    for (int32_t i = 0; i < count * tables.y.bins; i += 32) {
+      int32_t box = 0, p = i + lane;
+      T weight = 0;
+      if (p < count * tables.y.bins) {
+        box = found.box[bins_y.split(p)];
+        const int32_t* const begin = tables.y.begins(box) + p;
+        const Tap<T>* const taps = tables.y.taps(box);
+        const int32_t tap = first_tap(taps, begin[0], begin[1], y);
+        if (tap < begin[1] && taps[tap].pixel == y) weight = taps[tap].weight;
+      }
+      const unsigned rows = __ballot_sync(kAllLanes, weight != 0);
+      if (weight != 0) found.row[__popc(rows & before)] = {box, p, weight};
+      __syncwarp();
+      const int32_t bins = __popc(rows) * tables.x.bins;
+      for (int32_t j = 0; j < bins; j += 32) {
+        int32_t q = j + lane;
+        bool hit = false;
+        if (q < bins) {
+          const auto row = found.row[bins_x.split(q)];
+          const int32_t* const begin = tables.x.begins(row.box) + q;
+          const Tap<T>* const taps = tables.x.taps(row.box);
+          const int32_t end = begin[1], past = first_pixel + kScatterPixels;
+          int32_t tap = first_tap(taps, begin[0], end, first_pixel);
+          hit = tap < end && taps[tap].pixel < past;
+          if (hit) {
+            found.bin[lane] = row.box * grad.box + row.p * grad.y + q * grad.x;
+            for (int pixel = 0; pixel < kScatterPixels; ++pixel) {
+              const bool here = tap < end && taps[tap].pixel == first_pixel + pixel;
+              found.weight[lane][pixel] = here ? row.weight * taps[tap].weight : T(0);
+              tap += here;
+            }
+          }
+        }
+        const unsigned hits = __ballot_sync(kAllLanes, hit);
+        __syncwarp();
+        add_bins(hits);
+        __syncwarp();
+      }
+      __syncwarp();
+    }
+  };
+
+  const int64_t map = l * maps.images + image, end = readers.by_map.begin[map + 1];
+  int32_t waiting = 0;
+  for (int64_t first = readers.by_map.begin[map]; first < end; first += 32) {
+    bool reads = false;
+    if (first + lane < end) {
+      const Span span = readers.span[first + lane];
+      reads = span.first_y <= y && y <= span.last_y && span.first_x < first_pixel + kScatterPixels &&
+              first_pixel <= span.last_x;
+    }
+    const unsigned readers_here = __ballot_sync(kAllLanes, reads);
+    if (reads) found.box[waiting + __popc(readers_here & before)] = readers.by_map.order[first + lane];
+    waiting += __popc(readers_here);
+    if (waiting < 32 && first + 32 < end) continue;
+    __syncwarp();
+    add_boxes(waiting);
+    waiting = 0;
+  }
+
+  const int pixels = min(kScatterPixels, width - first_pixel);
+  G* const out = level.data + image * level.image + y * level.row + int64_t{first_pixel} * level.pixel +
+                 c * level.channel;
+  if (wide) {
+    if (c >= channels) return;
+#pragma unroll
+    for (int i = 0; i < kScatterPixels; ++i) {
+      if (i >= pixels) break;
+      Vec<G, V> vec{};
+#pragma unroll
+      for (int v = 0; v < V; ++v) vec.set(v, sum[i][v]);
+      *reinterpret_cast<Vec<G, V>*>(out + i * int64_t{level.pixel}) = vec;
+    }
+    return;
+  }
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    if (c + v >= channels) break;
+    G* const row = out + v * level.channel;
+    if (pixels == kScatterPixels && level.pixel == 1) {
+      T value[kScatterPixels];
+#pragma unroll
+      for (int i = 0; i < kScatterPixels; ++i) value[i] = sum[i][v];
+      store_neighbours<kMapVec<G>>(value, row);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kScatterPixels; ++i) {
+        if (i < pixels) from_acc(sum[i][v], row[i * int64_t{level.pixel}]);
+      }
+    }
+  }
+}
+
+// Bins as maps of one level, an image a box; where there is one a box, a row.
+template <typename S>
+Pyramid<const S> as_maps(const Bins<const S>& bins, int64_t boxes, int64_t height, int64_t width) {
+  if (bins.x > INT32_MAX) throw std::length_error("grad must have neighbours less than 2**31 elements apart");
+  Pyramid<const S> out{};
+  out.levels = 1;
+  const bool one = height * width == 1;
+  out.images = one ? 1 : boxes;
+  out.level[0] = {bins.data,
+                  one ? boxes : height,
+                  width,
+                  bins.box,
+                  one ? bins.box : bins.y,
+                  static_cast<int32_t>(bins.x),
+                  bins.channel,
+                  1};
   return out;
 }
 
-// Adds a bin row to the sums of the thread's channels at pixels [first_pixel, first_pixel + kScatterPixels);
-// sums of neighbouring pixels are `step` apart. `at`: the thread's channels of bin (p, 0).
-template <typename T, typename S, bool kVectorised>
-__device__ void scatter_row(const Tables<T>& tables, const BinRow<T>& row, const Bins<const S>& grad,
-                            const S* at, int64_t channels, int32_t first_pixel, Vec<T, kScatterVec<T>>* sums,
-                            int step) {
-  const int32_t* const begin = tables.x.begins(row.box);
-  const Tap<T>* const taps = tables.x.taps(row.box);
-  for (int32_t q = 0; q < tables.x.bins; ++q) {
-    const int32_t from = begin[q], to = begin[q + 1];
-    if (from == to || taps[from].pixel >= first_pixel + kScatterPixels || taps[to - 1].pixel < first_pixel) {
-      continue;
-    }
-    const auto value = load_gradient<T, S, kVectorised>(at + q * grad.x, grad.channel, channels);
-    for (int32_t i = from; i < to; ++i) {
-      const Tap<T> tap = taps[i];
-      const int32_t pixel = tap.pixel - first_pixel;
-      if (pixel < 0 || pixel >= kScatterPixels) continue;
-      const T weight = row.weight * tap.weight;
-      auto& sum = sums[pixel * step];
-#pragma unroll
-      for (int v = 0; v < kScatterVec<T>; ++v) sum.set(v, sum[v] + weight * value[v]);
-    }
-  }
-}
-
-// The stretches of rows of all maps, in the order of blocks.
+// A place for a copy of the gradient of bins in whole vectors where it does not lie so; else without levels.
 template <typename S>
-struct Stretches {
-  int64_t count = 0;  // below 2^31
-  int32_t of_level[kMostLevels] = {};
-
-  explicit Stretches(const Pyramid<S>& maps) {
-    for (int l = 0; l < maps.levels; ++l) {
-      const int64_t stretches = maps.images * maps.level[l].height * across(maps.level[l]);
-      of_level[l] = static_cast<int32_t>(stretches);
-      count += stretches;
-    }
-  }
-  CFMVIT_INLINE static int32_t across(const Level<S>& level) {
-    return static_cast<int32_t>((level.width + kScatterPixels - 1) / kScatterPixels);
-  }
-};
-
-// Shared: (kScatterPixels, blockDim.x) vectors of sums. S: type of the gradient of the bins, G: of the maps.
-template <typename S, typename G, bool kVectorised>
-__global__ void __launch_bounds__(kScatterThreads, 7)
-    scatter_kernel(Pyramid<G> maps, Stretches<G> stretches, Tables<acc_t<S>> tables, Groups by_map,
-                   Bins<const S> grad, int64_t channels) {
-  using T = acc_t<S>;
-  constexpr int V = kScatterVec<T>;
-  __shared__ BinRow<T> rows[kScatterThreads];
-  __shared__ int rows_of_warp[kScatterThreads / 32];
-  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-  const int lane = thread % 32, warp = thread / 32;
-  Vec<T, V>* const sums = dynamic_shared<Vec<T, V>>() + thread;
-
-  auto stretch = static_cast<int32_t>(blockIdx.x);
-  int l = 0;
-  while (stretch >= stretches.of_level[l]) stretch -= stretches.of_level[l++];
-  const Level<G>& level = maps.level[l];
-  const int32_t across = Stretches<G>::across(level), height = static_cast<int32_t>(level.height);
-  const int32_t first_pixel = stretch % across * kScatterPixels, y = stretch / across % height;
-  const int64_t image = stretch / across / height;
-  const int64_t c = (int64_t{blockIdx.y} * threads + thread) * V, mine = channels - c;
-  for (int i = 0; i < kScatterPixels; ++i) sums[i * threads] = {};
-
-  const int64_t map = l * maps.images + image, first = by_map.begin[map];
-  const auto candidates = static_cast<int32_t>((by_map.begin[map + 1] - first) * tables.y.bins);
-  for (int32_t begin = 0; begin < candidates; begin += threads) {
-    BinRow<T> row{};
-    if (begin + thread < candidates) {
-      row.box = by_map.order[first + (begin + thread) / tables.y.bins];
-      row.p = (begin + thread) % tables.y.bins;
-      const int32_t* const begins = tables.y.begins(row.box) + row.p;
-      row.weight = weight_at(tables.y.taps(row.box), begins[0], begins[1], y);
-    }
-    const unsigned found = __ballot_sync(kAllLanes, row.weight != 0);
-    if (lane == 0) rows_of_warp[warp] = __popc(found);
-    __syncthreads();
-    int at = __popc(found & ((1u << lane) - 1)), count = 0;
-    for (int w = 0; w < threads / 32; ++w) {
-      if (w < warp) at += rows_of_warp[w];
-      count += rows_of_warp[w];
-    }
-    if (row.weight != 0) rows[at] = row;
-    __syncthreads();
-    for (int i = 0; i < count && mine > 0; ++i) {
-      scatter_row<T, S, kVectorised>(tables, rows[i], grad, grad.at(rows[i].box, rows[i].p, 0, c), mine,
-                                     first_pixel, sums, threads);
-    }
-    __syncthreads();
-  }
-
-  const int pixels = static_cast<int>(min(int64_t{kScatterPixels}, level.width - first_pixel));
-  G* const out = level.data + image * level.image + y * level.row + int64_t{first_pixel} * level.pixel;
-  if constexpr (kVectorised) {
-    if (mine <= 0) return;
-    for (int i = 0; i < pixels; ++i) {
-      Vec<G, V> vec{};
-      for (int v = 0; v < V; ++v) vec.set(v, sums[i * threads][v]);
-      *reinterpret_cast<Vec<G, V>*>(out + int64_t{i} * level.pixel + c) = vec;
-    }
-  } else {  // neighbouring threads write neighbours in memory
-    __syncthreads();
-    const int64_t first_channel = int64_t{blockIdx.y} * threads * V;
-    const int present = static_cast<int>(min(int64_t{threads} * V, channels - first_channel));
-    const Vec<T, V>* const all = dynamic_shared<Vec<T, V>>();
-    for (int i = thread; i < present * pixels; i += threads) {
-      const int pixel = level.channel == 1 ? i / present : i % pixels;
-      const int channel = level.channel == 1 ? i % present : i / pixels;
-      from_acc(all[pixel * threads + channel / V][channel % V],
-               out[int64_t{pixel} * level.pixel + (first_channel + channel) * level.channel]);
-    }
-  }
+Pyramid<S> packed_for(Workspace& workspace, const Bins<const S>& grad, int64_t boxes,
+                      const Sampling& sampling, int64_t channels) {
+  if (in_vectors<kMapVec<S>>(grad, channels)) return {};
+  const int64_t height = sampling.merge ? 1 : sampling.bins_y, width = sampling.merge ? 1 : sampling.bins_x;
+  return packed_like(workspace, as_maps(grad, boxes, height, width), channels);
 }
 
-// Writes all of every map. R * P and the number of stretches are below 2^31.
+// Writes all of every map. R * P and the number of blocks are below 2^31. packed: of packed_for.
 template <typename S, typename G>
-void scatter(const Pyramid<G>& maps, const Tables<acc_t<S>>& tables, const Groups& by_map,
-             const Bins<const S>& grad, int64_t channels, cudaStream_t stream) {
-  constexpr int V = kScatterVec<acc_t<S>>;
-  const Stretches<G> stretches(maps);
-  const int64_t vecs = (channels + V - 1) / V;
-  const int64_t threads = std::min<int64_t>(kScatterThreads, (vecs + 31) / 32 * 32);
+void scatter(const Pyramid<G>& maps, const Tables<acc_t<S>>& tables, const Readers& readers,
+             Bins<const S> grad, const Pyramid<S>& packed, int64_t boxes, int32_t channels,
+             cudaStream_t stream) {
+  constexpr int V = kMapVec<S>;
   if (channels == 0) return;
-  launch(vectorisable<V>(maps, grad, channels) ? scatter_kernel<S, G, true> : scatter_kernel<S, G, false>,
-         grid_size(stretches.count, ceil_div(vecs, threads)), static_cast<unsigned>(threads),
-         threads * kScatterPixels * sizeof(Vec<acc_t<S>, V>), stream, maps, stretches, tables, by_map, grad,
-         channels);
+  if (packed.levels > 0) {
+    const Level<S>& to = packed.level[0];
+    pack(as_maps(grad, boxes, tables.y.bins, tables.x.bins), packed, channels, stream);
+    const bool one = tables.y.bins * tables.x.bins == 1;
+    grad = {to.data, one ? to.row : to.image, to.row, to.pixel, 1};
+  }
+  const Tiles tiles = Tiles::of(maps, [](const auto& level) { return scatter_blocks(level); });
+  launch(scatter_kernel<S, G>, grid_size(tiles.count, ceil_div(channels, 32 * V)), kScatterThreads, 0, stream,
+         maps, tiles, tables, readers, Divider(tables.y.bins), Divider(tables.x.bins), grad, channels,
+         in_vectors<V>(maps, channels));
 }
 
 }  // namespace cfmvit::kernels

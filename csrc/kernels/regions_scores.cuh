@@ -1,48 +1,71 @@
-// Detection scores from two rows of logits, a block a region: the softmaxes, their geometric mean, its
-// normalisation over the labels and the background, and objectness, in three readings of the rows that stay
-// in a core's L1 cache.
+// Detection scores from products of embeddings, a block a region: logits, their softmaxes, the geometric
+// mean, its normalisation over the labels and the background, and objectness, in three readings of the rows
+// that stay in a core's L1 cache.
 #pragma once
 
-#include "kernels/portable.cuh"
+#include <limits>
+
+#include "kernels/vectors.cuh"
 
 namespace cfmvit::kernels {
 
 constexpr int kScoreThreads = 128;
 
+// Products of a tower's embeddings with those of the texts, (R, 1 + n), the background first. Rows begin at
+// multiples of 16 bytes, as `inverse` and `exponent` of the texts do.
 template <typename T>
-struct Logits {  // (R, 1 + n) of these strides, the background first
-  const T* data;
-  int64_t row, label;
+struct Products {
+  const T* data;  // null where there is no tower
+  int64_t row;
+  const T* inverse;      // (R,) inverse norms of the tower's embeddings
+  const T* temperature;  // ()
 };
 
 template <typename T>
 struct Scores {
-  Logits<T> detector, vlm;  // vlm.data may be null
-  const T* exponent;        // (n,)
-  int64_t exponent_stride;
+  Products<T> detector, vlm;
+  const T* inverse;     // (1 + n,) inverse norms of the texts
+  const T* exponent;    // (1 + n,), of the background 0
   const T* objectness;  // (R,) or null
   int64_t objectness_stride;
   double power;
   bool renormalize;
   T* out;  // (R, n) contiguous
-  int64_t labels;
+  int32_t texts;
 };
 
-// The largest of some numbers and the sum of exp(x - largest). Where one of them is NaN, so is the sum.
+// exp(x) to about 2 units in the last place for x near zero; what is below 1e-38 is zero.
+__device__ inline float fast_exp(float x) {
+#ifdef __CUDACC__
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
+  return power;
+#else
+  return std::exp(x);
+#endif
+}
+__device__ inline double fast_exp(double x) { return std::exp(x); }
+
+// The largest of some numbers and the sum of exp(x - largest), NaN where one of them is NaN or infinity. It
+// begins with the lowest finite number, so that minus infinity adds nothing.
 template <typename T>
 struct SumOfExponentials {
-  T largest, sum;
+  T largest = std::numeric_limits<T>::lowest(), sum = 0;
 
-  __device__ void add(T x) { *this = join(*this, {x, 1}); }
+  template <int N>
+  __device__ void add(const T (&x)[N]) {
+    const T before = largest;
+#pragma unroll
+    for (int i = 0; i < N; ++i) largest = std::fmax(x[i], largest);
+    sum *= fast_exp(before - largest);
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += fast_exp(x[i] - largest);
+  }
   __device__ T log() const { return largest + std::log(sum); }
 
   __device__ static SumOfExponentials join(SumOfExponentials a, SumOfExponentials b) {
-    const T largest = a.largest > b.largest ? a.largest : b.largest;
-    // What is empty, or has only minus infinities, adds nothing; infinity minus itself would be NaN.
-    const auto rescaled = [largest](SumOfExponentials x) {
-      return x.sum == 0 || x.largest == largest ? x.sum : x.sum * std::exp(x.largest - largest);
-    };
-    return {largest, rescaled(a) + rescaled(b)};
+    const T largest = std::fmax(a.largest, b.largest);
+    return {largest, a.sum * fast_exp(a.largest - largest) + b.sum * fast_exp(b.largest - largest)};
   }
 };
 
@@ -67,40 +90,93 @@ __device__ SumOfExponentials<T> join_block(SumOfExponentials<T> mine) {
   return all;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kScoreThreads, 6) combine_scores_kernel(Scores<T> op) {
-  const int64_t region = blockIdx.x;
-  const T* const logit = op.detector.data + region * op.detector.row;
-  const T* const vlm = op.vlm.data == nullptr ? nullptr : op.vlm.data + region * op.vlm.row;
-  const auto log_sum = [&](const T* row, int64_t stride) {
-    SumOfExponentials<T> partial{-INFINITY, 0};
-    for (int64_t j = threadIdx.x; j <= op.labels; j += kScoreThreads) partial.add(row[j * stride]);
-    return join_block(partial).log();
-  };
-  const T total = log_sum(logit, op.detector.label), vlm_total = vlm ? log_sum(vlm, op.vlm.label) : T(0);
-  const auto log_score = [&](int64_t j) {  // of label j
-    const T score = logit[(j + 1) * op.detector.label] - total;
-    if (vlm == nullptr) return score;
-    const T w = op.exponent[j * op.exponent_stride];
-    return (1 - w) * score + w * (vlm[(j + 1) * op.vlm.label] - vlm_total);
-  };
-  T shift = 0;
-  if (vlm != nullptr && op.renormalize) {
-    SumOfExponentials<T> partial{-INFINITY, 0};
-    if (threadIdx.x == 0) partial.add(logit[0] - total);
-    for (int64_t j = threadIdx.x; j < op.labels; j += kScoreThreads) partial.add(log_score(j));
-    shift = join_block(partial).log();
-  }
-  const T factor =
-      op.objectness == nullptr ? T(1) : std::pow(op.objectness[region * op.objectness_stride], T(op.power));
-  for (int64_t j = threadIdx.x; j < op.labels; j += kScoreThreads) {
-    op.out[region * op.labels + j] = std::exp(log_score(j) - shift) * factor;
+// The first `there` of V numbers, read as one.
+template <int V, typename T>
+__device__ __forceinline__ void load_numbers(const T* from, int there, T (&to)[V]) {
+  if (there >= V) {
+    const auto vec = *reinterpret_cast<const Vec<T, V>*>(from);
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = vec[v];
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = v < there ? from[v] : T(0);
   }
 }
 
+// kBoth: whether there is a vlm. kept: whether shared memory holds a row of the results; else it is kept in
+// the results themselves.
+template <typename T, bool kBoth>
+__global__ void __launch_bounds__(kScoreThreads, sizeof(T) < 8 ? 8 : 4)
+    scores_kernel(Scores<T> op, bool kept) {
+  constexpr int V = 16 / sizeof(T);
+  const int64_t region = blockIdx.x;
+  const int32_t texts = op.texts, thread = static_cast<int32_t>(threadIdx.x);
+  const T factor = op.detector.inverse[region] / *op.detector.temperature;
+  const T vlm_factor = kBoth ? op.vlm.inverse[region] / *op.vlm.temperature : T(0);
+  T* const out = op.out + region * (texts - 1) - 1;  // of text j
+  T* const row = kept ? dynamic_shared<T>() : out;
+  // Logits of the first `there` of V texts from the j-th on.
+  const auto logits_of = [&](int32_t j, int there, T(&logit)[V], T(&vlm)[V]) {
+    T inverse[V];
+    load_numbers(op.inverse + j, there, inverse);
+    load_numbers(op.detector.data + region * op.detector.row + j, there, logit);
+    if (kBoth) load_numbers(op.vlm.data + region * op.vlm.row + j, there, vlm);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      logit[v] *= inverse[v] * factor;
+      if (kBoth) vlm[v] *= inverse[v] * vlm_factor;
+    }
+  };
+  const auto leave_out = [](int there, T(&x)[V]) {  // what is beyond the last text
+#pragma unroll
+    for (int v = 1; v < V; ++v) {
+      if (v >= there) x[v] = -INFINITY;
+    }
+  };
+
+  SumOfExponentials<T> partial, vlm_partial;
+  for (int32_t j = thread * V; j < texts; j += kScoreThreads * V) {
+    T logit[V], vlm[V];
+    logits_of(j, texts - j, logit, vlm);
+    leave_out(texts - j, logit);
+    partial.add(logit);
+    if (!kBoth) continue;
+    leave_out(texts - j, vlm);
+    vlm_partial.add(vlm);
+  }
+  const T total = join_block(partial).log(), vlm_total = kBoth ? join_block(vlm_partial).log() : T(0);
+
+  partial = {};
+  for (int32_t j = thread * V; j < texts; j += kScoreThreads * V) {
+    const int there = texts - j;
+    T score[V], vlm[V], w[V];
+    logits_of(j, there, score, vlm);
+    if (kBoth) load_numbers(op.exponent + j, there, w);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      score[v] -= total;
+      if (kBoth) score[v] = (1 - w[v]) * score[v] + w[v] * (vlm[v] - vlm_total);
+      if (v < there && j + v > 0) row[j + v] = score[v];
+    }
+    if (!kBoth || !op.renormalize) continue;
+    leave_out(there, score);
+    partial.add(score);
+  }
+  const T shift = kBoth && op.renormalize ? join_block(partial).log() : T(0);
+  const T sure =
+      op.objectness == nullptr ? T(1) : std::pow(op.objectness[region * op.objectness_stride], T(op.power));
+  __syncthreads();  // of rows
+#pragma unroll 4
+  for (int32_t j = thread + 1; j < texts; j += kScoreThreads) out[j] = fast_exp(row[j] - shift) * sure;
+}
+
 template <typename T>
-void combine_scores(const Scores<T>& op, int64_t regions, cudaStream_t stream) {
-  launch(combine_scores_kernel<T>, static_cast<unsigned>(regions), kScoreThreads, 0, stream, op);
+void scores(const Scores<T>& op, int64_t regions, cudaStream_t stream) {
+  constexpr size_t kMostKept = 16384;  // bytes
+  const size_t row = op.texts * sizeof(T);
+  const bool kept = row <= kMostKept;
+  launch(op.vlm.data == nullptr ? scores_kernel<T, false> : scores_kernel<T, true>,
+         static_cast<unsigned>(regions), kScoreThreads, kept ? row : 0, stream, op, kept);
 }
 
 }  // namespace cfmvit::kernels

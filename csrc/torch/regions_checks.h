@@ -98,35 +98,7 @@ inline void check_pool_backward(const char* op, const Tensor& grad, const Tensor
   }
 }
 
-inline void check_summed(const char* op, const char* name, const Tensor& x) {
-  CFMVIT_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, op, ": ", name,
-               " must be float32 or float64, got ", x.scalar_type());
-}
-
-// exponent (labels,), objectness (regions,)
-inline void check_votes(const char* op, int64_t regions, int64_t labels, const Tensor& of,
-                        const Tensor& exponent, const std::optional<Tensor>& objectness) {
-  check_shape(op, "exponent", exponent, {labels});
-  check_type(op, "exponent", exponent, of);
-  if (objectness) {
-    check_shape(op, "objectness", *objectness, {regions});
-    check_type(op, "objectness", *objectness, of);
-  }
-}
-
-inline void check_scores(const Tensor& logits, const std::optional<Tensor>& vlm_logits,
-                         const Tensor& exponent, const std::optional<Tensor>& objectness) {
-  const char* op = "combine_scores";
-  CFMVIT_CHECK(logits.dim() == 2 && logits.size(1) >= 1, op, ": logits must have shape (R, 1 + n), got ",
-               shape_text(logits));
-  check_summed(op, "logits", logits);
-  if (vlm_logits) {
-    check_shape(op, "vlm_logits", *vlm_logits, {logits.size(0), logits.size(1)});
-    check_type(op, "vlm_logits", *vlm_logits, logits);
-  }
-  check_votes(op, logits.size(0), logits.size(1) - 1, logits, exponent, objectness);
-}
-
+// regions, vlm (R, C), text (1 + n, C), exponent (n,), objectness (R,), the last two of the type of sums
 inline void check_embeds(const Tensor& regions, const Tensor& text, const std::optional<Tensor>& vlm,
                          const Tensor& exponent, const std::optional<Tensor>& objectness,
                          const Tensor& temperature, const Tensor& vlm_temperature) {
@@ -134,13 +106,23 @@ inline void check_embeds(const Tensor& regions, const Tensor& text, const std::o
   CFMVIT_CHECK(regions.dim() == 2, op, ": region_embeds must have shape (R, C), got ", shape_text(regions));
   CFMVIT_CHECK(text.dim() == 2 && text.size(0) >= 1 && text.size(1) == regions.size(1), op,
                ": text_embeds must have shape (1 + n, ", regions.size(1), "), got ", shape_text(text));
-  check_summed(op, "region_embeds", regions);
+  CFMVIT_CHECK(is_floating(regions), op,
+               ": region_embeds must be float32, float64, bfloat16 or float16, got ",
+               torch::headeronly::toString(regions.scalar_type()));
   check_type(op, "text_embeds", text, regions);
   if (vlm) {
     check_shape(op, "vlm_embeds", *vlm, {regions.size(0), regions.size(1)});
     check_type(op, "vlm_embeds", *vlm, regions);
   }
-  check_votes(op, regions.size(0), text.size(0) - 1, regions, exponent, objectness);
+  const ScalarType sums =
+      regions.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const auto check_vote = [&](const char* name, const Tensor& x, int64_t count) {
+    check_shape(op, name, x, {count});
+    CFMVIT_CHECK(x.scalar_type() == sums, op, ": ", name, " must have dtype ",
+                 torch::headeronly::toString(sums), ", got ", torch::headeronly::toString(x.scalar_type()));
+  };
+  check_vote("exponent", exponent, text.size(0) - 1);
+  if (objectness) check_vote("objectness", *objectness, regions.size(0));
   CFMVIT_CHECK(temperature.dim() == 0 && vlm_temperature.dim() == 0, op, ": temperatures must be 0-d");
 }
 

@@ -90,11 +90,14 @@ KERNEL(align) {
     const Sampling sampling = sampling_of(job, false);
     const auto maps = pyramid_of<const S>(job, maps_of(job));
     const int64_t boxes = job["rois"].size(0), channels = job["map0"].size(1);
-    const auto tables = tables_for<acc_t<S>>(job, maps, sampling, [](auto&) {});
+    kernels::Pyramid<S> packed;
+    const auto tables = tables_for<acc_t<S>>(job, maps, sampling, [&](kernels::Workspace& workspace) {
+      packed = kernels::packed_for<S>(workspace, maps, boxes, sampling.bins_y * sampling.bins_x, channels);
+    });
     const Array out = output_map<S>(job, "out", {boxes, channels, sampling.bins_y, sampling.bins_x},
                                     job.integer("channels_last"));
     kernels::gather<S>({maps, nullptr, tables, INT64_MAX, bins_of<S>(out), static_cast<int32_t>(channels)},
-                       boxes, nullptr);
+                       packed, boxes, nullptr);
   });
 }
 
@@ -112,12 +115,16 @@ KERNEL(align_backward) {
                                    job.integer("channels_last")));
     }
     const auto maps = pyramid_of<S>(job, outs);
-    kernels::Groups by_map;
+    const auto bins = bins_of<const S>(grad);
+    kernels::Readers readers;
+    kernels::Pyramid<S> packed;
     const auto tables = tables_for<acc_t<S>>(job, maps, sampling, [&](kernels::Workspace& workspace) {
-      by_map = kernels::groups_of(workspace, grad.size(0), maps.images * maps.levels);
+      readers = kernels::readers_of(workspace, grad.size(0), maps.images * maps.levels);
+      packed = kernels::packed_for<S>(workspace, bins, grad.size(0), sampling, grad.size(1));
     });
-    kernels::make_groups(tables.map, grad.size(0), by_map, nullptr);
-    kernels::scatter<S, S>(maps, tables, by_map, bins_of<const S>(grad), grad.size(1), nullptr);
+    kernels::find_readers(tables, grad.size(0), readers, nullptr);
+    kernels::scatter<S, S>(maps, tables, readers, bins, packed, grad.size(0),
+                           static_cast<int32_t>(grad.size(1)), nullptr);
   });
 }
 
@@ -182,16 +189,21 @@ KERNEL(pool_backward) {
       return out;
     };
     const auto maps = grid_of<S>(job, view("tokens"), 0);
-    kernels::Groups by_map;
-    const auto tables = tables_for<T>(job, maps, sampling_of(job, true), [&](kernels::Workspace& workspace) {
-      by_map = kernels::groups_of(workspace, grad.size(0), images);
+    const Sampling sampling = sampling_of(job, true);
+    kernels::Readers readers;
+    kernels::Pyramid<S> packed;
+    const auto tables = tables_for<T>(job, maps, sampling, [&](kernels::Workspace& workspace) {
+      readers = kernels::readers_of(workspace, grad.size(0), images);
+      packed = kernels::packed_for<S>(workspace, bins, grad.size(0), sampling, channels);
     });
-    kernels::make_groups(tables.map, grad.size(0), by_map, nullptr);
-    if (!job.has("tokens")) {
-      return kernels::scatter<S, S>(maps, tables, by_map, bins, channels, nullptr);
-    }
+    kernels::find_readers(tables, grad.size(0), readers, nullptr);
+    const auto scatter = [&](const auto& to) {
+      kernels::scatter<S>(to, tables, readers, bins, packed, grad.size(0), static_cast<int32_t>(channels),
+                          nullptr);
+    };
+    if (!job.has("tokens")) return scatter(maps);
     const T* const unit = job.output<T>("scratch unit", size);
-    kernels::scatter<S, T>(grid_of<T>(job, view("scratch unit"), 0), tables, by_map, bins, channels, nullptr);
+    scatter(grid_of<T>(job, view("scratch unit"), 0));
     kernels::for_each_warp(images * pixels,
                            kernels::Unnormalize<S>{grid_of<const S>(job, job["tokens"], 0).level[0], unit,
                                                    maps.level[0], channels},
@@ -199,22 +211,36 @@ KERNEL(pool_backward) {
   });
 }
 
+// Products "detector" and "vlm" (R, 1 + n) with gaps between their rows; "inverse" (1 + n,) of the texts and
+// "inverse_<tower>" (R,); "temperature_<tower>".
 KERNEL(scores) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const auto view = [&](const std::string& name) {
-      if (!job.has(name)) return kernels::Logits<T>{};
-      const Array& x = job[name];
-      return kernels::Logits<T>{x.data<const T>(), x.stride(0), x.stride(1)};
+    const auto tower = [&](const std::string& name) {
+      if (!job.has(name)) return kernels::Products<T>{};
+      return kernels::Products<T>{job[name].data<const T>(), job[name].stride(0),
+                                  job.data<T>("inverse_" + name), job.data<T>("temperature_" + name)};
     };
-    const int64_t rows = job["logits"].size(0), labels = job["logits"].size(1) - 1;
-    kernels::combine_scores<T>(
-        {view("logits"), view("vlm"), job.data<T>("exponent"), job["exponent"].stride(0),
-         job.data<T>("objectness"), 1, job.real("power"), job.integer("renormalize") != 0,
-         job.output<T>("out", {rows, labels}), labels},
-        rows, nullptr);
+    const int64_t rows = job["detector"].size(0), texts = job["detector"].size(1);
+    kernels::scores<T>({tower("detector"), tower("vlm"), job.data<T>("inverse"), job.data<T>("exponent"),
+                        job.data<T>("objectness"), 1, job.real("power"), job.integer("renormalize") != 0,
+                        job.output<T>("out", {rows, texts - 1}), static_cast<int32_t>(texts)},
+                       rows, nullptr);
   };
-  job["logits"].type == "float64" ? run(double{}) : run(float{});
+  job["detector"].type == "float64" ? run(double{}) : run(float{});
+}
+
+// Rows of x (R, C), of any strides, scaled to norm one.
+KERNEL(normalize) {
+  const Array& x = job["x"];
+  const auto run = [&](auto zero) {
+    using S = decltype(zero);
+    S* const out = job.output<S>("out", x.sizes);
+    kernels::for_each_warp(x.size(0),
+                           kernels::Normalize<S>{x.data<const S>(), x.stride(0), x.stride(1), out, x.size(1)},
+                           nullptr);
+  };
+  x.type == "float64" ? run(double{}) : run(float{});
 }
 
 }  // namespace cfmvit::emulation

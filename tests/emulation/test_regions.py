@@ -112,6 +112,15 @@ def test_roi_align_in_vectors(regions: Emulator, dtype: torch.dtype) -> None:
     check_align(regions, [tokens], boxes(9), SAMPLINGS[1])
 
 
+@pytest.mark.parametrize("last", [True, False], ids=["NHWC", "NCHW"])
+def test_few_boxes_and_many_bins(regions: Emulator, last: bool) -> None:
+    """Maps that are not copied because boxes are few; results of a box that are more than a tile."""
+    large = rand(B, 9, 30, 40, dtype=torch.bfloat16)
+    check_align(regions, [channels_last(large) if last else large], boxes(3), SAMPLINGS[0], last=last)
+    small = rand(B, 5, 4, 6, dtype=torch.float32)
+    check_align(regions, [channels_last(small) if last else small], boxes(2), (50, 45, 1, 1), last=last)
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_multilevel(regions: Emulator, sampling: tuple[int, ...]) -> None:
     maps = [channels_last(rand(B, 40, h, w, dtype=torch.float32)) for h, w in ((12, 15), (6, 8), (3, 1))]
@@ -159,6 +168,20 @@ def test_nothing(regions: Emulator, shape: tuple[int, ...]) -> None:
         "images": shape[0],
     }
     assert not regions("align_backward", {**back, **given})["map0"].any()
+
+
+def test_pixels_that_no_bin_reads_do_not_see_its_gradient(regions: Emulator) -> None:
+    grad = torch.ones(2, 4, 1, 2)
+    grad[0, :, 0, 1] = NAN
+    given = {
+        "rois": torch.tensor([[0, 1.0, 1, 5, 2], [1, 0, 0, 3, 3]]), "sizes": torch.tensor([[4, 9]]),
+        "images": B, "scales": torch.ones(1).double(), "sampling": torch.tensor((1, 2, 1, 0)), "channels_last": 0,
+    }  # fmt: skip
+    found = regions("align_backward", {"grad": grad, **given})["map0"]
+    alone = regions("align_backward", {"grad": grad.nan_to_num(0.0), **given})["map0"]
+    unread = found.isfinite()
+    assert unread.sum() == found.numel() - 4 * 2  # one sample, at a pixel of row 1 and that below
+    assert torch.equal(found[unread], alone[unread])
 
 
 def check_pool(
@@ -245,19 +268,45 @@ def test_pixels_that_no_box_reads_do_not_matter_to_products(regions: Emulator) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("labels", [1, 31, 128, 300])
-def test_combine_scores(regions: Emulator, labels: int, dtype: torch.dtype) -> None:
-    """Logits up to 100 either way, rows with gaps, labels that are impossible, every option."""
-    logits, vlm = (30 * rand(5, 1 + labels, 2, dtype=dtype, seed=seed)[..., 0] for seed in (0, 1))
-    logits[0, 0] = vlm[1, -1] = -INF
-    exponent, objectness = rand(labels, dtype=dtype).sigmoid(), rand(5, dtype=dtype, seed=2).sigmoid()
-    for second, sure, renormalize in itertools.product((None, vlm), (None, objectness), (0, 1)):
-        given = {"logits": logits, "vlm": second, "exponent": exponent, "objectness": sure, "power": 3.0}
-        found = regions("scores", {**given, "renormalize": renormalize})["out"]
-        exact = [x.double() if x is not None else None for x in (logits, second, exponent, sure)]
-        assert_matches(found, reference.combine_scores(*exact, 3.0, bool(renormalize)))
-    logits[2, 1] = NAN
-    given = {"logits": logits, "exponent": exponent, "power": 3.0, "renormalize": 1}
-    found = regions("scores", given)["out"]
-    assert found[2].isnan().all()
-    assert found[3:].isfinite().all()
+@pytest.mark.parametrize("labels", [1, 31, 128, 600, 5000])
+def test_scores(regions: Emulator, labels: int, dtype: torch.dtype) -> None:
+    """Logits up to 100 either way, rows with gaps, labels that are impossible, any norms and temperatures, every option.
+
+    Of 5000 labels a row does not stay in shared memory.
+    """
+    rows = 5 if labels < 5000 else 1
+    texts, gap = 1 + labels, 7 - labels % 4
+    logits, vlm = (30 * rand(rows, texts, dtype=dtype, seed=seed) for seed in (0, 1))
+    logits[0, 0] = vlm[-1, -1] = -INF
+    exponent, objectness = rand(texts, dtype=dtype).sigmoid(), rand(rows, dtype=dtype, seed=2).sigmoid()
+    exponent[0] = 0
+    text, *norms = (rand(count, dtype=dtype, seed=4).exp() for count in (texts, rows, rows))
+    shared = {"exponent": exponent, "power": 3.0, "inverse": 1 / text}
+    for name, norm, temperature in zip(("detector", "vlm"), norms, (0.5, 2.0)):
+        shared[f"temperature_{name}"] = torch.tensor(temperature, dtype=dtype)
+        shared[f"inverse_{name}"] = 1 / norm
+
+    def products(logits: Tensor, norm: Tensor, temperature: float) -> Tensor:
+        spread = torch.full((rows, texts + gap), NAN, dtype=dtype)[:, :texts]
+        return spread.copy_(logits * norm[:, None] * text * temperature)
+
+    detector, frozen = products(logits, norms[0], 0.5), products(vlm, norms[1], 2.0)
+    for second, sure, renormalize in itertools.product((False, True), (None, objectness), (0, 1)):
+        given = {"detector": detector, "vlm": frozen if second else None, "objectness": sure}
+        found = regions("scores", {**shared, **given, "renormalize": renormalize})["out"]
+        exact = (x.double() if x is not None else None for x in (vlm if second else None, exponent[1:], sure))
+        expected = reference.combine_scores(logits.double(), *exact, 3.0, bool(renormalize))
+        rtol = 1e-4 if dtype == torch.float32 else 1e-9  # of float32: a rounding of a logit of 100
+        torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=1e-9)
+    detector[0, 1], detector[-1, 0] = NAN, INF
+    found = regions("scores", {**shared, "detector": detector, "renormalize": 1})["out"]
+    assert found[[0, -1]].isnan().all()
+    assert found[1:-1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_normalize(regions: Emulator, dtype: torch.dtype) -> None:
+    """Of lengths whose squares float32 does not hold, rows of zeros and rows that are columns."""
+    x = rand(40, 7, dtype=dtype).T
+    x[1], x[2], x[3] = 0, x[2] * 1e25, x[3] * 1e-10
+    assert_matches(regions("normalize", {"x": x})["out"], F.normalize(x.double(), dim=1))

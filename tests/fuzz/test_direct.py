@@ -20,15 +20,13 @@ pytestmark = pytest.mark.skipif(library.core is None, reason=library.core_missin
 
 def other_ways(choose: Choices) -> None:
     """Calls of ops that the tests of public functions on one process do not reach."""
-    count, width, classes = choose.size(1), choose.size(1), choose.size(1)
+    count, width = choose.size(1), choose.size(1)
     hidden, weight, bias = (torch.randn(n).requires_grad_() for n in ((count, 3), (width, 3), (width,)))
     total, *_ = C.linear_masked_cosine_sum(hidden, weight, bias, torch.randn(count, width), 1e-8, True, True)
     total.backward()
     sums = [torch.rand(count).requires_grad_() for _ in range(5)]
     loss, *_ = C.pair_loss(*sums, torch.tensor(2.0), 0.5, 0.5, True)
     loss.backward()
-    logits = torch.randn(2, count, 1 + classes)
-    C.combine_scores(*logits, torch.rand(classes), torch.rand(count), 3.0, True)
 
 
 C = torch.ops.cfmvit

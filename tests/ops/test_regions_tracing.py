@@ -47,10 +47,6 @@ CASES: dict[str, tuple[Any, tuple]] = {
         (GRAD[:, :, 0, 0], ROIS, TOKENS.detach(), 2, 50, *POOLED),
     ),
     "levels": (N.pyramid_levels, (ROIS.detach(), 2, 4, 224.0, 4.0)),
-    "scores": (
-        N.combine_scores,
-        (rand(4, 6, grad=False), rand(4, 6, grad=False), torch.rand(5), torch.rand(4), 3.0, True),
-    ),
     "score_regions": (
         N.score_regions,
         (
@@ -65,7 +61,20 @@ CASES: dict[str, tuple[Any, tuple]] = {
             True,
         ),
     ),
-    "scores_alone": (N.combine_scores, (rand(4, 6, grad=False), None, torch.rand(5), None, 3.0, True)),
+    "scores_of_one_tower": (
+        N.score_regions,
+        (
+            rand(4, 3, grad=False).bfloat16(),
+            rand(6, 3, grad=False).bfloat16(),
+            None,
+            torch.rand(5),
+            None,
+            torch.tensor(0.1),
+            torch.tensor(0.2),
+            3.0,
+            True,
+        ),
+    ),
 }
 
 

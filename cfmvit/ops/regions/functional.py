@@ -37,6 +37,9 @@ def roi_align(
     Differences: bfloat16 too; float16 maps are summed in float32; any float dtype of boxes; every layout of `input` is read
     where it lies, and a channels-last one gives a channels-last result; the backward pass is deterministic.
 
+    Memory on a GPU: where boxes are many, a map that is not channels-last in whole 16 bytes is copied so, and the result's
+    gradient likewise; each copy is as large as what it copies, channels rounded up to 16 bytes.
+
     Args:
         input: (B, C, H, W) floating
             Feature maps.
@@ -251,7 +254,9 @@ def score_regions(
             Forces an implementation.
 
     Returns:
-        (R, n) float32 (float64 if an embedding is), without the background.
+        (R, n) float32 (float64 if an embedding is), without the background. On a GPU, embeddings that are all bfloat16 or all
+        float16 are multiplied by tensor cores as they are, exactly and summed in float32; up to 256 MB hold the products of
+        a block of regions.
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above; the message names it.
@@ -269,19 +274,17 @@ def score_regions(
         raise ValueError("score_regions: impl must not be 'native' where gradients are wanted, got 'native'")
     exponent = _exponent(base, text_embeds, dtype, base_weight, novel_weight)
     objectness = None if objectness is None else objectness.to(dtype)
-    options = float(objectness_power), bool(renormalize)
-    if region_embeds.is_cpu and use_native("score_regions", region_embeds, impl):
-        vlm = None if vlm_embeds is None else vlm_embeds.to(dtype)
-        temperatures = (torch.as_tensor(x, dtype=dtype, device="cpu") for x in (temperature, vlm_temperature))
-        embeds = region_embeds.to(dtype), text_embeds.to(dtype), vlm
-        return _NATIVE["score_regions"](*embeds, exponent, objectness, *temperatures, *options)
-    text_embeds = text_embeds.to(dtype)
-    logits = reference.similarities(region_embeds.to(dtype), text_embeds, temperature)
-    vlm_logits = None
-    if vlm_embeds is not None:
-        vlm_logits = reference.similarities(vlm_embeds.to(dtype), text_embeds, vlm_temperature)
-    run = _choose("combine_scores", logits, impl)
-    return run(logits, vlm_logits, exponent, objectness, *options)
+    embeds = [region_embeds, text_embeds, vlm_embeds]
+    if len({x.dtype for x in embeds if x is not None}) > 1:
+        embeds = [x if x is None else x.to(dtype) for x in embeds]
+    temperatures = (
+        x.to(text_embeds.device, dtype)
+        if isinstance(x, Tensor)
+        else torch.full((), x, dtype=dtype, device=text_embeds.device)
+        for x in (temperature, vlm_temperature)
+    )
+    run = _choose("score_regions", region_embeds, impl)
+    return run(*embeds, exponent, objectness, *temperatures, float(objectness_power), bool(renormalize))
 
 
 def _exponent(

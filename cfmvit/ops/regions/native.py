@@ -198,10 +198,6 @@ def _pool_backward(ctx: Any, grad: Tensor) -> tuple:
     return grad_tokens, *[None] * 10
 
 
-def _scores_fake(logits, vlm_logits, exponent, objectness, objectness_power, renormalize):
-    return logits.new_empty(logits.shape[0], logits.shape[1] - 1)
-
-
 def _score_fake(
     region_embeds, text_embeds, vlm_embeds, exponent, objectness, temperature, vlm_temperature, objectness_power,
     renormalize,
@@ -224,7 +220,7 @@ def _score_fake(
                 x.device == region_embeds.device,
                 lambda: f"{op}: {name} must be on {region_embeds.device}, got {x.device}",  # noqa: B023
             )
-    return region_embeds.new_empty(rows, labels)
+    return exponent.new_empty(rows, labels)
 
 
 def _levels_fake(rois, finest, count, canonical_scale, canonical_level):
@@ -251,7 +247,6 @@ def register() -> dict[str, NativeOp]:
         ),
         NativeOp("pyramid_levels", _levels_fake, reference.pyramid_levels),
         NativeOp("pool_regions", _pool_fake, reference.pool_regions, _pool_backward, _pool_context),
-        NativeOp("combine_scores", _scores_fake, reference.combine_scores),
         NativeOp("score_regions", _score_fake, reference.score_regions),
     )
     return {op.name: op for op in ops}

@@ -210,9 +210,12 @@ def score_regions(
     objectness_power: float,
     renormalize: bool,
 ) -> Tensor:
-    """Do `combine_scores` of the similarities of embeddings of one dtype."""
-    logits = similarities(region_embeds, text_embeds, temperature)
-    vlm_logits = None if vlm_embeds is None else similarities(vlm_embeds, text_embeds, vlm_temperature)
+    """Do `combine_scores` of the similarities of embeddings, in the dtype of exponent."""
+    text_embeds = text_embeds.to(exponent.dtype)
+    logits = similarities(region_embeds.to(exponent.dtype), text_embeds, temperature)
+    vlm_logits = None
+    if vlm_embeds is not None:
+        vlm_logits = similarities(vlm_embeds.to(exponent.dtype), text_embeds, vlm_temperature)
     return combine_scores(logits, vlm_logits, exponent, objectness, objectness_power, renormalize)
 
 

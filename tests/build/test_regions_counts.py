@@ -1,0 +1,108 @@
+"""What the region kernels compile to for compute capability 9.0: instructions of their inner loops, widths of loads, blocks at once."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cfmvit.bench import sass
+
+CSRC = Path(__file__).parents[2] / "csrc"
+SOURCE = """
+#include "kernels/regions_matmul.cuh"
+#include "kernels/regions_scatter.cuh"
+#include "kernels/regions_scores.cuh"
+namespace cfmvit::kernels {
+using S = BFloat16;
+template __global__ void gather_kernel<S, false>(Gather<S>, int32_t);
+template __global__ void pack_kernel<S>(Pyramid<const S>, Pyramid<S>, Tiles, int32_t);
+template __global__ void scatter_kernel<S, S>(
+    Pyramid<S>, Tiles, Tables<float>, Readers, Divider, Divider, Bins<const S>, int32_t, bool);
+template __global__ void group_kernel<int32_t>(const int32_t*, int64_t, Groups);
+template __global__ void scores_kernel<float, true>(Scores<float>, bool);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, sass.Kernel]:
+    """The kernels by name."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc to compile with")
+    try:
+        sass.tool("cuobjdump"), sass.tool("nvdisasm")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("counts")
+    source, cubin = folder / "kernels.cu", folder / "kernels.cubin"
+    source.write_text(SOURCE)
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    if "release 13.0" not in version:
+        pytest.skip("the counts are those of nvcc 13.0")
+    command = [nvcc, "-std=c++20", f"-I{CSRC}", "-arch=sm_90a", "-cubin", "-o", str(cubin), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = sass.kernels(cubin)
+    assert not [name for name, kernel in found.items() if kernel.usage.stack]
+    names = ("gather_kernel", "pack_kernel", "scatter_kernel", "group_kernel", "scores_kernel")
+    return {name: next(kernel for full, kernel in found.items() if name in full) for name in names}
+
+
+def loop_of(kernel: sass.Kernel, opcode: str, count: int) -> range:
+    """The smallest loop with at least so many of an instruction."""
+    return next(
+        body
+        for body in (range(*loop) for loop in kernel.loops)
+        if kernel.opcodes(opcode, body).total() >= count
+    )
+
+
+def test_gather_reads_eight_vectors_before_it_adds(kernels: dict[str, sass.Kernel]) -> None:
+    """Two rows of four taps: 16 bytes of channels each, with one multiplication and addition a channel and tap."""
+    kernel = kernels["gather_kernel"]
+    loop = loop_of(kernel, "LDG.E.128", 8)
+    assert kernel.counts(loop)["float"] <= 8 * 9
+    assert kernel.counts(loop).total() <= 230
+    # RoIAlign of 7 x 7 bins and 256 channels: blocks of 7 warps, whose tile is a box's results.
+    assert sass.blocks_at_once(kernel.usage, 7 * 32, 7 * 7 * 512, 90) >= 4
+
+
+def test_pack_takes_fourteen_instructions_an_element(kernels: dict[str, sass.Kernel]) -> None:
+    kernel = kernels["pack_kernel"]
+    loop = loop_of(kernel, "LDG", 8)
+    assert kernel.opcodes("STG.E.128", loop).total() == 1
+    assert kernel.counts(loop).total() <= 8 * 14
+    assert sass.blocks_at_once(kernel.usage, 256, 0, 90) >= 6
+
+
+def test_scatter_adds_in_registers(kernels: dict[str, sass.Kernel]) -> None:
+    """Four bins at a time, 8 channels of each of 8 pixels but for those without a weight; neither atomics nor sums in memory."""
+    kernel = kernels["scatter_kernel"]
+    loop = loop_of(kernel, "LDG.E.128", 4)
+    assert kernel.counts(loop)["float"] == 4 * 8 * (1 + 8)
+    assert kernel.counts(loop).total() <= 4 * 190
+    assert not kernel.opcodes("STS", loop)
+    assert not kernel.counts()["atomic"]
+    assert sass.blocks_at_once(kernel.usage, 256, 0, 90) >= 2
+
+
+def test_groups_are_counted_by_whole_lines(kernels: dict[str, sass.Kernel]) -> None:
+    """Eight loads are under way at a time, and every lane's neighbour reads the next box."""
+    kernel = kernels["group_kernel"]
+    loop = loop_of(kernel, "LDG", 8)
+    assert kernel.counts(loop).total() <= 8 * 13
+
+
+def test_scores_are_read_in_vectors(kernels: dict[str, sass.Kernel]) -> None:
+    """Two readings, each of 16 bytes of every row; one exponential a logit and one more a vector."""
+    kernel = kernels["scores_kernel"]
+    logits, combined = (loop_of(kernel, "LDG.E.128", count) for count in (3, 4))
+    assert kernel.counts(logits)["special"] == 2 * 5
+    assert kernel.counts(combined)["special"] == 5
+    assert kernel.counts(logits).total() <= 160
+    assert kernel.counts(combined).total() <= 184
+    assert sass.blocks_at_once(kernel.usage, 128, 4 * 1204, 90) >= 10
