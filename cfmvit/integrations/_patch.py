@@ -18,8 +18,8 @@ Replacement = tuple[Any, str, Any]
 class Patch:
     """Attributes replaced from now on, until `remove` is called or the `with` block ends, with or without an exception.
 
-    A method of a class is nothing that `torch.compile` looks at again: where one is replaced or put back, what was compiled is
-    forgotten, and compiled again when it is called. So enter such a patch once, around the whole training.
+    A method of a class, or an object's class, is nothing that every `torch.compile` looks at again: where one is replaced or put
+    back, what was compiled is forgotten, and compiled again when it is called. So enter such a patch once, around the whole training.
 
     Args:
         replacements: (owner, name, value) of each attribute. A value for "__class__" is a subclass of the owner's class.
@@ -102,6 +102,8 @@ def _before(owner: Any, name: str, value: Any) -> Any:
 
 
 def _forget_compiled(places: Iterable[Replacement]) -> None:
-    """Reset `torch.compile` where a class's own attribute changed: it guards globals and an object's class, but not that."""
-    if "torch._dynamo" in sys.modules and any(isinstance(owner, type) for owner, *_ in places):
+    """Reset `torch.compile` where a class's own attribute changed, or, for torch 2.11, an object's class: it guards globals alone."""
+    if "torch._dynamo" in sys.modules and any(
+        isinstance(owner, type) or name == "__class__" for owner, name, _ in places
+    ):
         sys.modules["torch"].compiler.reset()

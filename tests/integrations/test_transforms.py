@@ -220,17 +220,19 @@ def boxes(batch: int) -> tuple[Tensor, ...]:
     return rand(batch, 2, 8, 8), rand(batch, 4).abs().cumsum(1)
 
 
+# Constants of the programs, made before: torch 2.11 exports no generator.
+SCALE, BIAS, MASK_TOKEN, POSITIONS = rand() + 9, rand(), rand(1, 1, 4), rand(1, 9, 4)
 EXPORTED: dict[str, tuple[Callable[..., Any], Callable[[int], tuple[Tensor, ...]]]] = {
-    "ClipLoss": (lambda *x: open_clip.ClipLoss()(*x, rand() + 9), lambda batch: (rand(batch, 6),) * 2),
-    "SigLipLoss": (lambda *x: open_clip.SigLipLoss()(*x, rand() + 9, rand()), lambda batch: (rand(batch, 6),) * 2),
-    "clip_loss": (lambda *x: huggingface.clip_loss(*x, rand() + 9), lambda batch: (rand(batch, 6),) * 2),
+    "ClipLoss": (lambda *x: open_clip.ClipLoss()(*x, SCALE), lambda batch: (rand(batch, 6),) * 2),
+    "SigLipLoss": (lambda *x: open_clip.SigLipLoss()(*x, SCALE, BIAS), lambda batch: (rand(batch, 6),) * 2),
+    "clip_loss": (lambda *x: huggingface.clip_loss(*x, SCALE), lambda batch: (rand(batch, 6),) * 2),
     "forward_loss": (lambda *x: mae.forward_loss(*x, 2, True), images),
     "huggingface": (lambda *x: huggingface.forward_loss(*x, 2, True), images),
     "random_masking": (
         lambda *x: mae.random_masking(x[0], 0.5, x[1]), lambda batch: (rand(batch, 8, 4), rand(batch, 8))
     ),
     "unshuffle": (
-        lambda x, order: mae.unshuffle(x, rand(1, 1, 4), order, rand(1, 9, 4)),
+        lambda x, order: mae.unshuffle(x, MASK_TOKEN, order, POSITIONS),
         lambda batch: (rand(batch, 5, 4), rand(batch, 8).argsort(1)),
     ),
     "roi_align": (lambda x, boxes: torchvision.roi_align(x, [boxes, boxes[:1]], 2), boxes),
