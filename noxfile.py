@@ -47,7 +47,7 @@ def ops(session: nox.Session, torch: tuple[str, ...]) -> None:
         ("open_clip_torch @ git+https://github.com/mlfoundations/open_clip",),
         ("transformers==4.*",),
         ("transformers>=5",),
-        ("timm==1.0.20",),
+        ("timm==1.0.23",),
         ("timm",),
         OLDEST_TORCH,
     ],
