@@ -25,16 +25,17 @@ __all__ = [
     "list_models",
     "models",
     "ops",
+    "pipeline",
     "pretrain",
 ]
 
 if TYPE_CHECKING:
     from cfmvit import data, detection, evaluation, integrations, models, ops, pretrain
-    from cfmvit.detection import Detector, classify_regions
+    from cfmvit.detection import Detector, classify_regions, pipeline
     from cfmvit.models import CFMViT, Tokenizer, create_model, list_models
 else:
     # Imported when first asked for, so that `import cfmvit` and `import cfmvit.ops` stay light.
-    _HOMES = dict.fromkeys(("Detector", "classify_regions"), "cfmvit.detection") | dict.fromkeys(
+    _HOMES = dict.fromkeys(("Detector", "classify_regions", "pipeline"), "cfmvit.detection") | dict.fromkeys(
         ("CFMViT", "Tokenizer", "create_model", "list_models"), "cfmvit.models"
     )
 

@@ -138,18 +138,31 @@ def _parser() -> argparse.ArgumentParser:
         imported.add_argument(f"--{name}", help="image statistics, such as 0.5,0.5,0.5; default: the model's")
     imported.set_defaults(run=_import)
 
-    detect = commands.add_parser("detect", help="find objects named by words in an image")
-    detect.add_argument("image", type=Path)
-    names = detect.add_mutually_exclusive_group(required=True)
+    detect = commands.add_parser("detect", help="find objects named by words in pictures")
+    detect.add_argument("images", nargs="+", help="pictures: files, folders, patterns")
+    names = detect.add_mutually_exclusive_group()
     names.add_argument("--labels", help='comma-separated, for example "red cup, dog"')
     names.add_argument(
         "--labels-file", type=Path, help="a text file with one label a line; labels may hold commas"
     )
     detect.add_argument(
+        "--vocabulary",
+        type=Path,
+        help="file that keeps the labels' embeddings: read where it is there, else written",
+    )
+    detect.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where the device has it",
+    )
+    detect.add_argument(
         "--checkpoint", type=Path, help="a detector's folder; default: the small one that is shipped"
     )
     detect.add_argument(
-        "--output", type=Path, help="overlay to write; default: IMAGE.detected.png in this folder"
+        "--output",
+        type=Path,
+        help="overlay to write, or folder for several pictures; default: IMAGE.detected.png, runs/detect",
     )
     detect.add_argument(
         "--threshold",
@@ -193,9 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--masks", action="store_true", help="evaluate masks too")
     evaluate.add_argument(
         "--vocabulary",
-        choices=("auto", "ovd", "all", "file"),
+        choices=("auto", "ovd", "lvis", "all", "file", "transfer"),
         default="auto",
-        help="which categories count, and which are novel: COCO's 48 + 17, all alike, or as the file says",
+        help="which categories count, and which are novel: COCO's 17 of 65, LVIS's 337 of 1,203, none, as the file says, or all",
     )
     evaluate.add_argument(
         "--orientation",
@@ -241,7 +254,12 @@ def _training_command(
         description=f"{summary[0].upper()}{summary[1:]}; overrides look like optim.lr=1e-3.",
     )
     command.add_argument("overrides", nargs="*", metavar="key=value")
-    command.add_argument("--config", type=Path, help=".toml or .json; a run's config.json can be given back")
+    protocols = ""
+    if name == "finetune":
+        protocols = f", or one of {', '.join(path.stem for path in _protocols())}"
+    command.add_argument(
+        "--config", type=Path, help=f".toml or .json{protocols}; a run's config.json can be given back"
+    )
     command.add_argument("--output", type=Path, default=Path(f"runs/{name}"))
     command.add_argument("--resume", action="store_true", help="go on from OUTPUT/checkpoint.pt")
     command.add_argument(
@@ -277,7 +295,15 @@ def _finetune(arguments: argparse.Namespace) -> None:
 def _config_file(arguments: argparse.Namespace) -> Path | None:
     """Return the file to start from: of a resumed run, its own configuration."""
     own = arguments.output / "config.json"
-    return own if arguments.config is None and arguments.resume and own.is_file() else arguments.config
+    if arguments.config is None:
+        return own if arguments.resume and own.is_file() else None
+    named = {path.stem: path for path in _protocols()} if arguments.command == "finetune" else {}
+    return named.get(str(arguments.config), arguments.config)
+
+
+def _protocols() -> list[Path]:
+    """Return the configurations that the package brings for the field's protocols."""
+    return sorted((Path(__file__).parent / "detection" / "protocols").glob("*.toml"))
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -291,13 +317,15 @@ def _detect(arguments: argparse.Namespace) -> None:
     from cfmvit.detection.command import detect
 
     detect(
-        arguments.image,
+        arguments.images,
         arguments.labels_file or arguments.labels,
         arguments.checkpoint,
         arguments.output,
         arguments.threshold,
         arguments.json,
         arguments.device,
+        arguments.precision,
+        arguments.vocabulary,
     )
 
 

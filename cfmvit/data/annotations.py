@@ -65,7 +65,8 @@ def _check_entries(entries: list[Any], where: str, keys: tuple[str, ...]) -> Non
 def image_paths(images: list[Entry], folder: Path, source: Path) -> dict[int, Path]:
     """Return the file of each image id.
 
-    A file is looked for by its ``file_name``, then by the last part of its ``coco_url``, then by the last two.
+    A file is looked for by its ``file_name``, then by the last two parts of that, as Objects365 has it, then by the last part of
+    its ``coco_url``, then by the last two.
 
     Raises:
         ValueError: an image without either name, or one whose ``file_name`` leads out of the folder.
@@ -98,7 +99,8 @@ def image_paths(images: list[Entry], folder: Path, source: Path) -> dict[int, Pa
 
 def _names(image: Entry) -> list[str]:
     parts = str(image.get("coco_url") or "").split("/")
-    names = [image.get("file_name"), parts[-1], "/".join(parts[-2:])]
+    name = image.get("file_name")
+    names = [name, "/".join(str(name or "").split("/")[-2:]), parts[-1], "/".join(parts[-2:])]
     return list(dict.fromkeys(str(name) for name in names if name))
 
 

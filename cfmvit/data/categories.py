@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cfmvit._io import parse_json
-from cfmvit.data.splits import COCO_BASE, COCO_NAMES, COCO_NOVEL
+from cfmvit.data.splits import COCO_BASE, COCO_NAMES, COCO_NOVEL, LVIS_V1_COUNT, LVIS_V1_RARE
 
-VocabularyRule = Literal["auto", "ovd", "all", "file"]
+VocabularyRule = Literal["auto", "ovd", "lvis", "all", "file", "transfer"]
 
 # From so many of COCO's 80 names on, a file that holds no other names is taken for COCO's own: fewer are somebody's own
 # choice of categories, of which none should be novel unasked.
@@ -58,9 +58,11 @@ def split_categories(
     Args:
         entries: the file's ``{"id", "name"}``.
         vocabulary: ``"ovd"``: COCO's open-vocabulary split, 48 base and 17 novel categories, found by name; others are
-            left out. ``"all"``: all are base. ``"file"``: novel are those with ``"novel": true``. ``"auto"``: LVIS's rare
-            ones are novel where categories have a frequency; else as the file says where any says ``novel``; else
-            ``"ovd"`` where all names are COCO's, and at least half of those; else ``"all"``.
+            left out. ``"lvis"``: LVIS v1's 337 rare categories are novel, the other 866 base; by the file's frequencies, or by id
+            where it has none. ``"all"``: all are base. ``"file"``: novel are those with ``"novel": true``. ``"transfer"``: all
+            are novel, for data that a detector knows nothing of. ``"auto"``: rare ones are novel where categories have a
+            frequency; else as the file says where any says ``novel``; else ``"ovd"`` where all names are COCO's, and at
+            least half of those; else ``"all"``.
 
     Raises:
         ValueError: a rule that does not fit the file, a frequency other than r, c and f, a ``novel`` that is no bool, or
@@ -79,6 +81,11 @@ def split_categories(
 
 def _split(entries: list[dict[str, Any]], source: Path, vocabulary: VocabularyRule) -> CategorySplit:
     names = {name_of(entry) for entry in entries}
+    if vocabulary == "transfer":
+        found = [Category(e["id"], name_of(e), e.get("frequency"), True) for e in entries]
+        return CategorySplit(found, (), "all are novel to the detector")
+    if vocabulary == "lvis":
+        return _by_lvis(entries, source)
     if vocabulary == "auto" and entries and any("frequency" in entry for entry in entries):
         return _by_frequency(entries, source)
     if vocabulary == "file" or (vocabulary == "auto" and any("novel" in entry for entry in entries)):
@@ -107,6 +114,24 @@ def _by_frequency(entries: list[dict[str, Any]], source: Path) -> CategorySplit:
             )
     found = [Category(e["id"], name_of(e), e["frequency"], e["frequency"] == "r") for e in entries]
     return CategorySplit(found, (), "rare ones are novel")
+
+
+def _by_lvis(entries: list[dict[str, Any]], source: Path) -> CategorySplit:
+    if [entry["id"] for entry in entries] != list(range(1, LVIS_V1_COUNT + 1)):
+        raise ValueError(
+            f"data: {source}: vocabulary lvis needs LVIS v1's {LVIS_V1_COUNT} categories, ids 1 to {LVIS_V1_COUNT}, got "
+            f"{len(entries)}"
+        )
+    if not any("frequency" in entry for entry in entries):
+        entries = [{**e, "frequency": "r" if e["id"] in LVIS_V1_RARE else "f"} for e in entries]
+    found = _by_frequency(entries, source)
+    rare = {category.id for category in found.categories if category.novel}
+    if rare != LVIS_V1_RARE:
+        raise ValueError(
+            f"data: {source}: LVIS v1 has {len(LVIS_V1_RARE)} rare categories, the file {len(rare)}; those that differ: "
+            f"{', '.join(map(str, sorted(rare ^ LVIS_V1_RARE)[:5]))}"
+        )
+    return found
 
 
 def _by_flag(entries: list[dict[str, Any]], source: Path) -> CategorySplit:

@@ -16,6 +16,7 @@ from cfmvit.data.entries import DetectionEntry, Found, file_entries
 from cfmvit.data.fingerprint import fingerprint
 from cfmvit.data.images import CorruptSample, Orientation, decode_frame, read_sample
 from cfmvit.data.masks import decode_mask, has_mask
+from cfmvit.data.repeat_factors import repeat_factors
 from cfmvit.data.shard_boxes import shard_annotations, shard_entries
 from cfmvit.data.shards import BrokenShards, ShardSample
 from cfmvit.data.specs import resolve
@@ -71,6 +72,12 @@ class DetectionDataset:
                 [(a["id"], a["category_id"], a["bbox"]) for a in entry.annotations],
             )
             for entry in self.entries
+        )
+
+    def repeat_factors(self, threshold: float) -> NDArray[np.float64]:
+        """Return how often each image comes in an epoch of repeat-factor sampling; see ``data.repeat_factors``."""
+        return repeat_factors(
+            [{a["category_id"] for a in entry.annotations} for entry in self.entries], threshold
         )
 
     @property

@@ -47,6 +47,7 @@ class SeededLoader:
         collate: makes a batch from a list of samples.
         rank, world_size: this process takes the ``rank``-th of ``world_size`` equal parts of each batch.
         pieces: it yields its part in as many equal pieces, one after another.
+        repeats: (len(dataset),) how often a sample comes in an epoch, on average; once by default.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SeededLoader:
         rank: int = 0,
         world_size: int = 1,
         pieces: int = 1,
+        repeats: NDArray[np.float64] | None = None,
     ) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
             if value < least:
@@ -76,10 +78,10 @@ class SeededLoader:
             raise ValueError("SeededLoader: dataset must not be empty, got 0 samples")
         self.batch_size = batch_size
         self.workers = workers
-        self.batches_per_epoch = max(1, len(dataset) // batch_size)
         self._skipped: dict[str, str] = {}
         self._remarks = Remarks()
-        self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size, pieces)
+        self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size, pieces, repeats)
+        self.batches_per_epoch = self._batches.per_epoch
 
     @property
     def skipped(self) -> int:
@@ -144,16 +146,19 @@ class _Batches(torch.utils.data.Dataset[Result]):
         rank: int,
         world_size: int,
         pieces: int,
+        repeats: NDArray[np.float64] | None,
     ) -> None:
         self.dataset, self.collate, self.seed = dataset, collate, seed
         self.batch_size, self.pieces = batch_size, pieces
         self.piece, self.first = batch_size // (world_size * pieces), rank * pieces
         self.patience = min(len(dataset), _PATIENCE)
+        self.repeats = np.ones(len(dataset)) if repeats is None else repeats
+        self.per_epoch = max(1, int(self.repeats.sum()) // batch_size)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def __getitem__(self, number: int) -> Result:
         number, piece = divmod(number, self.pieces)
-        epoch, within = divmod(number, max(1, len(self.dataset) // self.batch_size))
+        epoch, within = divmod(number, self.per_epoch)
         order = self._permutation(epoch)
         mine = range((self.first + piece) * self.piece, (self.first + piece + 1) * self.piece)
         corrupt: list[CorruptSample] = []
@@ -183,15 +188,14 @@ class _Batches(torch.utils.data.Dataset[Result]):
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._order[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
-            self._order = (epoch, rng.permutation(len(self.dataset)))
+            self._order = (epoch, rng.permutation(_drawn(self.repeats, rng)))
         return self._order[1]
 
     def _load(
         self, candidates: Iterator[int], epoch: int, taken: set[int], corrupt: list[CorruptSample]
     ) -> Sample | None:
         """Load the first sound candidate that is not ``taken`` yet; where all others are, one that is."""
-        first = next(candidates)
-        for index in chain([first], islice(_free_first(candidates, taken), self.patience - 1)):
+        for index in islice(_free_first(candidates, taken), self.patience):
             try:
                 sample = self.dataset.load(index, np.random.default_rng((self.seed, epoch, index)))
             except CorruptSample as error:
@@ -202,10 +206,31 @@ class _Batches(torch.utils.data.Dataset[Result]):
         return None
 
 
+def _drawn(repeats: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return each index as often as it comes in an epoch: the whole part of its number, and one more with the rest's chance.
+
+    They are drawn systematically, so that every epoch has as many in all.
+    """
+    if (repeats == 1).all():
+        return np.arange(len(repeats))
+    ends = repeats.cumsum()
+    total = int(ends[-1])
+    ends *= total / ends[-1]
+    ends[-1] = total
+    return np.repeat(
+        np.arange(len(repeats)), np.diff(np.floor(ends + rng.random()), prepend=0).astype(np.int64)
+    )
+
+
 def _free_first(candidates: Iterator[int], taken: set[int]) -> Iterator[int]:
-    """Yield those that are not taken, then those that are."""
-    others = []
+    """Yield the first one, then those that are not taken, then the others; each once, as they are asked for."""
+    first = next(candidates)
+    yield first
+    seen, others = {first}, []
     for index in candidates:
+        if index in seen:
+            continue
+        seen.add(index)
         if index in taken:
             others.append(index)
         else:

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 _MOST_SHARDS = 10**6
-_FORMS = "coco:DIR, lvis:DIR, shards:GLOB or annotations.json@image_folder"
+_FORMS = "coco:DIR, lvis:DIR, objects365:DIR, shards:GLOB or annotations.json@image_folder"
 # Annotation files of a layout, the preferred one first, each with the folder that holds its images.
 # LVIS names an image by its COCO url, whose last two parts are a path below DIR: its validation images come from two
 # folders of COCO's. Scenes do the same.
@@ -32,6 +32,19 @@ _LAYOUTS: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
         ("annotations/lvis_v0.5_{split}.json", "."),
         ("lvis_v0.5_{split}.json", "."),
     ),
+    # The second version's files name their images images/v1/patch0/NAME, which are unpacked to SPLIT/patch0/NAME.
+    ("objects365", "detection"): (
+        ("annotations/zhiyuan_objv2_{split}.json", "{split}"),
+        ("zhiyuan_objv2_{split}.json", "{split}"),
+        ("annotations/objects365_{split}.json", "{split}"),
+        ("objects365_{split}.json", "{split}"),
+    ),
+}
+# Where to get what is missing.
+_HOMES = {
+    "coco": "https://cocodataset.org/#download: 2017 train and val images, train/val annotations",
+    "lvis": "https://www.lvisdataset.org/dataset: the v1 annotations; the images are COCO 2017's",
+    "objects365": "https://www.objects365.org/download.html",
 }
 
 
@@ -62,8 +75,13 @@ def resolve(spec: str, split: str, purpose: str) -> Source:
     if kind == "shards" and place:
         shards = _shards(place, split)
         return Source(shards[0].parent / "categories.json", shards[0].parent, shards)
-    if kind in ("coco", "lvis") and place:
-        return _layout(Path(place), _LAYOUTS[kind, purpose], split)
+    if kind in _HOMES and place:
+        if (kind, purpose) not in _LAYOUTS:
+            raise ValueError(f"data: {kind} has no {purpose}")
+        try:
+            return _layout(Path(place), _LAYOUTS[kind, purpose], split)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; get it from {_HOMES[kind]}") from error
     annotations, _, images = spec.rpartition("@")
     if annotations.endswith(".json") and images:
         return _checked(Path(annotations), Path(images))

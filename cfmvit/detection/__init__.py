@@ -9,16 +9,19 @@ from cfmvit.detection.config import (
     tiny_config,
 )
 from cfmvit.detection.detector import Detector
+from cfmvit.detection.encoded import Encoded
 from cfmvit.detection.engine import FinetuneConfig, FinetuneOptim, finetune
 from cfmvit.detection.inference import predict_dataset
 from cfmvit.detection.region_classification import classify_regions
 from cfmvit.detection.result import Detections
 from cfmvit.detection.vocabulary import Vocabulary
+from cfmvit.detection.zero_shot_pipeline import pipeline
 
 __all__ = [
     "Detections",
     "Detector",
     "DetectorConfig",
+    "Encoded",
     "FinetuneConfig",
     "FinetuneOptim",
     "HeadConfig",
@@ -28,6 +31,7 @@ __all__ = [
     "Vocabulary",
     "classify_regions",
     "finetune",
+    "pipeline",
     "predict_dataset",
     "tiny_config",
 ]

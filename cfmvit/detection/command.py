@@ -3,53 +3,85 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from cfmvit._io import atomic_write
 from cfmvit._require import require
 from cfmvit._terminal import printable
-from cfmvit.detection.detector import Detector
+from cfmvit.detection.detector import Detector, Precision
+from cfmvit.detection.folder import RESULTS, detect_folder
 from cfmvit.detection.image_input import read_image
+from cfmvit.detection.places import find_images
+from cfmvit.detection.result import Detections
+from cfmvit.detection.vocabulary import Vocabulary, clean_labels
 from cfmvit.report import overlay
 from cfmvit.training.device import choose_device
 
 
 def detect(
-    image: Path,
-    labels: str | Path,
+    images: Path | Sequence[str | Path],
+    labels: str | Path | None,
     checkpoint: Path | None = None,
     output: Path | None = None,
     threshold: float | None = None,
     as_json: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
+    vocabulary: Path | None = None,
 ) -> Path:
-    """Find objects, print them and write an overlay.
+    """Find objects, print them and write overlays.
 
     Args:
+        images: a picture; or several files, folders and patterns, for which see ``detect_folder``.
         labels: names, parted by commas, or by full stops as in "dog . cat ."; or a file with one a line.
         checkpoint: a detector's folder, or that of the run that made it; by default the small one that comes with the
             package.
-        output: overlay to write; by default ``IMAGE.detected.png`` in the current folder.
+        output: overlay to write, by default ``IMAGE.detected.png`` in the current folder; for several pictures a folder, by
+            default ``runs/detect``.
         threshold: show all that score more; by default what stands out, see ``Detections.salient``.
-        as_json: print the detections as JSON instead of a table.
+        as_json: print the detections as JSON instead of a table; of one picture.
         device: ``"cpu"``, ``"cuda[:N]"``, or by default a GPU where there is one.
+        precision: as ``Detector.encode`` takes it.
+        vocabulary: file that keeps the labels' embeddings. Where there is one, it is read, and ``labels`` may be None; else it is
+            written.
 
     Returns:
-        the overlay's path.
+        the overlay's path, or the folder.
 
     Raises:
         ValueError: bad labels, an output that is the image itself or of a kind that can't be written; and all that
             ``Detector.predict`` raises.
     """
-    path = output or Path(f"{image.stem}.detected.png")
-    kind = _format(path, image)
-    names = read_labels(labels)
-    pixels = read_image(image)
-    detector = Detector.from_pretrained(checkpoint).to(choose_device(device))
+    places = [images] if isinstance(images, (str, Path)) else list(images)
+    files = find_images(places)
+    alone = len(places) == 1 and files == [Path(places[0])]
+    if not alone and as_json:
+        raise ValueError(
+            f"detect: JSON is printed of one picture, got {len(files)}; results.json has those of all"
+        )
+    path = output or (Path(f"{files[0].stem}.detected.png") if alone else Path("runs/detect"))
+    kind = _format(path, files[0]) if alone else ""
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"detect: threshold must be in [0, 1], got {threshold}")
-    everything = detector.predict(pixels, names, threshold=0.0)
-    found = everything.salient() if threshold is None else everything[everything.scores > threshold]
+    names = None if labels is None else read_labels(labels)
+    pixels = read_image(files[0]) if alone else None
+    detector = Detector.from_pretrained(checkpoint).to(choose_device(device))
+    text = _vocabulary(detector, names, vocabulary)
+
+    def choose(found: Detections) -> Detections:
+        return found.salient() if threshold is None else found[found.scores > threshold]
+
+    if pixels is None:
+        result = detect_folder(detector, files, text, path, choose, precision=precision)
+        skipped = f", {result.skipped} can't be read" if result.skipped else ""
+        print(
+            f"{len(result.results)} found in {len(result.images)} pictures{skipped}; overlays and {RESULTS}: "
+            f"{printable(str(path))}"
+        )
+        return path
+    everything = detector.predict(pixels, text, threshold=0.0, precision=precision)
+    found = choose(everything)
     base = set(detector.config.base_labels)
     drawn = overlay(pixels, found, {label for label in found.labels if label not in base})
     with atomic_write(path) as file:
@@ -65,6 +97,30 @@ def detect(
     )
     print(f"{len(found)} found{hidden}; overlay: {printable(str(path))}")
     return path
+
+
+def _vocabulary(detector: Detector, names: list[str] | None, file: Path | None) -> Vocabulary:
+    if file is None or not file.exists():
+        if names is None:
+            raise ValueError(
+                f"detect: no vocabulary at {file}; labels must be given, for it to be written"
+                if file
+                else "detect: labels must be given, or a vocabulary"
+            )
+        text = detector.vocabulary(names)
+        if file is not None:
+            text.save(file)
+        return text
+    text = Vocabulary.load(file)
+    if text.source != detector.text_source:
+        raise ValueError(
+            f"vocabulary: {file} was made by another text tower, or with other prompts; remove it to have it made again"
+        )
+    if names is not None and clean_labels(names) != text.labels:
+        raise ValueError(
+            f"vocabulary: {file} has {len(text.labels)} other labels; remove it to have it made again"
+        )
+    return text
 
 
 def read_labels(labels: str | Path) -> list[str]:

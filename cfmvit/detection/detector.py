@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfmvit.data.transforms import center_crop
 from cfmvit.detection.backbone import finetuned_attention, frozen_attention
 from cfmvit.detection.checkpoint import load_detector, save_detector, shipped_checkpoint
 from cfmvit.detection.config import DetectorConfig
+from cfmvit.detection.encoded import Encoded
 from cfmvit.detection.ensemble import frozen_embeddings, region_scores
 from cfmvit.detection.image_input import Prepared, prepare, read_image
 from cfmvit.detection.postprocess import Picked, pick, to_original
@@ -25,7 +29,11 @@ from cfmvit.detection.region_heads import Aligner, BoxHead, MaskHead, box_loss, 
 from cfmvit.detection.result import Detections
 from cfmvit.detection.sampling import check_truth, sample_regions
 from cfmvit.detection.vocabulary import TextBank, Vocabulary, clean_labels
+from cfmvit.training.precision import choose_precision
 from cfmvit.training.world import World
+
+Precision = Literal["auto", "fp32", "bf16"]
+Words = Sequence[str] | Vocabulary
 
 
 class Detector(nn.Module):
@@ -84,6 +92,19 @@ class Detector(nn.Module):
         """Return the text matrix of labels, each encoded once in the detector's life."""
         return self._bank.vocabulary(labels)
 
+    @property
+    def text_source(self) -> str:
+        """Hash of the text tower and the prompts: what a saved ``Vocabulary`` of this detector has as its ``source``."""
+        return self._bank.source
+
+    @torch.no_grad()
+    def embed_pictures(self, pictures: Sequence[Any]) -> Tensor:
+        """Embed whole pictures, as ``predict`` takes them, by the frozen model: (n, E) float32 of unit length."""
+        size = self.model.config.image_size
+        squares = [center_crop(read_image(p).permute(1, 2, 0).contiguous().numpy(), size) for p in pictures]
+        pixels = torch.stack([torch.from_numpy(square.transpose(2, 0, 1).copy()) for square in squares])
+        return self.model.encode_image(pixels.to(self.device)).float()
+
     def losses(
         self, batch: dict[str, Any], text: Tensor, generator: torch.Generator, world: World | None = None
     ) -> dict[str, Tensor]:
@@ -124,98 +145,150 @@ class Detector(nn.Module):
         losses["temperature"] = self.temperature.detach()
         return losses
 
-    @torch.no_grad()
+    @overload
     def predict(
+        self, image: list[Any] | tuple[Any, ...] | Encoded, labels: Words, **options: Any
+    ) -> list[Detections]: ...
+
+    @overload
+    def predict(self, image: Iterator[Any], labels: Words, **options: Any) -> Iterator[Detections]: ...
+
+    @overload
+    def predict(self, image: Any, labels: Words, **options: Any) -> Detections: ...
+
+    def predict(  # type: ignore[misc]  # the forms above leave its options to it
         self,
         image: Any,
-        labels: Sequence[str] | Vocabulary,
+        labels: Words,
         *,
         threshold: float | None = None,
         max_detections: int | None = None,
         novel: Collection[str] | None = None,
         masks: bool = True,
-    ) -> Detections:
-        """Find objects in one image.
+        precision: Precision = "auto",
+        batch_size: int = 8,
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Find objects in one image, or in many.
 
         Args:
-            image: a PIL image, a path, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
+            image: a PIL image, a path, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W); a list of those, or what ``encode``
+                gave; or an iterator, such as a generator, of which ``batch_size`` images are held at a time.
             labels: what to look for, or a ``Vocabulary`` made of it.
             threshold: scores must exceed it; the configuration's by default.
-            max_detections: at most so many; the configuration's by default.
+            max_detections: at most so many an image; the configuration's by default.
             novel: the labels to weigh as novel in the ensemble. By default those that the detector was not finetuned on.
             masks: predict masks too, where the detector has a head for them.
+            precision: as for ``encode``.
+            batch_size: images that are encoded together.
+
+        Returns:
+            What was found in the image; a list for several, an iterator for an iterator.
 
         Raises:
             TypeError, ValueError: bad labels, or an image of an unknown kind.
             FileNotFoundError: no image at the path.
         """
-        text = labels if isinstance(labels, Vocabulary) else self.vocabulary(labels)
-        return self.predict_batch(
-            [prepare(read_image(image), self.config.image_size)],
-            text,
-            threshold=threshold,
-            max_detections=max_detections,
-            novel=novel,
-            masks=masks,
-        )[0]
-
-    @torch.no_grad()
-    def predict_batch(
-        self,
-        images: Sequence[Prepared],
-        text: Vocabulary,
-        *,
-        threshold: float | None = None,
-        max_detections: int | None = None,
-        novel: Collection[str] | None = None,
-        masks: bool = True,
-    ) -> list[Detections]:
-        """Find objects in prepared images; see ``predict``."""
         if max_detections is not None and max_detections < 1:
             raise ValueError(f"predict: max_detections must be positive, got {max_detections}")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"predict: threshold must be in [0, 1], got {threshold}")
-        if not images:
-            return []
+        if batch_size < 1:
+            raise ValueError(f"predict: batch_size must be positive, got {batch_size}")
+        text = labels if isinstance(labels, Vocabulary) else self.vocabulary(labels)
         base = self._base(text.labels, novel)
-        with _evaluating(self):
-            return self._predict(list(images), text, threshold, max_detections, base, masks)
-
-    def _predict(
-        self,
-        images: list[Prepared],
-        text: Vocabulary,
-        threshold: float | None,
-        max_detections: int | None,
-        base: Tensor,
-        with_masks: bool,
-    ) -> list[Detections]:
-        config, device = self.config, self.device
-        pixels = torch.stack([image.pixels for image in images]).to(device)
-        sizes = torch.tensor([image.valid_size for image in images], device=device)
-        features, dense = self._features(pixels, dense=self.config.scores.vlm)
-        proposals, centers = self.proposals.select(self.proposals(features), sizes)
-        aligned = self._align(features, proposals, config.heads.box_size)
-        embeds, deltas = self.box_head(aligned)
-        matrix, frozen = text.embeddings.to(device), self._frozen_embeddings(dense, pixels, proposals)
-        scores = region_scores(
-            embeds, matrix, self.temperature, torch.cat(centers), base.to(device), frozen, config.scores
+        found = partial(
+            self._find, text=text, base=base, threshold=threshold, limit=max_detections, masks=masks
         )
-        decoded = decode_boxes(deltas, torch.cat(proposals))
+        if isinstance(image, Encoded):
+            return found(image)
+        if isinstance(image, Iterator):
+            return self._stream(image, found, precision, batch_size)
+        if isinstance(image, (list, tuple)):
+            return list(self._stream(iter(image), found, precision, batch_size))
+        return found(self.encode([image], precision=precision))[0]
+
+    def _stream(
+        self,
+        images: Iterator[Any],
+        found: Callable[[Encoded], list[Detections]],
+        precision: Precision,
+        size: int,
+    ) -> Iterator[Detections]:
+        while batch := list(islice(images, size)):
+            yield from found(self.encode(batch, precision=precision))
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Any], *, precision: Precision = "auto") -> Encoded:
+        """Do all that does not depend on what is looked for: most of the time of ``predict``.
+
+        Args:
+            images: as ``predict`` takes each, or ``Prepared`` ones.
+            precision: of the towers and heads: ``"bf16"``, ``"fp32"``, or ``"auto"``, which is bf16 where the device has
+                products of it.
+        """
+        config, device = self.config, self.device
+        prepared = [
+            image if isinstance(image, Prepared) else prepare(read_image(image), config.image_size)
+            for image in images
+        ]
+        if not prepared:
+            return Encoded([], [], [], [], [], [])
+        dtype = choose_precision(precision, device)
+        with _evaluating(self), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
+            pixels = torch.stack([image.pixels for image in prepared]).to(device)
+            sizes = torch.tensor([image.valid_size for image in prepared], device=device)
+            maps, dense = self._features(pixels, dense=config.scores.vlm)
+            proposals, centers = self.proposals.select(self.proposals(maps), sizes)
+            embeds, deltas = self.box_head(self._align(maps, proposals, config.heads.box_size))
+            frozen = self._frozen_embeddings(dense, pixels, proposals)
         counts = [len(rows) for rows in proposals]
         limits = sizes.flip(1).repeat(1, 2).float()
+        decoded = decode_boxes(deltas, torch.cat(proposals)).split(counts)
+        return Encoded(
+            prepared,
+            maps,
+            [rows.clamp(min=0).minimum(limit) for rows, limit in zip(decoded, limits)],
+            centers,
+            list(embeds.split(counts)),
+            None if frozen is None else list(frozen.float().split(counts)),
+        )
+
+    @torch.no_grad()
+    def _find(
+        self,
+        encoded: Encoded,
+        *,
+        text: Vocabulary,
+        base: Tensor,
+        threshold: float | None,
+        limit: int | None,
+        masks: bool,
+    ) -> list[Detections]:
+        if not len(encoded):
+            return []
+        config, device = self.config, self.device
+        scores = region_scores(
+            torch.cat(encoded.embeds),
+            text.embeddings.to(device),
+            self.temperature,
+            torch.cat(encoded.centers),
+            base.to(device),
+            None if encoded.frozen is None else torch.cat(encoded.frozen),
+            config.scores,
+        )
         picked = [
             pick(
-                rows.clamp(min=0).minimum(limit),
+                boxes,
                 score,
                 config.scores,
                 config.scores.threshold if threshold is None else threshold,
-                config.scores.max_detections if max_detections is None else max_detections,
+                config.scores.max_detections if limit is None else limit,
             )
-            for rows, score, limit in zip(decoded.split(counts), scores.split(counts), limits)
+            for boxes, score in zip(encoded.boxes, scores.split([len(rows) for rows in encoded.boxes]))
         ]
-        masks = self._masks(features, picked) if with_masks else [None] * len(picked)
-        return [to_original(p, text.labels, image, m) for p, image, m in zip(picked, images, masks)]
+        with _evaluating(self):
+            drawn = self._masks(encoded.maps, picked) if masks else [None] * len(picked)
+        return [to_original(p, text.labels, image, m) for p, image, m in zip(picked, encoded.images, drawn)]
 
     def _features(self, images: Tensor, *, dense: bool = False) -> tuple[list[Tensor], Tensor | None]:
         """Return the pyramid's maps and, if wanted, the frozen tower's dense features, (B, N, E)."""
@@ -258,7 +331,11 @@ class Detector(nn.Module):
             return [None] * len(picked)
         heads = self.config.heads
         boxes = [p.boxes for p in picked]
-        logits = self.mask_head(self._align(features, boxes, heads.mask_size))
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=features[0].dtype == torch.bfloat16
+        )
+        with autocast:
+            logits = self.mask_head(self._align(features, boxes, heads.mask_size))
         return list(logits.sigmoid().split([len(b) for b in boxes]))
 
     def _base(self, labels: tuple[str, ...], novel: Collection[str] | None) -> Tensor:

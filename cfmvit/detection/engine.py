@@ -18,6 +18,7 @@ from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.vocabulary import clean_labels
 from cfmvit.models import CFMViT
+from cfmvit.models.blocks import checkpoint_activations
 from cfmvit.training import (
     LoopConfig,
     MeanGradients,
@@ -28,7 +29,7 @@ from cfmvit.training import (
     param_groups,
     warmup_steps,
 )
-from cfmvit.training.field_ranges import below_one, check, not_negative, positive
+from cfmvit.training.field_ranges import below_one, check, fraction, not_negative, positive
 from cfmvit.training.gradients import check_parts, data_parallel
 from cfmvit.training.precision import with_precision
 from cfmvit.training.run_folder import run_folder, start_run, with_warmup
@@ -42,7 +43,7 @@ class FinetuneOptim:
     """SGD as in the paper's sources, or AdamW, which small runs want; steps at 80, 90 and 95 % of the run.
 
     Attributes:
-        backbone_lr_ratio: learning rate of the image tower relative to the rest.
+        backbone_lr_ratio: learning rate of the image tower relative to the rest; at 0 it stays as it is, without a backward pass.
         momentum: of SGD, and the first beta of AdamW.
     """
 
@@ -71,6 +72,9 @@ class FinetuneConfig:
         model: folder of a CFM-ViT, pretrained or imported, or ``hf:org/name``.
         data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``annotations.json@image_folder``.
         augment: large-scale jitter by ``jitter_scale``, and mirroring where ``flip``.
+        repeat_threshold: share of the images below which a category's images are repeated (``data.repeat_factors``), such as
+            LVIS's 0.001; none are by default.
+        checkpoint_activations: compute each block of the image tower again in the backward pass rather than keep what is in it.
         vocabulary, negatives, size_mismatch, orientation, broken_shards: as ``cfmvit.data.open_detection`` takes them.
         device: ``auto`` takes a GPU when there is one.
     """
@@ -82,6 +86,8 @@ class FinetuneConfig:
     augment: bool = True
     jitter_scale: tuple[float, float] = (0.1, 2.0)
     flip: bool = True
+    repeat_threshold: float | None = None
+    checkpoint_activations: bool = False
     vocabulary: VocabularyRule = "auto"
     negatives: bool = False
     size_mismatch: SizeMismatch = "scale"
@@ -97,6 +103,9 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         positive("", self, "batch_size")
         not_negative("", self, "workers")
+        if self.repeat_threshold is not None:
+            positive("", self, "repeat_threshold")
+            fraction("", self, "repeat_threshold")
 
 
 def finetune(
@@ -151,6 +160,7 @@ def _finetune(config: FinetuneConfig, output: Path, resume: bool, world: World) 
         rank=world.rank,
         world_size=world.size,
         pieces=config.loop.accumulate,
+        repeats=None if config.repeat_threshold is None else dataset.repeat_factors(config.repeat_threshold),
     )
     start = start_run(config, output, detector, optimizer, dataset.fingerprint(), world, resume=resume)
     trained.encode_labels()  # by the weights of a resumed checkpoint
@@ -190,6 +200,10 @@ class _Trained(nn.Module):
         self.detector = Detector(
             CFMViT.from_pretrained(config.model), replace(config.detector, base_labels=self._labels)
         ).to(world.device)
+        if self.detector.visual is not None:
+            self.detector.visual.requires_grad_(config.optim.backbone_lr_ratio > 0)
+            if config.checkpoint_activations:
+                checkpoint_activations(self.detector.visual)
         self.encode_labels()  # so that labels are refused before anything is written
         # Row of each category of the data set among the base ones; -1 for novel ones, which the losses refuse.
         self._rows = torch.full((len(dataset.categories),), -1)

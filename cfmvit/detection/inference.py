@@ -31,7 +31,8 @@ def predict_dataset(
 ) -> Path:
     """Detect every category of a data set in each of its images; corrupt images are logged and get no detections.
 
-    Categories on which the detector was not finetuned are weighed as novel, in another data set than its own all of them.
+    Categories on which the detector was not finetuned are weighed as novel; all of them where the data set says that all are, as
+    for transfer to another one.
     Results are written as they come: where an earlier call was broken off, this one begins with the first image without any.
 
     Args:
@@ -51,6 +52,7 @@ def predict_dataset(
     names = [category.name for category in dataset.categories]
     ids = [category.id for category in dataset.categories]
     text = detector.vocabulary(names)
+    novel = text.labels if all(category.novel for category in dataset.categories) else None
     written = PartialResults(output, _settings(detector, dataset, threshold, masks), overwrite=overwrite)
     remarks = Remarks()
     bar = progress(len(dataset), desc="predict", initial=written.done)
@@ -61,7 +63,7 @@ def predict_dataset(
             for sample in there:
                 remarks.note(sample["key"], sample["remarks"])
             images = [Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in there]
-            found = iter(detector.predict_batch(images, text, threshold=threshold, masks=masks))
+            found = iter(detector.predict(images, text, threshold=threshold, masks=masks, novel=novel))
             for loaded in samples:
                 written.add([] if loaded is None else next(found).to_coco(loaded["image_id"], ids))
             bar.update(len(samples))

@@ -83,6 +83,31 @@ class Detections:
                 result["segmentation"] = code
         return results
 
+    def to_torchvision(self) -> dict[str, Tensor]:
+        """Return what torchvision's detectors do: ``boxes`` (n, 4) xyxy, ``labels`` (n,) int64 from 1 on, ``scores`` (n,) and,
+        where there are masks, ``masks`` (n, 1, H, W) float32.
+        """
+        found = {"boxes": self.boxes, "labels": self.label_ids + 1, "scores": self.scores}
+        if self.masks is not None:
+            found["masks"] = self.masks.dense()[:, None].float()
+        return found
+
+    def to_detectron2(self, image_size: tuple[int, int]) -> Any:
+        """Return a detectron2 ``Instances`` of an image of (H, W) pixels; ``pred_classes`` number the labels from 0.
+
+        Raises:
+            ImportError: the package ``detectron2`` is not installed.
+        """
+        structures = require("detectron2.structures", package="detectron2")
+        fields = {
+            "pred_boxes": structures.Boxes(self.boxes),
+            "scores": self.scores,
+            "pred_classes": self.label_ids,
+        }
+        if self.masks is not None:
+            fields["pred_masks"] = self.masks.dense()
+        return structures.Instances(image_size, **fields)
+
     def to_supervision(self) -> Any:
         """Return a ``supervision.Detections``.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,19 @@ class Vocabulary:
     Attributes:
         labels: n names.
         embeddings: (1 + n, C) float32, unit rows; row 0 is "background".
+        source: hash of the text tower and the prompts that made them, where a bank did.
     """
 
     labels: tuple[str, ...]
     embeddings: Tensor
+    source: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a ``.safetensors`` file, so that a bank of embeddings is encoded once."""
         save = require("safetensors.torch", extra="models").save
         data = save(
-            {"embeddings": self.embeddings.cpu().contiguous()}, metadata={"labels": json.dumps(self.labels)}
+            {"embeddings": self.embeddings.cpu().contiguous()},
+            metadata={"labels": json.dumps(self.labels), "source": self.source},
         )
         with atomic_write(path) as file:
             file.write(data)
@@ -56,13 +60,35 @@ class Vocabulary:
         safetensors = require("safetensors", extra="models")
         try:
             with safetensors.safe_open(str(path), framework="pt") as file:
-                labels = json.loads((file.metadata() or {})["labels"])
+                metadata = file.metadata() or {}
+                labels, source = json.loads(metadata["labels"]), metadata.get("source", "")
                 embeddings = file.get_tensor("embeddings")
         except Exception as error:  # safetensors raises its own type, not derived from a common one
             raise ValueError(f"vocabulary: {path} can't be read ({type(error).__name__}: {error})") from error
         if embeddings.ndim != 2 or len(embeddings) != len(labels) + 1:
             raise ValueError(f"vocabulary: {path} must hold one row a label and one for background")
-        return cls(tuple(labels), embeddings)
+        return cls(tuple(labels), embeddings, source)
+
+    @classmethod
+    def from_images(cls, crops: Mapping[str, Sequence[Any]], detector: Any) -> Vocabulary:
+        """Return a vocabulary of what pictures show, for things that words do not name well.
+
+        A label's row is the mean of the frozen image tower's embeddings of its pictures; the background is that of words.
+
+        Args:
+            crops: pictures of each label, cut to the object, as ``Detector.predict`` takes them.
+            detector: whose frozen model embeds them.
+
+        Raises:
+            ValueError: no label, a label without a picture; and all that ``Detector.predict`` raises of a picture.
+        """
+        names = clean_labels(list(crops))
+        rows = [detector.vocabulary(names[:1]).embeddings[0]]
+        for name, pictures in zip(names, crops.values()):
+            if not len(pictures):
+                raise ValueError(f"vocabulary: {name!r} must have a picture at least, got none")
+            rows.append(F.normalize(detector.embed_pictures(pictures).mean(dim=0), dim=-1))
+        return cls(names, torch.stack(rows))
 
 
 class TextBank:
@@ -80,6 +106,7 @@ class TextBank:
         self._prompts = expand_templates(templates)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._weights: list[tuple[Any, ...]] = []
+        self._source, self._hashed = "", [("none",)]
 
     @torch.no_grad()
     def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
@@ -91,12 +118,32 @@ class TextBank:
         rows = [self._embedding(name) for name in (BACKGROUND, *names)]
         while len(self._known) > _MOST_KNOWN:
             self._known.popitem(last=False)
-        return Vocabulary(names, torch.stack(rows))
+        return Vocabulary(names, torch.stack(rows), self.source)
+
+    @property
+    def source(self) -> str:
+        """Hash of the prompts and of the weights of the text tower."""
+        if not self._source or self._weights != self._hashed:
+            found = hashlib.sha256(json.dumps(self._prompts).encode())
+            for name, weight in self._model.text.state_dict().items():
+                found.update(
+                    name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                )
+            self._source, self._hashed = found.hexdigest(), list(self._weights)
+        return self._source
 
     def _embedding(self, name: str) -> Tensor:
         if name not in self._known:
-            rows = self._model.encode_text([prompt.format(name) for prompt in self._prompts])
-            self._known[name] = F.normalize(rows.float().mean(dim=0), dim=-1)
+            texts = [prompt.format(name) for prompt in self._prompts]
+            # Those of one length together: no row is padded, and a label's rows are the same whatever else is asked for.
+            of_length: dict[int, list[int]] = {}
+            tokenizer = self._model.tokenizer  # without one, encode_text refuses strings
+            for number, length in enumerate(tokenizer.lengths(texts) if tokenizer else [0] * len(texts)):
+                of_length.setdefault(length, []).append(number)
+            found = [
+                self._model.encode_text([texts[n] for n in group]).float() for group in of_length.values()
+            ]
+            self._known[name] = F.normalize(torch.cat(found).mean(dim=0), dim=-1)
         self._known.move_to_end(name)
         return self._known[name]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cfmvit._require import require
 from cfmvit.models.architecture import Activation
@@ -68,7 +69,20 @@ class XformersAttention(Attention):
 
 
 class Block(_timm.Block):
-    """timm's pre-LN block."""
+    """timm's pre-LN block.
+
+    Attributes:
+        checkpointed: compute the block again in the backward pass, rather than keep what is in it.
+    """
+
+    checkpointed = False
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        """Run the block over x, (B, N, C); options as ``Attention.forward`` takes them."""
+        run = super().forward
+        if self.checkpointed and self.training and torch.is_grad_enabled():
+            return checkpoint(run, x, use_reentrant=False, **options)
+        return run(x, **options)
 
     def forward_values(self, x: Tensor) -> Tensor:
         """Run the block over x, (B, N, C), without attention: each token takes its own value, see ``Attention.values``."""
@@ -111,6 +125,13 @@ def make_block(
         act_layer=_ACTIVATIONS[activation],
         attn_layer=XformersAttention if attention == "xformers" else Attention,
     )
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let all blocks of a model be computed again in the backward pass: for one more forward pass, the memory of one block."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.checkpointed = True
 
 
 def make_mlp(width: int, hidden: int, activation: Activation) -> nn.Module:

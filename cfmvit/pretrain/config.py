@@ -42,6 +42,7 @@ class PretrainConfig:
         crop_scale: range of the area kept by the random resized crop.
         flip: mirror half of the images, where ``augment``. Captions that tell left from right want it off.
         broken_shards: as ``cfmvit.data.open_captions`` takes it.
+        checkpoint_activations: compute each block again in the backward pass rather than keep what is in it.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -57,6 +58,7 @@ class PretrainConfig:
     flip: bool = True
     broken_shards: BrokenShards = "error"
     reconstruction_weight: float = 2.0
+    checkpoint_activations: bool = False
     device: str = "auto"
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(

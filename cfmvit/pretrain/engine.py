@@ -10,6 +10,7 @@ import torch
 
 from cfmvit.data import CaptionDataset, SeededLoader, collate_captions, open_captions
 from cfmvit.models import CFMViT, Tokenizer
+from cfmvit.models.blocks import checkpoint_activations
 from cfmvit.pretrain.config import VOCAB_SIZE, PretrainConfig
 from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.pretrain.starting import Start, make_model, starting_point
@@ -66,6 +67,8 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
     tokenizer, optim = Tokenizer.from_str(made), config.optim
     with world.together():
         model = make_model(begin, config, tokenizer).to(world.device)
+        if config.checkpoint_activations:
+            checkpoint_activations(model)
         _say_what_is_cut(tokenizer, dataset.texts(), model.config.context_length)
         groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))

@@ -25,7 +25,15 @@ Config = TypeVar("Config", bound=Any)
 CONFIG = "config.json"
 _DATA = "data.txt"
 # What a resumed run may change and still go on exactly; the schedule follows the number of steps.
-_FREE = {"device", "workers", "loop.steps", "loop.log_every", "loop.save_every", "loop.timeout"}
+_FREE = {
+    "checkpoint_activations",
+    "device",
+    "workers",
+    "loop.steps",
+    "loop.log_every",
+    "loop.save_every",
+    "loop.timeout",
+}
 _LOCKS: set[int] = set()  # descriptors of this process
 
 

@@ -123,7 +123,7 @@ def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("/data/coco", ValueError, "must look like coco:DIR, lvis:DIR, shards:GLOB"),
+        ("/data/coco", ValueError, "must look like coco:DIR, lvis:DIR, objects365:DIR, shards:GLOB"),
         ("coco:", ValueError, "must look like"),
         (
             "coco:/nowhere",

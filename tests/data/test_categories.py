@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cfmvit.data.categories import split_categories
-from cfmvit.data.splits import COCO_BASE, COCO_LEFT_OUT, COCO_NAMES, COCO_NOVEL
+from cfmvit.data.splits import COCO_BASE, COCO_LEFT_OUT, COCO_NAMES, COCO_NOVEL, LVIS_V1_COUNT, LVIS_V1_RARE
 from cfmvit.evaluation.splits import open_vocabulary_split
 
 FILE = Path("a.json")
@@ -52,10 +52,26 @@ def test_one_option_chooses() -> None:
     assert counts(rare, "all") == (2, 0, 0)
 
 
+def test_lvis_is_866_and_337() -> None:
+    plain: list[dict[str, Any]] = [{"id": n, "name": f"c{n}"} for n in range(1, LVIS_V1_COUNT + 1)]
+    said = [{**entry, "frequency": "r" if entry["id"] in LVIS_V1_RARE else "c"} for entry in plain]
+    assert counts(plain, "lvis") == counts(said, "lvis") == counts(said) == (866, 337, 0)
+    assert counts(plain) == (LVIS_V1_COUNT, 0, 0)
+    other = [*said[:12], {**said[12], "frequency": "f"}, *said[13:]]  # 13 is rare
+    with pytest.raises(ValueError, match=r"has 337 rare categories, the file 336; those that differ: 13$"):
+        counts(other, "lvis")
+    with pytest.raises(ValueError, match=r"needs LVIS v1's 1203 categories, ids 1 to 1203, got 1202"):
+        counts(said[:-1], "lvis")
+
+
+def test_transfer_knows_of_no_category() -> None:
+    assert counts(ALL_80, "transfer") == (0, 80, 0)
+
+
 @pytest.mark.parametrize(
     ("entries", "vocabulary", "message"),
     [
-        (COCO, "every", "vocabulary must be one of auto, ovd, all, file, got 'every'"),
+        (COCO, "every", "vocabulary must be one of auto, ovd, lvis, all, file, transfer, got 'every'"),
         (COCO, "file", 'a.json: vocabulary file needs categories with "novel": true'),
         ([{"id": 1, "name": "drone"}], "ovd", "a.json: vocabulary ovd needs categories with the names of COCO's, got drone"),
         ([{"id": 1, "name": "a", "novel": "yes"}], "auto", "novel of category 1 must be true or false, got 'yes'"),

@@ -220,11 +220,11 @@ def test_batches_give_what_single_images_give(make_detector):
     detector = make_detector()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((50, 96), (96, 40))]
     text = detector.vocabulary(LABELS)
-    for image, found in zip(images, detector.predict_batch([prepare(image, SIZE) for image in images], text)):
+    for image, found in zip(images, detector.predict([prepare(image, SIZE) for image in images], text)):
         single = detector.predict(image, text)
         torch.testing.assert_close(found.scores, single.scores)
         torch.testing.assert_close(found.boxes, single.boxes, rtol=1e-4, atol=1e-3)
-    assert detector.predict_batch([], text) == []
+    assert detector.predict([], text) == []
 
 
 def test_novel_labels_get_the_novel_weight(make_detector):

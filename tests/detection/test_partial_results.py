@@ -156,7 +156,7 @@ def test_settings_tell_detectors_data_and_options_apart(tmp_path: Path, make_det
             raise Stop
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(Detector, "predict_batch", stop)
+            patch.setattr(Detector, "predict", stop)
             predict_dataset(detector, data, tmp_path / "run", **options)
 
     detector = make_detector()

@@ -18,6 +18,7 @@ class CountingModel:
     def __init__(self) -> None:
         self.seen: list[str] = []
         self.weight = torch.ones(3)
+        self.text, self.tokenizer = torch.nn.Identity(), None
 
     def parameters(self) -> list[torch.Tensor]:
         return [self.weight]

@@ -77,7 +77,11 @@ def _is_read(variable: str) -> bool:
 def _cfmvit(words: list[str], folder: Path) -> list[str] | None:
     arguments = cli._arguments(words)
     if arguments.command in CONFIGS:
-        load_config(CONFIGS[arguments.command], arguments.config, arguments.overrides)
+        file = cli._config_file(arguments)
+        config = load_config(CONFIGS[arguments.command], file, arguments.overrides)
+        annotations, _, images = config.data.rpartition("@")
+        short = config.loop.steps < 10 and annotations and (folder / annotations).exists()
+        return words if short and (folder / images).exists() else None
     if arguments.command == "bench":
         assert {*arguments.ops} <= {*load(), *FAMILIES}
         return words if arguments.list else None
@@ -91,7 +95,9 @@ def _cfmvit(words: list[str], folder: Path) -> list[str] | None:
 def _has_all(folder: Path, arguments: argparse.Namespace) -> bool:
     data = [getattr(arguments, name, None) or "" for name in ("data", "place")]
     reads = [Path(name.partition(":")[2]) for name in data if ":" in name]
-    reads += [getattr(arguments, name, None) for name in ("image", "checkpoint", "results", "annotations")]
+    reads += [Path(name.partition("@")[0]) for name in data if "@" in name]
+    reads += [getattr(arguments, name, None) for name in ("checkpoint", "results", "annotations")]
+    reads += [Path(place) for place in getattr(arguments, "images", ()) if "*" not in place]
     return all((folder / path).exists() for path in reads if path is not None)
 
 

@@ -21,7 +21,9 @@ from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from .shell import ROOT, check, commands
 
 pytest_codeblocks = pytest.importorskip("pytest_codeblocks")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The weights first: other pages start from what that one makes.
+DOCS = sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name != "weights.md", page.name))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 PEERS = ("torchvision", "open_clip", "timm", "transformers")
 
 
@@ -72,8 +74,15 @@ def readers_model() -> dict[str, Any]:
     return {"mask_rcnn": model, "images": [torch.rand(3, 64, 64)], "targets": [target]}
 
 
-@pytest.mark.parametrize(("page", "block"), blocks("python"))
-def test_python(page: Path, block: Any, folder: Path) -> None:
+@pytest.mark.parametrize(("page", "block"), blocks("python", "bash"))
+def test_block(page: Path, block: Any, folder: Path) -> None:
+    """In the order of the page: what one block leaves, the next ones read."""
+    if block.syntax == "bash":
+        for words in commands(block.code):
+            arguments = check(words, folder)
+            if arguments is not None:
+                assert main(arguments) == 0, " ".join(words)
+        return
     for peer in PEERS:
         if re.search(rf"^(import|from) {peer}\b", block.code, re.MULTILINE):
             pytest.importorskip(peer)
@@ -81,14 +90,6 @@ def test_python(page: Path, block: Any, folder: Path) -> None:
     if "mask_rcnn(images, targets)" in block.code:
         given |= readers_model()
     exec(compile("\n" * block.lineno + block.code, str(page), "exec"), given)
-
-
-@pytest.mark.parametrize(("page", "block"), blocks("bash", "sh", "shell"))
-def test_shell(page: Path, block: Any, folder: Path) -> None:
-    for words in commands(block.code):
-        arguments = check(words, folder)
-        if arguments is not None:
-            assert main(arguments) == 0, " ".join(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

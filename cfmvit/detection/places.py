@@ -1,0 +1,39 @@
+"""Pictures named on a command line: files, folders and patterns."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from cfmvit._require import require
+
+
+def find_images(places: Sequence[str | Path]) -> list[Path]:
+    """Return the files that places stand for, each once, in their order.
+
+    Args:
+        places: files; folders, which stand for the pictures in them and below; patterns such as ``photos/*.jpg``.
+
+    Raises:
+        FileNotFoundError: no such file or folder, a pattern without a match, or a folder without a picture.
+    """
+    known = {suffix.lower() for suffix in require("PIL.Image", extra="models").registered_extensions()}
+    found: list[Path] = []
+    for place in places:
+        path = Path(place)
+        if path.is_dir():
+            inside = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()
+            )
+            if not inside:
+                raise FileNotFoundError(f"detect: no picture in the folder {path}")
+            found += inside
+        elif path.exists() or not glob.has_magic(str(place)):
+            found.append(path)  # one that is not there is named when it is read
+        else:
+            matches = sorted(Path(match) for match in glob.glob(str(place), recursive=True))
+            if not matches:
+                raise FileNotFoundError(f"detect: no file matches {place}")
+            found += [match for match in matches if match.is_file()]
+    return list(dict.fromkeys(found))

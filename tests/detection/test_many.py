@@ -1,0 +1,189 @@
+"""Many pictures and many vocabularies: what is encoded once, streamed, kept in files, and handed to others."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cfmvit
+from cfmvit.cli import main
+from cfmvit.detection import Detections, Detector, Vocabulary
+from cfmvit.detection.command import detect
+from cfmvit.detection.places import find_images
+
+from .small_detector import LABELS, squares_batch
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture
+def detector(make_detector: Callable[..., Detector]) -> Detector:
+    return make_detector(base_labels=LABELS[:1])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with two pictures, one of them deeper, and two files that are none."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name, pixels in zip(("a.png", "more/b.jpg"), squares_batch()["images"], strict=True):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("none")
+    return folder
+
+
+def same(first: Detections, second: Detections) -> None:
+    assert first.labels == second.labels
+    torch.testing.assert_close(first.boxes, second.boxes)
+    torch.testing.assert_close(first.scores, second.scores)
+    if first.masks is not None:
+        assert torch.equal(first.masks.dense(), second.masks.dense())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_encoded_once_answers_any_words(detector: Detector, precision: Any) -> None:
+    images = list(squares_batch()["images"])
+    encoded = detector.encode(images, precision=precision)
+    assert len(encoded) == 2
+    for words in (LABELS, ["a cat"]):
+        found = detector.predict(encoded, words)
+        for one, other in zip(found, detector.predict(images, words, precision=precision), strict=True):
+            same(one, other)
+    towers = []
+    handle = detector.model.visual.register_forward_hook(lambda *_: towers.append(1))
+    detector.model.visual.blocks[0].register_forward_hook(lambda *_: towers.append(1))
+    detector.predict(encoded, ["something else"])
+    handle.remove()
+    assert not towers
+
+
+def test_bf16_finds_what_fp32_does(detector: Detector) -> None:
+    images = list(squares_batch()["images"])
+    precise, quick = (detector.encode(images, precision=p) for p in ("fp32", "bf16"))
+    assert all(level.dtype == torch.bfloat16 for level in quick.maps)
+    for name in ("frozen", "embeds"):
+        for one, other in zip(getattr(precise, name), getattr(quick, name), strict=True):
+            assert one.dtype == other.dtype == torch.float32
+
+
+def test_an_iterator_is_read_as_it_goes(detector: Detector) -> None:
+    taken = []
+
+    def images() -> Iterator[Any]:
+        for number in itertools.count():
+            taken.append(number)
+            yield squares_batch()["images"][number % 2]
+
+    found = detector.predict(images(), LABELS, batch_size=2)
+    assert iter(found) is found and not taken
+    first = next(found)
+    assert len(taken) == 2
+    same(first, next(itertools.islice(found, 1, None)))
+    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+        detector.predict([], LABELS, batch_size=0)
+
+
+def test_a_folder_of_pictures(
+    detector: Detector, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector.save_pretrained(tmp_path / "detector")
+    out = tmp_path / "out"
+    words = ["--labels", "red square, cat", "--checkpoint", str(tmp_path / "detector"), "--threshold", "0"]
+    assert main(["detect", str(photos), *words, "--output", str(out)]) == 0
+    printed = capsys.readouterr().out
+    results, about = (json.loads((out / name).read_text()) for name in ("results.json", "images.json"))
+    assert f"{len(results)} found in 2 pictures, 1 can't be read; overlays and results.json: {out}" in printed
+    assert [image["file_name"] for image in about["images"]] == [
+        str(photos / "a.png"),
+        str(photos / "more/b.jpg"),
+    ]
+    assert about["categories"] == [{"id": 1, "name": "red square"}, {"id": 2, "name": "cat"}]
+    assert {result["image_id"] for result in results} == {1, 2}
+    for name in ("a.png", "more/b.jpg"):
+        with Image.open(out / f"{name}.detected.png") as drawn:
+            assert drawn.width >= 96
+    alone = detector.predict(photos / "a.png", ["red square", "cat"], threshold=0.0).to_coco(1, [1, 2])
+    assert len(alone) == sum(result["image_id"] == 1 for result in results)
+    assert main(["detect", str(photos / "broken.jpg"), str(photos / "broken.jpg"), *words]) == 2
+    assert main(["detect", str(photos), *words, "--json"]) == 2
+    assert "JSON is printed of one picture" in capsys.readouterr().err
+
+
+def test_places(photos: Path) -> None:
+    names = lambda *places: [str(path.relative_to(photos)) for path in find_images(places)]
+    assert names(photos) == ["a.png", "broken.jpg", "more/b.jpg"]
+    assert names(photos / "more" / "b.jpg", photos) == ["more/b.jpg", "a.png", "broken.jpg"]
+    assert names(f"{photos}/*.png", f"{photos}/**/*.jpg") == ["a.png", "broken.jpg", "more/b.jpg"]
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*\*\.gif"):
+        find_images([f"{photos}/*.gif"])
+    (photos / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no picture in the folder"):
+        find_images([photos / "empty"])
+
+
+def test_a_vocabulary_is_kept_in_a_file(
+    detector: Detector, make_detector: Callable[..., Detector], photos: Path, tmp_path: Path
+) -> None:
+    detector.save_pretrained(tmp_path / "detector")
+    arguments: dict[str, Any] = {"output": tmp_path / "x.png", "vocabulary": tmp_path / "words.safetensors"}
+    with pytest.raises(ValueError, match="labels must be given, for it to be written"):
+        detect(photos / "a.png", None, tmp_path / "detector", **arguments)
+    detect(photos / "a.png", "red square, cat", tmp_path / "detector", **arguments)
+    kept = Vocabulary.load(arguments["vocabulary"])
+    assert kept.labels == ("red square", "cat") and kept.source == detector.text_source
+    assert torch.equal(kept.embeddings, detector.vocabulary(kept.labels).embeddings)
+    detect(photos / "a.png", None, tmp_path / "detector", **arguments)
+    with pytest.raises(ValueError, match="has 2 other labels"):
+        detect(photos / "a.png", "dog", tmp_path / "detector", **arguments)
+    with torch.no_grad():
+        next(iter(detector.model.text.parameters())).add_(1)
+    detector.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="was made by another text tower, or with other prompts"):
+        detect(photos / "a.png", None, tmp_path / "other", **arguments)
+
+
+def test_a_vocabulary_of_pictures(detector: Detector) -> None:
+    images = squares_batch()["images"]
+    found = Vocabulary.from_images({"This": [images[0]], "that": [images[1], images[0]]}, detector)
+    assert found.labels == ("this", "that")
+    torch.testing.assert_close(found.embeddings.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(found.embeddings[1], detector.embed_pictures([images[0]])[0])
+    torch.testing.assert_close(found.embeddings[0], detector.vocabulary(["x"]).embeddings[0])
+    assert isinstance(detector.predict(images[0], found), Detections)
+    with pytest.raises(ValueError, match="'that' must have a picture at least"):
+        Vocabulary.from_images({"that": []}, detector)
+
+
+def test_the_form_of_a_transformers_pipeline(detector: Detector, tmp_path: Path) -> None:
+    """What transformers documents of the task: keys, whole pixels, lists of lists, labels by commas."""
+    detector.save_pretrained(tmp_path / "detector")
+    pipe = cfmvit.pipeline(
+        "zero-shot-object-detection", tmp_path / "detector", device="cpu", precision="fp32"
+    )
+    image = squares_batch()["images"][0]
+    found = pipe(image, candidate_labels=["red square", "cat"], threshold=0.0, top_k=3)
+    assert len(found) == 3 and found == sorted(found, key=lambda item: -item["score"])
+    assert all(type(value) is int for item in found for value in item["box"].values())
+    assert set(found[0]["box"]) == {"xmin", "ymin", "xmax", "ymax"}
+    assert pipe(image, "red square, cat", threshold=0.0, top_k=3) == found
+    several = pipe([{"image": image, "candidate_labels": ["red square", "cat"]}], threshold=0.0, top_k=3)
+    assert several == [found]
+    with pytest.raises(ValueError, match="candidate_labels must be given"):
+        pipe(image)
+    with pytest.raises(ValueError, match="task must be 'zero-shot-object-detection', got 'depth'"):
+        cfmvit.pipeline("depth")
+
+
+def test_the_form_of_torchvision(detector: Detector) -> None:
+    found = detector.predict(squares_batch()["images"][0], LABELS, threshold=0.0)
+    theirs = found.to_torchvision()
+    count, size = len(found), squares_batch()["images"].shape[-2:]
+    assert theirs["labels"].min() >= 1 and theirs["labels"].dtype == torch.int64
+    assert theirs["masks"].shape == (count, 1, *size)
