@@ -66,7 +66,7 @@ class Pair {
 
  private:
   static constexpr int kHeld =
-      sizeof(acc_t<S>) == 8 ? 3 : 6;  // vectors a lane: rows of 1,536 halves, of 768 floats
+      sizeof(acc_t<S>) == 8 ? 2 : 6;  // vectors a lane: rows of 1,536 halves, of 768 floats
 
   __device__ __forceinline__ static int position(int u) { return static_cast<int>(threadIdx.x) + u * kLanes; }
   template <typename Visit>
@@ -123,10 +123,10 @@ __global__ void __launch_bounds__(kThreads, 2) cosine_gradient_kernel(CosineGrad
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.y, b = row / c.num_tokens,
                 n = row - b * c.num_tokens;
   if (b >= c.batch) return;
-  S* to = c.out + row * c.pairs.width;
   const auto self = static_cast<int32_t>(n);
   const InverseEntries entries = c.inverse ? c.inverse[row] : InverseEntries{self, self};
-  if (entries.last < 0) return fill_row<V>(to, acc_t<S>(0), static_cast<int>(c.pairs.width / V));
+  if (entries.last < 0)
+    return fill_row<V>(c.out + row * c.pairs.width, acc_t<S>(0), static_cast<int>(c.pairs.width / V));
   acc_t<S> grad_output = c.grad_output[b * c.masked + entries.first];
   for (int32_t e = entries.first; e < entries.last;) {
     e = c.sources.next(b, e, n);
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 2) cosine_gradient_kernel(CosineGrad
   const Pair<S, T, V> pair(c.pairs, b, n);
   const Cosine<acc_t<S>> cosine = pair.cosine(c.pairs.eps);
   if (c.losses && threadIdx.x == 0) c.losses[row] = cosine.loss;
-  pair.combine(to, grad_output * cosine.to_pred, grad_output * cosine.to_target);
+  pair.combine(c.out + row * c.pairs.width, grad_output * cosine.to_pred, grad_output * cosine.to_target);
 }
 
 template <typename S, typename T, typename Launch>
