@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import os
 import shutil
 import signal
@@ -183,9 +184,9 @@ def test_measurements_and_counters_lie_in_one_folder(
     assert found["machine"]["commit"] == "abc123"
     assert {x["pass"] for x in found["results"]} == {"forward", "backward", "both"}
     assert (out / "ncu.csv").read_text() == "ID,Kernel\n"
-    assert steps_of(out, "second")["ncu masking"]["last"].endswith(
-        "--ncu --device cpu --size tiny gather_tokens"
-    )
+    assert steps_of(out, "second")["ncu masking"]["last"].startswith("--log-file ")
+    wanted = r"--log-file \S+ncu-masking\.csv .* --ncu --device cpu --size tiny gather_tokens$"
+    assert re.search(wanted, (out / "second.log").read_text(), re.MULTILINE)
     assert "| `gather_tokens` | B3 N16 D24 | both |" in (out / "summary.md").read_text()
 
 
