@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from cfmvit._io import atomic_dir
+
 
 @dataclass(frozen=True)
 class Size:
@@ -233,15 +235,16 @@ def main(argv: list[str] | None = None) -> None:
         return _way(arguments)
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder.mkdir(parents=True, exist_ok=True)
+        folder /= f"{arguments.set}-{arguments.kind}-{arguments.images or 'all'}"
         size = SIZES[arguments.set]
         if arguments.images:
             share = arguments.images / size.images
             size = Size(
                 arguments.images, size.categories, round(share * size.boxes), size.detections, size.federated
             )
-        if not (folder / "results.json").exists():
-            make(folder, size, masks=arguments.kind == "segm")
+        if not folder.exists():
+            with atomic_dir(folder) as made:
+                make(made, size, masks=arguments.kind == "segm")
         runs = [
             {way: measure(way, folder, arguments.kind, size.federated) for way in WAYS}
             for _ in range(arguments.repeat)

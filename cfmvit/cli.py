@@ -15,6 +15,7 @@ from cfmvit import __version__
 from cfmvit._terminal import PrintableFormatter, printable
 from cfmvit.bench.options import add_options
 
+_EVALUATION = Path("runs/evaluate")
 READER_LEFT = 141  # what a shell reports of a program that SIGPIPE ends
 
 
@@ -52,7 +53,10 @@ def _run(arguments: argparse.Namespace) -> int:
 def _how_to_go_on(arguments: argparse.Namespace) -> str:
     if hasattr(arguments, "resume") and (arguments.output / "checkpoint.pt").exists():
         return "; --resume goes on from the last checkpoint"
-    if arguments.command == "evaluate" and (arguments.output / "results.partial.jsonl").exists():
+    if (
+        arguments.command == "evaluate"
+        and ((arguments.output or _EVALUATION) / "results.partial.jsonl").exists()
+    ):
         return "; the same command goes on with the next image"
     return ""
 
@@ -150,12 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="file that keeps the labels' embeddings: read where it is there, else written",
     )
-    detect.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="auto: bf16 where the device has it",
-    )
+    _precision_option(detect)
     detect.add_argument(
         "--checkpoint", type=Path, help="a detector's folder; default: the small one that is shipped"
     )
@@ -183,8 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--output",
         type=Path,
-        default=Path("runs/evaluate"),
-        help="where results.json, metrics.json and report.html are written",
+        help=f"where results.json, metrics.json and report.html are written; default: {_EVALUATION}, and nowhere for --results",
     )
     evaluate.add_argument(
         "--overwrite",
@@ -198,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         default="hotcoco",
         help="what matches and counts; the others are slow, each for its style, and have the same figures",
     )
+    _precision_option(evaluate)
     evaluate.add_argument("--per-category", action="store_true", help="add AP50 of each category")
     evaluate.add_argument(
         "--fixed", action="store_true", help="LVIS: add AP without a cap on detections per image"
@@ -239,6 +238,15 @@ def _parser() -> argparse.ArgumentParser:
 def _device_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", default="auto", help="cpu or cuda[:N]; default: a GPU where there is one"
+    )
+
+
+def _precision_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where the device has it",
     )
 
 
@@ -298,6 +306,10 @@ def _config_file(arguments: argparse.Namespace) -> Path | None:
     if arguments.config is None:
         return own if arguments.resume and own.is_file() else None
     named = {path.stem: path for path in _protocols()} if arguments.command == "finetune" else {}
+    if named and not arguments.config.suffix and str(arguments.config) not in named:
+        raise ValueError(
+            f"config: --config must be a file, or one of {', '.join(named)}, got {arguments.config}"
+        )
     return named.get(str(arguments.config), arguments.config)
 
 
@@ -332,12 +344,14 @@ def _detect(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from cfmvit.evaluation import evaluate
 
-    results, annotations = arguments.results, arguments.annotations
+    results, annotations, folder = arguments.results, arguments.annotations, arguments.output
     if results is None:
         if arguments.checkpoint is None or arguments.data is None:
             raise ValueError("either --results with --annotations, or --checkpoint with --data must be given")
         from cfmvit.data import open_detection
         from cfmvit.detection import Detector, predict_dataset
+        from cfmvit.evaluation.detection import check_style
+        from cfmvit.evaluation.ground_truth import load_ground_truth
         from cfmvit.training.device import choose_device
 
         device = choose_device(arguments.device)
@@ -352,10 +366,21 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             orientation=arguments.orientation,
         )
         print(f"data: {dataset.summary}")
+        blind = annotations is None and not any(entry.annotations for entry in dataset.entries)
+        if not blind and (arguments.fixed or arguments.engine != "hotcoco"):  # before hours of prediction
+            path = annotations or dataset.annotations_path
+            style = load_ground_truth(path, "auto", ("bbox",)).style
+            check_style(style, fixed=arguments.fixed, engine=arguments.engine)
+        folder = folder or _EVALUATION
         results = predict_dataset(
-            detector, dataset, arguments.output, masks=arguments.masks, overwrite=arguments.overwrite
+            detector,
+            dataset,
+            folder,
+            masks=arguments.masks,
+            precision=arguments.precision,
+            overwrite=arguments.overwrite,
         )
-        if annotations is None and not any(entry.annotations for entry in dataset.entries):
+        if blind:
             print(f"evaluate: there is no ground truth to compare with; the detections are in {results}")
             return
         annotations = annotations or dataset.annotations_path
@@ -370,7 +395,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         fixed=arguments.fixed,
         engine=arguments.engine,
         output=arguments.json,
-        folder=arguments.output,
+        folder=folder,
     )
 
 

@@ -14,6 +14,10 @@ import pytest
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
 
+# Under a launcher of many processes, tests are one process all the same.
+for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(name, None)
+
 OPTIONAL = (
     *("PIL", "hotcoco", "lvis", "open_clip", "pycocotools", "safetensors", "tensorboard", "timm"),
     *("tokenizers", "torchvision", "tqdm", "transformers", "triton"),

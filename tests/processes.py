@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -38,11 +39,44 @@ def run(*command: str | Path, **environment: str) -> str:
 
 def run_ranks(main: Callable[..., None], world: int, *arguments: Any, imports: Sequence[str]) -> None:
     """Run `main(rank, world, *arguments)` in `world` processes, forked from one that has only imported what takes seconds."""
+    _start(main, world, *arguments, imports=imports)
+
+
+def exit_codes(
+    main: Callable[..., None], world: int, *arguments: Any, imports: Sequence[str]
+) -> list[int | None]:
+    """Run `main(rank, world, port, *arguments)` likewise, whatever becomes of it; return how each process ended."""
+    context = _start(main, world, free_port(), *arguments, imports=imports, join=False)
+    try:
+        for process in context.processes:
+            process.join(120)
+        return [process.exitcode for process in context.processes]
+    finally:
+        for process in context.processes:
+            process.kill()
+
+
+def be_rank(rank: int, world: int, port: int) -> None:
+    """Be what torchrun makes of a process."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+
+
+def free_port() -> int:
+    """Return a port that nobody listens at now."""
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
+
+
+def _start(
+    main: Callable[..., None], world: int, *arguments: Any, imports: Sequence[str], join: bool = True
+) -> Any:
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))  # they import `main` by its name; last: an installed cfmvit comes first
     multiprocessing.get_context("forkserver").set_forkserver_preload(["pytest", "cfmvit.ops", *imports])
-    multiprocessing.start_processes(
-        _one_thread, (main, world, *arguments), nprocs=world, start_method="forkserver"
+    return multiprocessing.start_processes(
+        _one_thread, (main, world, *arguments), nprocs=world, join=join, start_method="forkserver"
     )
 
 

@@ -28,11 +28,12 @@ class Residuals:
         by_row = new(needs_image, config.cdiv(cols, self.width), rows)
         by_col = new(needs_text, config.cdiv(rows, self.height), cols)
         self.partial = by_row, by_col
-        # Of one block along a row or column, tiles' sums are all there is.
+        # Of one block along a row or column, tiles' sums are all there is. Rows are finished with their last column, and columns
+        # with their last row: those of other columns must not take their place before.
         self.of_rows, self.of_cols = self.partial
         if cols < blocks.text.shape[0]:
             self.of_rows = new(needs_image, config.cdiv(blocks.text.shape[0], cols), rows)
-        if rows < image.shape[0]:
+        if rows < image.shape[0] or cols < blocks.text.shape[0]:
             self.of_cols = new(needs_text, config.cdiv(image.shape[0], rows), blocks.text.shape[0])
 
     @property

@@ -35,7 +35,8 @@ class SeededLoader:
 
     Each epoch is a permutation, cut into batches; what is left over, less than one batch, waits for another
     epoch. So no sample comes twice in a batch, where a contrastive loss would take it for its own negative. Only data
-    with fewer samples than a batch repeats them. A sample's own randomness is seeded by (seed, epoch, index). So the batches
+    with fewer samples than a batch, and ``repeats``, repeat them. A sample's own randomness is seeded by (seed, epoch, index),
+    and by its place among those of the epoch where it may come again. So the batches
     are the same for any number of workers, ranks and pieces, and an interrupted run goes on exactly.
 
     A corrupt sample is replaced by the next sound one that is not in the batch, logged once and counted.
@@ -153,6 +154,7 @@ class _Batches(torch.utils.data.Dataset[Result]):
         self.piece, self.first = batch_size // (world_size * pieces), rank * pieces
         self.patience = min(len(dataset), _PATIENCE)
         self.repeats = np.ones(len(dataset)) if repeats is None else repeats
+        self.repeated = repeats is not None
         self.per_epoch = max(1, int(self.repeats.sum()) // batch_size)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
@@ -165,7 +167,10 @@ class _Batches(torch.utils.data.Dataset[Result]):
         samples: list[Sample] = []
         taken: set[int] = set()
         for place in mine:
-            sample = self._load(self._candidates(order, within, place), epoch, taken, corrupt)
+            seed = (
+                (self.seed, epoch, within * self.batch_size + place) if self.repeated else (self.seed, epoch)
+            )
+            sample = self._load(self._candidates(order, within, place), seed, taken, corrupt)
             if sample is None:
                 # Returned, not raised: what a worker raises reaches the main process as another type.
                 return None, corrupt
@@ -192,12 +197,16 @@ class _Batches(torch.utils.data.Dataset[Result]):
         return self._order[1]
 
     def _load(
-        self, candidates: Iterator[int], epoch: int, taken: set[int], corrupt: list[CorruptSample]
+        self,
+        candidates: Iterator[int],
+        seed: tuple[int, ...],
+        taken: set[int],
+        corrupt: list[CorruptSample],
     ) -> Sample | None:
         """Load the first sound candidate that is not ``taken`` yet; where all others are, one that is."""
         for index in islice(_free_first(candidates, taken), self.patience):
             try:
-                sample = self.dataset.load(index, np.random.default_rng((self.seed, epoch, index)))
+                sample = self.dataset.load(index, np.random.default_rng((*seed, index)))
             except CorruptSample as error:
                 corrupt.append(error)
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cfmvit._io import atomic_write
@@ -75,8 +76,9 @@ def detect(
     if pixels is None:
         result = detect_folder(detector, files, text, path, choose, precision=precision)
         skipped = f", {result.skipped} can't be read" if result.skipped else ""
+        hidden = f" ({result.hidden} of lower scores are not shown)" if result.hidden else ""
         print(
-            f"{len(result.results)} found in {len(result.images)} pictures{skipped}; overlays and {RESULTS}: "
+            f"{len(result.results)} found{hidden} in {len(result.images)} pictures{skipped}; overlays and {RESULTS}: "
             f"{printable(str(path))}"
         )
         return path
@@ -109,10 +111,10 @@ def _vocabulary(detector: Detector, names: list[str] | None, file: Path | None) 
             )
         text = detector.vocabulary(names)
         if file is not None:
-            text.save(file)
+            replace(text, source=detector.text_source()).save(file)
         return text
     text = Vocabulary.load(file)
-    if text.source != detector.text_source:
+    if text.source and text.source != detector.text_source():
         raise ValueError(
             f"vocabulary: {file} was made by another text tower, or with other prompts; remove it to have it made again"
         )

@@ -92,21 +92,30 @@ class Detector(nn.Module):
         """Return the text matrix of labels, each encoded once in the detector's life."""
         return self._bank.vocabulary(labels)
 
-    @property
     def text_source(self) -> str:
-        """Hash of the text tower and the prompts: what a saved ``Vocabulary`` of this detector has as its ``source``."""
-        return self._bank.source
+        """Return the hash of the text tower and the prompts: what a saved ``Vocabulary`` of this detector has as its ``source``."""
+        return self._bank.source()
 
     @torch.no_grad()
     def embed_pictures(self, pictures: Sequence[Any]) -> Tensor:
-        """Embed whole pictures, as ``predict`` takes them, by the frozen model: (n, E) float32 of unit length."""
+        """Embed whole pictures, as ``predict`` takes them, by the frozen model: (n, E) float32 of unit length.
+
+        Raises:
+            TypeError, ValueError, FileNotFoundError: as ``predict`` of an image; no picture.
+        """
+        if not len(pictures):
+            raise ValueError("embed_pictures: pictures must be one at least, got none")
         size = self.model.config.image_size
         squares = [center_crop(read_image(p).permute(1, 2, 0).contiguous().numpy(), size) for p in pictures]
         pixels = torch.stack([torch.from_numpy(square.transpose(2, 0, 1).copy()) for square in squares])
         return self.model.encode_image(pixels.to(self.device)).float()
 
     def losses(
-        self, batch: dict[str, Any], text: Tensor, generator: torch.Generator, world: World | None = None
+        self,
+        batch: dict[str, Any],
+        text: Tensor,
+        generators: list[torch.Generator],
+        world: World | None = None,
     ) -> dict[str, Tensor]:
         """Return the losses of a batch; ``"loss"`` is their sum.
 
@@ -115,9 +124,9 @@ class Detector(nn.Module):
                 rows of ``text`` less one, ``masks`` (n, H, W) when masks are trained, ``has_mask`` (n,) bool where some are not
                 known, ``valid_size`` (h, w).
             text: (1 + base categories, C) text matrix; row 0 is background.
-            generator: all random draws come from it.
-            world: the processes over which a larger batch is spread, in order; then the mean of their losses, and of the
-                gradients, is that of the whole batch. Their generators must be alike.
+            generators: one an image; all random draws come from them.
+            world: the processes over which a larger batch is spread; then the mean of their losses, and of the gradients, is
+                that of the whole batch.
         """
         device, heads, world = self.device, self.config.heads, world or World(self.device)
         images = batch["images"].to(device, non_blocking=True)
@@ -126,7 +135,6 @@ class Detector(nn.Module):
         check_truth(boxes, labels, len(text) - 1, batch.get("keys"))
         features = self._features(images)[0]
         dense = self.proposals(features)
-        generators = _per_image(generator, len(images), world)
         losses = self.proposals.losses(dense, boxes, generators)
         proposals, _ = self.proposals.select(dense, torch.tensor(batch["valid_size"], device=device))
         regions = sample_regions(proposals, boxes, labels, heads, generators)
@@ -225,6 +233,12 @@ class Detector(nn.Module):
             images: as ``predict`` takes each, or ``Prepared`` ones.
             precision: of the towers and heads: ``"bf16"``, ``"fp32"``, or ``"auto"``, which is bf16 where the device has
                 products of it.
+
+        Returns:
+            what ``predict`` takes in the place of the images.
+
+        Raises:
+            TypeError, ValueError, FileNotFoundError: as ``predict`` of an image; another precision.
         """
         config, device = self.config, self.device
         prepared = [
@@ -232,7 +246,7 @@ class Detector(nn.Module):
             for image in images
         ]
         if not prepared:
-            return Encoded([], [], [], [], [], [])
+            return Encoded([], [], [], [], [], [], "fp32")
         dtype = choose_precision(precision, device)
         with _evaluating(self), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
             pixels = torch.stack([image.pixels for image in prepared]).to(device)
@@ -251,6 +265,7 @@ class Detector(nn.Module):
             centers,
             list(embeds.split(counts)),
             None if frozen is None else list(frozen.float().split(counts)),
+            dtype,
         )
 
     @torch.no_grad()
@@ -287,7 +302,9 @@ class Detector(nn.Module):
             for boxes, score in zip(encoded.boxes, scores.split([len(rows) for rows in encoded.boxes]))
         ]
         with _evaluating(self):
-            drawn = self._masks(encoded.maps, picked) if masks else [None] * len(picked)
+            bf16 = torch.autocast(device.type, torch.bfloat16, enabled=encoded.precision == "bf16")
+            with bf16:
+                drawn = self._masks(encoded.maps, picked) if masks else [None] * len(picked)
         return [to_original(p, text.labels, image, m) for p, image, m in zip(picked, encoded.images, drawn)]
 
     def _features(self, images: Tensor, *, dense: bool = False) -> tuple[list[Tensor], Tensor | None]:
@@ -331,11 +348,7 @@ class Detector(nn.Module):
             return [None] * len(picked)
         heads = self.config.heads
         boxes = [p.boxes for p in picked]
-        autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=features[0].dtype == torch.bfloat16
-        )
-        with autocast:
-            logits = self.mask_head(self._align(features, boxes, heads.mask_size))
+        logits = self.mask_head(self._align(features, boxes, heads.mask_size))
         return list(logits.sigmoid().split([len(b) for b in boxes]))
 
     def _base(self, labels: tuple[str, ...], novel: Collection[str] | None) -> Tensor:
@@ -362,12 +375,6 @@ class Detector(nn.Module):
             ValueError: a file is corrupt, or the folder holds something else than a detector.
         """
         return load_detector(cls, shipped_checkpoint() if folder is None else folder)
-
-
-def _per_image(generator: torch.Generator, images: int, world: World) -> list[torch.Generator]:
-    """Return a generator for each image that depends on the image's place in the whole batch alone."""
-    seeds = torch.randint(2**62, (images * world.size,), generator=generator, device=generator.device)
-    return [torch.Generator(generator.device).manual_seed(seed) for seed in world.share(seeds).tolist()]
 
 
 _MODES = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ class Encoded:
         centers: (K_i,) centerness an image.
         embeds: (K_i, E) region embeddings an image, of the detector.
         frozen: (K_i, E) region embeddings an image, of the frozen tower; None where it is not used.
+        precision: in which they were made.
     """
 
     images: list[Prepared]
@@ -28,6 +30,7 @@ class Encoded:
     centers: list[Tensor]
     embeds: list[Tensor]
     frozen: list[Tensor] | None
+    precision: Literal["fp32", "bf16"]
 
     def __len__(self) -> int:
         return len(self.images)

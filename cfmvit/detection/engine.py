@@ -30,9 +30,8 @@ from cfmvit.training import (
     warmup_steps,
 )
 from cfmvit.training.field_ranges import below_one, check, fraction, not_negative, positive
-from cfmvit.training.gradients import check_parts, data_parallel
-from cfmvit.training.precision import with_precision
-from cfmvit.training.run_folder import run_folder, start_run, with_warmup
+from cfmvit.training.gradients import data_parallel
+from cfmvit.training.run_folder import run_folder, settled, start_run
 from cfmvit.training.world import quiet
 
 _DETECTOR = "detector"
@@ -139,14 +138,15 @@ def finetune(
 
 def _finetune(config: FinetuneConfig, output: Path, resume: bool, world: World) -> Detector:
     with world.together(), quiet(world):
-        config = with_warmup(config, output, resume=resume)
-        config = replace(config, loop=with_precision(config.loop, world.device))
-        check_parts(config.batch_size, config.loop.accumulate, world)
-        torch.manual_seed(config.loop.seed)
-        config, dataset = _open(config)
+        config = settled(config, output, world, resume=resume)
+        dataset = _open(config)
+        without_masks = config.detector.heads.mask and not dataset.masks
+        if without_masks:
+            heads = replace(config.detector.heads, mask=False)
+            config = replace(config, detector=replace(config.detector, heads=heads))
         print(format_config(config))
         print(f"data: {dataset.summary}")
-        if config.detector.heads.mask is False and not dataset.masks:
+        if without_masks:
             print("data: no object has a segmentation, so the detector has no mask head")
         trained = _Trained(config, dataset, world)
         optimizer = make_optimizer(trained.detector, config.optim)
@@ -176,12 +176,6 @@ def _finetune(config: FinetuneConfig, output: Path, resume: bool, world: World) 
         start=start,
         name="finetune",
     )
-    skipped = set().union(*world.gather(loader.skipped_paths))
-    if skipped:
-        print(f"finetune: {len(skipped)} corrupt images were skipped; their paths are in the log")
-    remarked = sum(world.gather(loader.remarked))
-    if remarked:
-        print(f"finetune: {remarked} images were odd in size or annotations; the log says which and how")
     with world.together():
         if world.main:
             detector.eval().save_pretrained(output / _DETECTOR)
@@ -213,15 +207,14 @@ class _Trained(nn.Module):
         """Make the text matrix, by the weights as they are now."""
         self._text = self.detector.vocabulary(self._labels).embeddings
 
-    def forward(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any], generators: list[torch.Generator]) -> dict[str, Tensor]:
         """Return the losses of a batch; see ``Detector.losses``."""
         labels = [self._rows[label] for label in batch["labels"]]
-        return self.detector.losses({**batch, "labels": labels}, self._text, generator, self._world)
+        return self.detector.losses({**batch, "labels": labels}, self._text, generators, self._world)
 
 
-def _open(config: FinetuneConfig) -> tuple[FinetuneConfig, DetectionDataset]:
-    """Return the data, and the configuration without a mask head where they have no mask."""
-    dataset = open_detection(
+def _open(config: FinetuneConfig) -> DetectionDataset:
+    return open_detection(
         config.data,
         split="train",
         base_only=True,
@@ -235,10 +228,6 @@ def _open(config: FinetuneConfig) -> tuple[FinetuneConfig, DetectionDataset]:
         orientation=config.orientation,
         broken_shards=config.broken_shards,
     )
-    if not dataset.masks:
-        heads = replace(config.detector.heads, mask=False)
-        config = replace(config, detector=replace(config.detector, heads=heads))
-    return config, dataset
 
 
 def make_optimizer(detector: Detector, optim: FinetuneOptim) -> torch.optim.Optimizer:

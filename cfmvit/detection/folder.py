@@ -15,6 +15,7 @@ from cfmvit._io import atomic_write
 from cfmvit.data.images import CorruptSample, log_corrupt
 from cfmvit.detection.detector import Detector, Precision
 from cfmvit.detection.image_input import Prepared, prepare, read_image
+from cfmvit.detection.places import OVERLAY
 from cfmvit.detection.result import Detections
 from cfmvit.detection.vocabulary import Vocabulary
 from cfmvit.progress import progress
@@ -30,11 +31,13 @@ class Folder:
     Attributes:
         images: COCO's ``images``: ids from 1, and paths as they were given.
         results: COCO results.
+        hidden: detections that were not chosen.
         skipped: pictures that can't be read.
     """
 
     images: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
+    hidden: int = 0
     skipped: int = 0
 
 
@@ -61,20 +64,25 @@ def detect_folder(
         ValueError: none of the pictures can be read.
     """
     output.mkdir(parents=True, exist_ok=True)
-    found, base, root = Folder(), set(detector.config.base_labels), _common(files)
+    found, base = Folder(), set(detector.config.base_labels)
+    whole = {path: Path(os.path.abspath(path)) for path in files}
+    root = os.path.commonpath([path.parent for path in whole.values()])
     ids = range(1, len(text.labels) + 1)
     bar = progress(len(files), desc="detect")
     try:
         for batch in _batches(detector, files, batch_size, found):
             pictures = [picture for _, picture, _ in batch]
-            everything = detector.predict([p for *_, p in batch], text, threshold=0.0, precision=precision)
+            everything = detector.predict(
+                [p for *_, p in batch], text, threshold=0.0, precision=precision, batch_size=batch_size
+            )
             for (path, _, _), picture, detections in zip(batch, pictures, everything):
                 chosen, number = choose(detections), len(found.images) + 1
                 height, width = picture.shape[-2:]
                 found.images.append({"id": number, "file_name": str(path), "height": height, "width": width})
                 found.results += chosen.to_coco(number, ids)
+                found.hidden += len(detections) - len(chosen)
                 drawn = overlay(picture, chosen, {label for label in chosen.labels if label not in base})
-                target = output / path.relative_to(root).with_name(f"{path.name}.detected.png")
+                target = output / whole[path].relative_to(root).with_name(f"{path.name}{OVERLAY}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(target) as file:
                     drawn.save(file, format="PNG")
@@ -102,15 +110,12 @@ def _batches(
         for path in files[start : start + size]:
             try:
                 picture = read_image(path)
-            except (ValueError, FileNotFoundError) as error:
-                log_corrupt(CorruptSample(str(path), str(error)))
+            except (CorruptSample, FileNotFoundError) as error:
+                log_corrupt(
+                    error if isinstance(error, CorruptSample) else CorruptSample(str(path), "it is missing")
+                )
                 found.skipped += 1
                 continue
             batch.append((path, picture, prepare(picture, detector.config.image_size)))
         if batch:
             yield batch
-
-
-def _common(files: Sequence[Path]) -> Path:
-    """Return the deepest folder that all files are below, as they are written."""
-    return Path(os.path.commonpath([str(path.parent) or "." for path in files]))

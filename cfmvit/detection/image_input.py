@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cfmvit._require import require
-from cfmvit.data.images import rgb, upright
+from cfmvit.data.images import CorruptSample, rgb, upright
 from cfmvit.data.transforms import resize
 
 
@@ -86,7 +86,7 @@ def _read_file(path: Path) -> Tensor:
         hint = (
             "; pip install pillow-heif reads such files" if path.suffix.lower() in (".heic", ".heif") else ""
         )
-        raise ValueError(f"predict: {path} is corrupt or not an image: {error}{hint}") from error
+        raise CorruptSample(str(path), f"{error}{hint}") from error
 
 
 def _nonempty(image: Tensor) -> Tensor:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import cfmvit
 from cfmvit.data import CorruptSample
 from cfmvit.data.fingerprint import fingerprint
 from cfmvit.data.images import log_corrupt
 from cfmvit.data.remarks import Remarks
-from cfmvit.detection.detector import Detector
+from cfmvit.detection.detector import Detector, Precision
 from cfmvit.detection.image_input import Prepared
 from cfmvit.detection.partial_results import PartialResults
+from cfmvit.models.checkpoint import hash_weights
 from cfmvit.progress import progress
+from cfmvit.training.precision import choose_precision
 
 
 def predict_dataset(
@@ -27,6 +26,7 @@ def predict_dataset(
     batch_size: int = 8,
     threshold: float | None = None,
     masks: bool = True,
+    precision: Precision = "auto",
     overwrite: bool = False,
 ) -> Path:
     """Detect every category of a data set in each of its images; corrupt images are logged and get no detections.
@@ -38,6 +38,7 @@ def predict_dataset(
     Args:
         dataset: from ``cfmvit.data.open_detection``, not augmented, at the detector's image size.
         masks: predict masks too.
+        precision: as ``Detector.encode`` takes it.
         output: folder in which ``results.json`` (COCO results, which pycocotools and lvis accept) is written, whole
             or not at all; until then what there is lies in ``results.partial.jsonl``.
         overwrite: begin anew where that is of another detector, other data or options.
@@ -53,7 +54,9 @@ def predict_dataset(
     ids = [category.id for category in dataset.categories]
     text = detector.vocabulary(names)
     novel = text.labels if all(category.novel for category in dataset.categories) else None
-    written = PartialResults(output, _settings(detector, dataset, threshold, masks), overwrite=overwrite)
+    precision = choose_precision(precision, detector.device)
+    settings = _settings(detector, dataset, threshold, masks, precision)
+    written = PartialResults(output, settings, overwrite=overwrite)
     remarks = Remarks()
     bar = progress(len(dataset), desc="predict", initial=written.done)
     try:
@@ -63,7 +66,13 @@ def predict_dataset(
             for sample in there:
                 remarks.note(sample["key"], sample["remarks"])
             images = [Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in there]
-            found = iter(detector.predict(images, text, threshold=threshold, masks=masks, novel=novel))
+            options: dict[str, Any] = {
+                "threshold": threshold,
+                "masks": masks,
+                "novel": novel,
+                "precision": precision,
+            }
+            found = iter(detector.predict(images, text, **options))
             for loaded in samples:
                 written.add([] if loaded is None else next(found).to_coco(loaded["image_id"], ids))
             bar.update(len(samples))
@@ -76,21 +85,20 @@ def predict_dataset(
     return path
 
 
-def _settings(detector: Detector, dataset: Any, threshold: float | None, masks: bool) -> dict[str, str]:
+def _settings(
+    detector: Detector, dataset: Any, threshold: float | None, masks: bool, precision: str
+) -> dict[str, str]:
     """Return what results depend on. Not how many images are predicted together, nor where: both may change on the way."""
-    weights = hashlib.sha256()
-    for name, value in detector.state_dict().items():
-        weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     names = fingerprint((category.id, category.name) for category in dataset.categories)
     return {
         "cfmvit": cfmvit.__version__,
-        "detector": f"sha256 {weights.hexdigest()[:16]}",
+        "detector": f"sha256 {hash_weights(detector)[:16]}",
         "configuration": repr(detector.config),
         "data": f"{dataset.summary}; {dataset.fingerprint()}; {dataset.reading}",
         "categories": names,
         "threshold": str(threshold),
         "masks": str(masks),
+        "precision": precision,
     }
 
 

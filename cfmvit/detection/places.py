@@ -8,17 +8,21 @@ from pathlib import Path
 
 from cfmvit._require import require
 
+OVERLAY = ".detected.png"
+
 
 def find_images(places: Sequence[str | Path]) -> list[Path]:
     """Return the files that places stand for, each once, in their order.
 
     Args:
-        places: files; folders, which stand for the pictures in them and below; patterns such as ``photos/*.jpg``.
+        places: files; folders, which stand for the pictures in them and below, overlays of an earlier run left out; patterns
+            such as ``photos/*.jpg``.
 
     Raises:
         FileNotFoundError: no such file or folder, a pattern without a match, or a folder without a picture.
     """
-    known = {suffix.lower() for suffix in require("PIL.Image", extra="models").registered_extensions()}
+    pil = require("PIL.Image", extra="models")
+    known = {suffix for suffix, kind in pil.registered_extensions().items() if kind in pil.OPEN}
     found: list[Path] = []
     for place in places:
         path = Path(place)
@@ -26,6 +30,7 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
             inside = sorted(
                 file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()
             )
+            inside = [file for file in inside if not file.name.endswith(OVERLAY)]
             if not inside:
                 raise FileNotFoundError(f"detect: no picture in the folder {path}")
             found += inside

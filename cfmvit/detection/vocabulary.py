@@ -18,6 +18,7 @@ from torch import Tensor
 from cfmvit._io import atomic_write
 from cfmvit._require import require
 from cfmvit.detection.templates import expand_templates
+from cfmvit.models.checkpoint import hash_weights
 
 BACKGROUND = "background"
 _MOST_KNOWN = 16_384  # labels that a bank remembers; those not asked for the longest go first
@@ -30,7 +31,7 @@ class Vocabulary:
     Attributes:
         labels: n names.
         embeddings: (1 + n, C) float32, unit rows; row 0 is "background".
-        source: hash of the text tower and the prompts that made them, where a bank did.
+        source: of a saved one, the hash of the text tower and the prompts that made it (``Detector.text_source``).
     """
 
     labels: tuple[str, ...]
@@ -106,7 +107,6 @@ class TextBank:
         self._prompts = expand_templates(templates)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._weights: list[tuple[Any, ...]] = []
-        self._source, self._hashed = "", [("none",)]
 
     @torch.no_grad()
     def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
@@ -118,19 +118,13 @@ class TextBank:
         rows = [self._embedding(name) for name in (BACKGROUND, *names)]
         while len(self._known) > _MOST_KNOWN:
             self._known.popitem(last=False)
-        return Vocabulary(names, torch.stack(rows), self.source)
+        return Vocabulary(names, torch.stack(rows))
 
-    @property
     def source(self) -> str:
-        """Hash of the prompts and of the weights of the text tower."""
-        if not self._source or self._weights != self._hashed:
-            found = hashlib.sha256(json.dumps(self._prompts).encode())
-            for name, weight in self._model.text.state_dict().items():
-                found.update(
-                    name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                )
-            self._source, self._hashed = found.hexdigest(), list(self._weights)
-        return self._source
+        """Return the hash of the prompts and of the weights of the text tower."""
+        return hashlib.sha256(
+            json.dumps([self._prompts, hash_weights(self._model.text)]).encode()
+        ).hexdigest()
 
     def _embedding(self, name: str) -> Tensor:
         if name not in self._known:

@@ -63,11 +63,13 @@ class ZeroShotObjectDetectionPipeline:
             image, labels = image["image"], image.get("candidate_labels", labels)
         if labels is None:
             raise ValueError(f"{_TASK}: candidate_labels must be given, got None")
-        names = labels.split(",") if isinstance(labels, str) else labels
-        found = self.model.predict(
+        names = [name.strip() for name in labels.split(",")] if isinstance(labels, str) else list(labels)
+        detections = self.model.predict(
             image, names, threshold=threshold, max_detections=top_k, masks=False, precision=self._precision
-        ).to_list()
-        for item in found:
+        )
+        found = detections.to_list()
+        for item, number in zip(found, detections.label_ids.tolist()):
+            item["label"] = names[number]  # as it was given
             item["box"] = {corner: int(value) for corner, value in item["box"].items()}
         return found
 

@@ -114,13 +114,7 @@ def evaluate_detections(
     Args:
         with_calibration: find how often scores come true, by the first of ``iou_types``; by hotcoco, and where they lie in [0, 1].
     """
-    if fixed and truth.style != "lvis":
-        raise ValueError("evaluate_results: fixed must be False with COCO style, got True")
-    if engine != "hotcoco" and (engine == "lvis") != (truth.style == "lvis"):
-        fits = "lvis" if truth.style == "lvis" else "pycocotools"
-        raise ValueError(
-            f"evaluate_results: engine must be hotcoco or {fits} with {truth.style.upper()} style, got {engine!r}"
-        )
+    check_style(truth.style, fixed=fixed, engine=engine)
     groups = _groups(truth, base_ids, novel_ids)
     categories = _categories(truth, base_ids, novel_ids)
     found = load_results(results, truth, iou_types)
@@ -169,6 +163,17 @@ def _counts(truth: GroundTruth, columns: Columns) -> dict[int, int]:
     ids = truth.known.category_ids
     counts = np.bincount(columns.rows[:, CATEGORY].astype(np.int64), minlength=len(ids))
     return dict(zip(ids.tolist(), counts.tolist()))
+
+
+def check_style(style: str, *, fixed: bool, engine: Engine) -> None:
+    """Raise ``ValueError`` unless options fit a ground truth's style."""
+    if fixed and style != "lvis":
+        raise ValueError("evaluate_results: fixed must be False with COCO style, got True")
+    if engine != "hotcoco" and (engine == "lvis") != (style == "lvis"):
+        fits = "lvis" if style == "lvis" else "pycocotools"
+        raise ValueError(
+            f"evaluate_results: engine must be hotcoco or {fits} with {style.upper()} style, got {engine!r}"
+        )
 
 
 def _check_options(style: str, iou_types: Sequence[str], engine: str) -> None:

@@ -57,11 +57,14 @@ def load_ground_truth(
 
     Raises:
         FileNotFoundError, ValueError: naming the file and the entry.
+        ImportError: the native core is not built.
     """
     if not path.is_file():
         raise FileNotFoundError(f"evaluate_results: {path} does not exist")
+    if library.core is None:
+        raise ImportError(f"evaluate_results: {library.core_missing}")
     content = path.read_bytes()
-    spans = (library.core.json_members(content) if library.core is not None else None) or {}
+    spans = library.core.json_members(content) or {}
     if not spans:
         read_json(path, "evaluate_results")  # says what is wrong with it
     for key in _LISTS:

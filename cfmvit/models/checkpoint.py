@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -141,3 +142,12 @@ def read_pretrained(folder: str | os.PathLike[str]) -> Saved:
         raise ValueError(f"from_pretrained: {path / WEIGHTS} is corrupt or truncated: {error}") from error
     tokenizer = Tokenizer.from_file(path / TOKENIZER) if (path / TOKENIZER).is_file() else None
     return Saved(path, weights, config, tokenizer)
+
+
+def hash_weights(module: nn.Module) -> str:
+    """Return the SHA-256 of a module's names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from cfmvit.pretrain.config import VOCAB_SIZE, PretrainConfig
 from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.pretrain.starting import Start, make_model, starting_point
 from cfmvit.training import World, fit, format_config, join, param_groups, warmup_cosine, warmup_linear
-from cfmvit.training.gradients import check_parts
-from cfmvit.training.precision import with_precision
-from cfmvit.training.run_folder import run_folder, start_run, with_warmup
+from cfmvit.training.run_folder import run_folder, settled, start_run
 from cfmvit.training.world import quiet
 
 _TOKENIZER, _MODEL = "tokenizer.json", "model"
@@ -55,21 +52,13 @@ def pretrain(
 
 def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) -> CFMViT:
     with world.together(), quiet(world):
-        config = with_warmup(config, output, resume=resume)
-        config = replace(config, loop=with_precision(config.loop, world.device))
-        check_parts(config.batch_size, config.loop.accumulate, world)
+        config = settled(config, output, world, resume=resume)
         print(format_config(config))
-        torch.manual_seed(config.loop.seed)
-        begin = starting_point(config)
-        dataset = _open(config, begin.config.image_size)
-        print(f"data: {dataset.summary}")
-    made = world.from_main(lambda: str(_tokenizer(config, begin, output, dataset, resume)))
-    tokenizer, optim = Tokenizer.from_str(made), config.optim
+    optim = config.optim
+    dataset, model = _prepared(config, output, resume, world)
     with world.together():
-        model = make_model(begin, config, tokenizer).to(world.device)
-        if config.checkpoint_activations:
-            checkpoint_activations(model)
-        _say_what_is_cut(tokenizer, dataset.texts(), model.config.context_length)
+        assert model.tokenizer is not None
+        _say_what_is_cut(model.tokenizer, dataset.texts(), model.config.context_length)
         groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))
     decay = warmup_linear if optim.decay == "linear" else warmup_cosine
@@ -84,8 +73,9 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
         pieces=config.loop.accumulate,
     )
     start = start_run(config, output, model, optimizer, dataset.fingerprint(), world, resume=resume)
-    if world.main:
-        tokenizer.save(output / _TOKENIZER)
+    with world.together():
+        if world.main:
+            model.tokenizer.save(output / _TOKENIZER)
     fit(
         model=model,
         gradients=ContrastiveGradients(model, world, config.reconstruction_weight),
@@ -98,14 +88,27 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
         start=start,
         name="pretrain",
     )
-    skipped = set().union(*world.gather(loader.skipped_paths))
-    if skipped:
-        print(f"pretrain: {len(skipped)} corrupt images were skipped; their paths are in the log")
     with world.together():
         if world.main:
             model.save_pretrained(output / _MODEL)
             print(f"pretrain: the model is in {output / _MODEL}")
     return model
+
+
+def _prepared(
+    config: PretrainConfig, output: Path, resume: bool, world: World
+) -> tuple[CaptionDataset, CFMViT]:
+    """Return the data and the model; of what that began from nothing is kept."""
+    with world.together(), quiet(world):
+        begin = starting_point(config)
+        dataset = _open(config, begin.config.image_size)
+        print(f"data: {dataset.summary}")
+    made = world.from_main(lambda: str(_tokenizer(config, begin, output, dataset, resume)))
+    with world.together():
+        model = make_model(begin, config, Tokenizer.from_str(made)).to(world.device)
+        if config.checkpoint_activations:
+            checkpoint_activations(model)
+    return dataset, model
 
 
 def _open(config: PretrainConfig, image_size: int) -> CaptionDataset:

@@ -27,9 +27,22 @@ class ContrastiveGradients:
         self._model, self._world, self._weight = model, world, reconstruction_weight
         self._branches = Branches(model)
         self._parallel = data_parallel(self._branches, world)
+        # A sum of more than two depends on its order, which follows the place of a weight among those that travel together. The
+        # first backward pass of a process settles that: a run that goes on would begin with other sums than one that went on.
+        self._settled = world.size <= 2
 
     def __call__(self, batches: list[Batch], generator: torch.Generator) -> Values:
         """See ``training.gradients.Gradients``; batches hold ``images`` (b, 3, H, W), ``texts`` and ``keys``."""
+        if not self._settled:
+            self._settled = True
+            state, states = generator.get_state(), _random_state(self._world.device)
+            self._gradients(batches, generator)
+            self._model.zero_grad(set_to_none=True)
+            generator.set_state(state)
+            _set_random_state(self._world.device, states)
+        return self._gradients(batches, generator)
+
+    def _gradients(self, batches: list[Batch], generator: torch.Generator) -> Values:
         world, device = self._world, self._world.device
         clamp_scale(self._model)
         images = [batch["images"] for batch in batches]
@@ -78,7 +91,7 @@ class ContrastiveGradients:
                 if again.reconstruction is not None:
                     pulled = pulled + self._weight * again.reconstruction / len(batches)
                     reconstruction += again.reconstruction.detach() / len(batches)
-                self._check(pulled, batches[number : number + 1], "the reconstruction loss")
+                self._check(pulled, batches[number : number + 1], "a loss of the piece")
                 pulled.backward()
         if again.reconstruction is not None:
             whole = leaves._replace(reconstruction=reconstruction)

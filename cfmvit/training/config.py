@@ -37,7 +37,7 @@ def load_config(
         if not equals or not key:
             raise ValueError(f"config: an override must look like key=value, got {item!r}")
         _set(values, key.split("."), _parse(text), item)
-    return _build(cls, values, "")
+    return _build(cls, values, "", None)
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -99,23 +99,33 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, item: str) -> None
     values[keys[-1]] = value
 
 
-def _build(cls: type[Config], values: Any, prefix: str) -> Config:
+def _build(cls: type[Config], values: Any, prefix: str, default: Config | None) -> Config:
     if not isinstance(values, dict):
         raise ValueError(f"config: {prefix.rstrip('.')} must be a table of keys, got {values!r}")
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
-        if key not in names:
+        if key not in fields:
             raise ValueError(
-                f"config: unknown key {prefix}{key}; valid keys: {', '.join(prefix + n for n in names)}"
+                f"config: unknown key {prefix}{key}; valid keys: {', '.join(prefix + name for name in fields)}"
             )
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
-            arguments[key] = _build(hint, value, f"{prefix}{key}.")  # type: ignore[arg-type]
+            inner = _default(fields[key], default)
+            arguments[key] = _build(hint, value, f"{prefix}{key}.", inner)  # type: ignore[arg-type]
         else:
             arguments[key] = _convert(value, hint, prefix + key)
-    return cls(**arguments)
+    if default is None:
+        return cls(**arguments)
+    return dataclasses.replace(default, **arguments)  # type: ignore[type-var]
+
+
+def _default(field: dataclasses.Field[Any], outer: Any) -> Any:
+    """Return what a table has where nothing is given: the outer table's own defaults, which may be others than its class's."""
+    if outer is not None:
+        return getattr(outer, field.name)
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:

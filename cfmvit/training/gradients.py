@@ -44,18 +44,21 @@ class MeanGradients:
     """The mean of the micro-batches' gradients: each has a loss of its own, which depends on no other.
 
     Args:
-        losses: maps a batch and a generator to named losses.
+        losses: maps a batch and a generator for each of its samples to named losses.
     """
 
-    def __init__(self, losses: Callable[[Batch, torch.Generator], Values], world: World) -> None:
+    def __init__(self, losses: Callable[[Batch, list[torch.Generator]], Values], world: World) -> None:
         self._losses, self._world = losses, world
 
     def __call__(self, batches: list[Batch], generator: torch.Generator) -> Values:
         """See ``Gradients``."""
         totals: Values = {}
+        size = len(batches[0]["keys"])
+        generators = _per_sample(generator, size * len(batches), self._world)
         for number, batch in enumerate(batches):
+            of_samples = generators[number * size : (number + 1) * size]
             with without_exchange(self._losses, number + 1 < len(batches)):
-                values = self._losses(batch, generator)
+                values = self._losses(batch, of_samples)
                 names = ", ".join(values)
                 check_finite(
                     self._world,
@@ -67,6 +70,12 @@ class MeanGradients:
             for key, value in values.items():
                 totals[key] = totals.get(key, 0.0) + value.detach().float() / len(batches)
         return totals
+
+
+def _per_sample(generator: torch.Generator, count: int, world: World) -> list[torch.Generator]:
+    """Return a generator for each sample of this rank, which depends on the sample's place in the whole batch alone."""
+    seeds = torch.randint(2**62, (count * world.size,), generator=generator, device=generator.device)
+    return [torch.Generator(generator.device).manual_seed(seed) for seed in world.share(seeds).tolist()]
 
 
 def check_parts(batch_size: int, accumulate: int, world: World) -> None:

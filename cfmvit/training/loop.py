@@ -27,9 +27,25 @@ _LOG = logging.getLogger(__name__)
 
 
 class Loader(Protocol):
-    """Batches that are a pure function of their number; ``batch_size`` counts the samples of a step, on all ranks."""
+    """Batches that are a pure function of their number.
+
+    Attributes:
+        batch_size: samples of a step, on all ranks.
+        skipped_paths: of the corrupt samples met so far by this rank.
+        remarked: how many samples it has met that were taken although something about them is odd.
+    """
 
     batch_size: int
+
+    @property
+    def skipped_paths(self) -> list[str]:
+        """See above."""
+        ...
+
+    @property
+    def remarked(self) -> int:
+        """See above."""
+        ...
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Yield batches ``start``, ``start + 1``, ... without end."""
@@ -98,7 +114,10 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     config = with_precision(config, world.device)
     batches = loader.iterate(start * config.accumulate)
-    log = MetricsLog(output, start) if world.main else None
+    log = None
+    with world.together():
+        if world.main:
+            log = MetricsLog(output, start)
     bar = progress(config.steps * loader.batch_size, desc=name, initial=start * loader.batch_size)
     model.train()
     logged, since = start, time.perf_counter()
@@ -123,9 +142,10 @@ def fit(
                     metrics = dict(zip(values, means, strict=True))
                     bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
                     lr = max(group["lr"] for group in optimizer.param_groups)
-                    if log is not None:
-                        log.write(step, {**metrics, "grad_norm": norm, "lr": lr, "images_per_s": rate})
-                        watch.look(step, metrics)
+                    with world.together():
+                        if log is not None:
+                            log.write(step, {**metrics, "grad_norm": norm, "lr": lr, "images_per_s": rate})
+                            watch.look(step, metrics)
                 signal = world.most(request.signal or 0)
                 if signal and step + 1 < config.steps:
                     _save(output, model, optimizer, step + 1, world)
@@ -136,6 +156,7 @@ def fit(
         bar.close()
         if log is not None:
             log.close()
+    _say_what_was_odd(name, loader, world)
 
 
 def _step(
@@ -162,6 +183,15 @@ def _step(
     except (NonFiniteLossError, BatchError) as error:
         raise type(error)(f"step {step}: {error}; {_kept(output)}") from error
     return values, norm
+
+
+def _say_what_was_odd(name: str, loader: Loader, world: World) -> None:
+    skipped = set().union(*world.gather(loader.skipped_paths))
+    if skipped:
+        print(f"{name}: {len(skipped)} corrupt images were skipped; their paths are in the log")
+    remarked = sum(world.gather(loader.remarked))
+    if remarked:
+        print(f"{name}: {remarked} images were odd in size or annotations; the log says which and how")
 
 
 class _Divergence:

@@ -17,7 +17,9 @@ from torch import nn
 from cfmvit._io import atomic_write, clean, parse_json
 from cfmvit.training.checkpoint import NAME, PREVIOUS, load_checkpoint
 from cfmvit.training.config import save_config
+from cfmvit.training.gradients import check_parts
 from cfmvit.training.optim import warmup_within
+from cfmvit.training.precision import with_precision
 from cfmvit.training.world import World
 
 Config = TypeVar("Config", bound=Any)
@@ -99,14 +101,22 @@ def _taken(output: Path, resume: bool, overwrite: bool, product: str) -> Iterato
         os.close(lock)
 
 
-def with_warmup(config: Config, output: Path, *, resume: bool) -> Config:
+def settled(config: Config, output: Path, world: World, *, resume: bool) -> Config:
+    """Return a run's configuration as it is carried out, and seed torch: the precision is chosen, the warm-up ends within it.
+
+    Raises:
+        ValueError: the batch does not divide into equal parts.
+    """
+    config = _with_warmup(config, output, resume=resume)
+    check_parts(config.batch_size, config.loop.accumulate, world)
+    torch.manual_seed(config.loop.seed)
+    return replace(config, loop=with_precision(config.loop, world.device))
+
+
+def _with_warmup(config: Config, output: Path, *, resume: bool) -> Config:
     """Return a run's configuration with a warm-up that ends within it; a resumed run keeps the one that it began with."""
     saved = output / CONFIG
-    if (
-        resume
-        and saved.is_file()
-        and _flat(parse_json(saved.read_text(encoding="utf-8"))).get("optim.warmup") == config.optim.warmup
-    ):
+    if resume and saved.is_file() and _saved(saved).get("optim.warmup") == config.optim.warmup:
         return config
     warmup = warmup_within(config.optim.warmup, config.loop.steps)
     return replace(config, optim=replace(config.optim, warmup=warmup))
@@ -168,10 +178,7 @@ def _text(path: Path) -> str:
 
 
 def _check_same(config: Any, path: Path) -> None:
-    try:
-        saved = _flat(parse_json(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"resume: {path} can't be read: {error}") from error
+    saved = _saved(path)
     given = _flat(json.loads(json.dumps(asdict(config))))
     for key in sorted((saved.keys() | given.keys()) - _FREE):
         if saved.get(key) != given.get(key):
@@ -179,6 +186,13 @@ def _check_same(config: Any, path: Path) -> None:
                 f"resume: {key} must stay {saved.get(key)!r} as in {path}, got {given.get(key)!r}; "
                 f"only {', '.join(sorted(_FREE))} may change"
             )
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    try:
+        return _flat(parse_json(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"resume: {path} can't be read: {error}") from error
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

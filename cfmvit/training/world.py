@@ -112,10 +112,8 @@ class World:
         mine = None if error is None else (type(error), str(error))
         told = self.gather(mine)
         rank, (kind, text) = next((rank, words) for rank, words in enumerate(told) if words is not None)
-        if mine == (kind, text):  # the same everywhere, or the first one: ours
-            assert error is not None
-            everywhere = all(words == mine for words in told)
-            raise error if everywhere else _again(kind, f"rank {rank}: {text}") from error
+        if error is not None and all(words == mine for words in told):
+            raise error
         raise _again(kind, f"rank {rank}: {text}") from error
 
     @contextmanager
@@ -123,8 +121,6 @@ class World:
         """Run a block of exchanges; where the others can't be reached in it, raise ``MissingRankError``, which names them."""
         try:
             yield
-        except MissingRankError:
-            raise
         except RuntimeError as error:
             if self.size == 1 or not _is_lost(error):
                 raise
@@ -174,7 +170,7 @@ def join(device: str = "auto", limit: float = 600.0) -> Iterator[World]:
     if begun:
         try:
             dist.init_process_group(
-                "nccl" if own.type == "cuda" else "gloo", timeout=timedelta(seconds=limit)
+                "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=timedelta(seconds=limit)
             )
         except (ValueError, RuntimeError) as error:
             raise RuntimeError(
@@ -205,8 +201,9 @@ def quiet(world: World) -> Iterator[None]:
 
 def _is_lost(error: RuntimeError) -> bool:
     """Tell whether an error is of ranks that can't reach each other; torch raises some of them as plain RuntimeErrors."""
-    return isinstance(error, dist.DistError) or any(
-        word in str(error) for word in ("gloo", "NCCL", "imed out")
+    plain = type(error) is RuntimeError and not hasattr(error, "rank")
+    return isinstance(error, dist.DistError) or (
+        plain and any(word in str(error) for word in ("gloo", "NCCL", "imed out"))
     )
 
 
@@ -229,8 +226,8 @@ def _number(name: str, otherwise: int) -> int:
 
 
 def _again(kind: type[Exception], text: str) -> Exception:
-    """Make an error of another process's kind, where that takes a text alone."""
-    try:
-        return kind(text)
-    except TypeError:
-        return RuntimeError(text)
+    """Make an error of another process's kind, with that one's text; it is marked as a rank's own, as none that is lost."""
+    again: Exception = kind.__new__(kind, text)
+    again.args = (text,)
+    again.__dict__["rank"] = True
+    return again

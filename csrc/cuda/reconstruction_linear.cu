@@ -20,14 +20,16 @@ namespace {
 constexpr int64_t kBlock = 256;  // rows of a partial sum of the bias's gradient
 
 // Rows of a chunk: in whole blocks of kBlock, what of the projection stays in the cache of an H100. Where
-// they fit, 16,896 of them, which tiles of 128 x 256 cut into whole waves on its 132 multiprocessors, for
-// widths of 512, 768 and 1024. The environment variable CFMVIT_CHUNK_ROWS is for measuring others.
-int64_t rows_of_chunk(int64_t rows, int64_t row_bytes) {
+// they fit, multiples of 16,896, which tiles of 128 x 256 cut into whole waves on its 132 multiprocessors.
+// CFMVIT_CHUNK_ROWS is defined by tests, which have few rows and want many chunks.
+int64_t rows_of_chunk(int64_t rows, [[maybe_unused]] int64_t row_bytes) {
+#ifdef CFMVIT_CHUNK_ROWS
+  const int64_t most = CFMVIT_CHUNK_ROWS;
+#else
   constexpr int64_t kCacheBytes = 33 * 1048576, kWaves = 132 * 128;
-  const char* const wanted = std::getenv("CFMVIT_CHUNK_ROWS");
-  const int64_t asked = wanted ? std::strtoll(wanted, nullptr, 10) : 0;
   const int64_t fit = std::min<int64_t>(kCacheBytes / std::max<int64_t>(1, row_bytes), INT32_MAX);
-  const int64_t most = asked > 0 ? asked : fit >= kWaves ? fit / kWaves * kWaves : fit;
+  const int64_t most = fit >= kWaves ? fit / kWaves * kWaves : fit;
+#endif
   return std::max(kBlock, std::min(most / kBlock, kernels::ceil_div(rows, kBlock)) * kBlock);
 }
 

@@ -37,7 +37,7 @@ Side side_of(const Tensor& x) {
   } else {
     const kernels::Level<const S> all{data<const S>(x), rows, 1, 0, x.stride(0), 0, x.stride(1), 1};
     on_device(x, [&](cudaStream_t stream) {
-      kernels::for_each_warp(rows, kernels::InverseNorms<S>{all, data<T>(inverse), width}, stream);
+      kernels::for_each_warp(rows, kernels::InverseNorms<S, double>{all, data<T>(inverse), width}, stream);
     });
     return {x, inverse};
   }

@@ -10,8 +10,8 @@ namespace cfmvit::kernels {
 
 class Divider {
  public:
-  // divisor in [1, 2**31)
-  explicit Divider(int64_t divisor) : divisor_(static_cast<uint32_t>(divisor)) {
+  // divisor in [0, 2**31); by 0, of an image without columns, nothing is ever divided
+  explicit Divider(int64_t divisor) : divisor_(static_cast<uint32_t>(divisor > 0 ? divisor : 1)) {
     while ((int64_t{1} << shift_) < divisor) ++shift_;
     factor_ = static_cast<uint32_t>((((uint64_t{1} << shift_) - divisor_) << 32) / divisor_ + 1);
   }

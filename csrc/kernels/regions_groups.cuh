@@ -22,9 +22,8 @@ constexpr int kGroupThreads = 256;
 
 // group (R,): of each box, or -1 for none. A block makes one group: it counts the boxes of those before, then
 // writes its own; each warp looks at one stretch of the boxes, a lane at every 32nd.
-template <typename Key>
 __global__ void __launch_bounds__(kGroupThreads, 4)
-    group_kernel(const Key* of_box, int64_t boxes, Groups out) {
+    group_kernel(const int32_t* of_box, int64_t boxes, Groups out) {
   constexpr int kWarps = kGroupThreads / 32;
   __shared__ int64_t below_of_warp[kWarps], mine_of_warp[kWarps];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -72,8 +71,7 @@ __global__ void __launch_bounds__(kGroupThreads, 4)
 }
 
 inline void make_groups(const int32_t* of_box, int64_t boxes, const Groups& out, cudaStream_t stream) {
-  constexpr int64_t kMostBlocks = 65535;
-  launch(group_kernel<int32_t>, static_cast<unsigned>(std::min(out.count, kMostBlocks)), kGroupThreads, 0,
+  launch(group_kernel, static_cast<unsigned>(std::min(out.count, kMostBlocksYZ)), kGroupThreads, 0,
          stream, of_box, boxes, out);
 }
 

@@ -9,12 +9,6 @@ namespace cfmvit::kernels {
 template <typename T>
 constexpr T kSmallestNorm = T(1e-12);
 
-template <typename T>
-__device__ T sum_of_warp(T sum) {
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-  return sum;
-}
-
 // Sum: the type of the sum of squares.
 template <typename S, typename Sum = acc_t<S>>
 __device__ acc_t<S> inverse_norm(const S* token, int64_t stride, int64_t channels) {
@@ -23,7 +17,7 @@ __device__ acc_t<S> inverse_norm(const S* token, int64_t stride, int64_t channel
     const Sum x = to_acc(token[c * stride]);
     sum += x * x;
   }
-  const Sum norm = std::sqrt(sum_of_warp(sum));
+  const Sum norm = std::sqrt(warp_sum(sum));
   return static_cast<acc_t<S>>(1 / (norm > kSmallestNorm<Sum> ? norm : kSmallestNorm<Sum>));
 }
 
@@ -40,7 +34,7 @@ void for_each_warp(int64_t count, const Body& body, cudaStream_t stream) {
 }
 
 // Level 0 of the maps -> out (images, height * width).
-template <typename S>
+template <typename S, typename Sum = acc_t<S>>
 struct InverseNorms {
   Level<const S> tokens;
   acc_t<S>* out;
@@ -50,7 +44,7 @@ struct InverseNorms {
     const int64_t grid = tokens.height * tokens.width, image = i / grid, pixel = i % grid;
     const S* const token = tokens.data + image * tokens.image + pixel / tokens.width * tokens.row +
                            pixel % tokens.width * tokens.pixel;
-    const acc_t<S> inverse = inverse_norm(token, tokens.channel, channels);
+    const acc_t<S> inverse = inverse_norm<S, Sum>(token, tokens.channel, channels);
     if (threadIdx.x % 32 == 0) out[i] = inverse;
   }
 };
@@ -95,7 +89,7 @@ struct Unnormalize {
     for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
       along += to_acc(token[c * tokens.channel]) * g[c];
     }
-    along = sum_of_warp(along) * inverse * inverse;
+    along = warp_sum(along) * inverse * inverse;
     if (inverse >= 1 / kSmallestNorm<T>) along = 0;  // where the bound holds, the norm is a constant
     for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
       from_acc((g[c] - along * to_acc(token[c * tokens.channel])) * inverse, target[c * out.channel]);

@@ -81,6 +81,7 @@ class EntryReader {
     int64_t image = -1, category = -1, crowd = 0;
     double value = NAN, box[4] = {0, 0, 0, 0};
     bool has_box = false, good_box = false;
+    bool escapes = false;  // in a key, which then may be one of those that are read
     std::string_view mask;
   };
 
@@ -124,6 +125,7 @@ class EntryReader {
       std::string_view key;
       bool escaped;
       if (!text.string(key, escaped) || !text.take(':') || !text.skip_space()) return false;
+      entry.escapes |= escaped;
       if (!read_value(text, key, entry) || !text.skip_space()) return false;
       if (*text.at == '}') return ++text.at, true;
       if (*text.at != ',') return false;
@@ -191,7 +193,7 @@ class EntryReader {
   void keep(const Entry& entry, const JsonSource& source, const char* begin) {
     CompressedMask mask;
     const auto number = static_cast<int64_t>(columns_.offsets.size());
-    const bool known = entry.image >= 0 && entry.category >= 0;
+    const bool known = entry.image >= 0 && entry.category >= 0 && !entry.escapes;
     if (!known || !(wanted_.truth ? is_annotation(entry) : is_result(entry, mask)))
       columns_.odd.push_back(number);
     const double* box = entry.has_box ? entry.box : mask.box;

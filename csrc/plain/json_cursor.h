@@ -87,7 +87,7 @@ class JsonCursor {
       for (; at < end_ && *at >= '0' && *at <= '9'; ++at) {
         digits =
             10 * digits + static_cast<uint64_t>(*at - '0');  // wraps from the 20th on, and is then not used
-        if (digits != 0) ++count;
+        if (digits != 0 || count != 0) ++count;
         exponent -= step;
       }
       return at > start;
@@ -118,7 +118,7 @@ class JsonCursor {
       if (negative) value = -value;
       return true;
     }
-    value = correctly_rounded(begin);
+    value = correctly_rounded(begin, count + exponent);
     return true;
   }
 
@@ -162,13 +162,13 @@ class JsonCursor {
                                             1e8,  1e9,  1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
                                             1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
 
-  double correctly_rounded(const char* begin) const {
+  // ``magnitude``: of the number as a power of ten. No C function reads it: those go by the process's locale.
+  double correctly_rounded(const char* begin, int magnitude) const {
     double value = 0;
-#ifdef __cpp_lib_to_chars
     const auto done = std::from_chars(begin, at, value);
-    if (done.ec == std::errc()) return value;  // else it is out of range: strtod knows which way
-#endif
-    return std::strtod(std::string(begin, at).c_str(), nullptr);
+    if (done.ec == std::errc()) return value;
+    const double beyond = magnitude > 0 ? HUGE_VAL : 0.0;
+    return *begin == '-' ? -beyond : beyond;
   }
 
   bool escape() {

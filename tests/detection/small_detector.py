@@ -71,3 +71,8 @@ def squares_batch() -> dict[str, object]:
         "valid_size": [(SIZE, SIZE)] * 2,
         "keys": ["first", "second"],
     }
+
+
+def generators(seed: int, count: int = 2) -> list[torch.Generator]:
+    """Return a generator for each image of a batch."""
+    return [torch.Generator().manual_seed(1000 * seed + number) for number in range(count)]

@@ -12,7 +12,7 @@ import torch
 from cfmvit.detection import Detections, Detector, ScoreConfig
 from cfmvit.detection.engine import FinetuneOptim, make_optimizer
 
-from .small_detector import LABELS, SIZE, small_config, small_model, squares_batch
+from .small_detector import LABELS, SIZE, generators, small_config, small_model, squares_batch
 
 
 def train(detector: Detector, steps: int, lr: float = 4e-3) -> list[float]:
@@ -24,7 +24,7 @@ def train(detector: Detector, steps: int, lr: float = 4e-3) -> list[float]:
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * min(1, (step + 1) / 10) * (1 - step / steps)
-        losses = detector.losses(batch, text, torch.Generator().manual_seed(step))
+        losses = detector.losses(batch, text, generators(step))
         optimizer.zero_grad()
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_([p for p in detector.parameters() if p.requires_grad], 1.0)
@@ -72,7 +72,7 @@ def test_it_learns_two_images_by_heart(make_detector, tmp_path):
 def test_every_part_gets_a_gradient(make_detector):
     detector = make_detector()
     text = detector.vocabulary(LABELS).embeddings
-    losses = detector.train().losses(squares_batch(), text, torch.Generator().manual_seed(0))
+    losses = detector.train().losses(squares_batch(), text, generators(0))
     assert losses.keys() == {"rpn_center", "rpn_box", "class", "box", "mask", "loss", "temperature"}
     losses["loss"].backward()
     missing = {name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None}
@@ -83,10 +83,7 @@ def test_every_part_gets_a_gradient(make_detector):
 def test_a_step_is_a_function_of_its_generator(make_detector):
     detector = make_detector().train()
     text = detector.vocabulary(LABELS).embeddings
-    values = [
-        detector.losses(squares_batch(), text, torch.Generator().manual_seed(seed))["loss"].item()
-        for seed in (0, 0, 1)
-    ]
+    values = [detector.losses(squares_batch(), text, generators(seed))["loss"].item() for seed in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
 
 
@@ -96,7 +93,7 @@ def test_images_without_objects(make_detector):
     for key, empty in (("boxes", torch.zeros(0, 4)), ("labels", torch.zeros(0, dtype=torch.int64))):
         batch[key] = [empty, empty]
     batch["masks"] = [torch.zeros(0, SIZE, SIZE, dtype=torch.uint8)] * 2
-    losses = detector.losses(batch, detector.vocabulary(LABELS).embeddings, torch.Generator().manual_seed(0))
+    losses = detector.losses(batch, detector.vocabulary(LABELS).embeddings, generators(0))
     losses["loss"].backward()
     assert losses["box"].item() == losses["mask"].item() == losses["rpn_box"].item() == 0
     assert torch.isfinite(losses["loss"])
@@ -107,7 +104,7 @@ def test_bad_ground_truth_names_the_image(make_detector):
     batch = squares_batch()
     batch["boxes"][1] = torch.tensor([[40.0, 40.0, 30.0, float("nan")]])
     with pytest.raises(ValueError, match=r"boxes must be finite .* in second"):
-        detector.losses(batch, detector.vocabulary(LABELS).embeddings, torch.Generator())
+        detector.losses(batch, detector.vocabulary(LABELS).embeddings, generators(0))
 
 
 def test_a_frozen_backbone_has_one_tower(make_detector):

@@ -137,7 +137,7 @@ def test_a_vocabulary_is_kept_in_a_file(
         detect(photos / "a.png", None, tmp_path / "detector", **arguments)
     detect(photos / "a.png", "red square, cat", tmp_path / "detector", **arguments)
     kept = Vocabulary.load(arguments["vocabulary"])
-    assert kept.labels == ("red square", "cat") and kept.source == detector.text_source
+    assert kept.labels == ("red square", "cat") and kept.source == detector.text_source()
     assert torch.equal(kept.embeddings, detector.vocabulary(kept.labels).embeddings)
     detect(photos / "a.png", None, tmp_path / "detector", **arguments)
     with pytest.raises(ValueError, match="has 2 other labels"):

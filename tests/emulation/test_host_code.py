@@ -81,7 +81,7 @@ def test_the_ops_own_tests_pass(library: Path, family: str) -> None:
     chosen = ["-n0", "-q", "-p", "no:cacheprovider", "-k", " and ".join(f"not {name}" for name in LEFT_OUT)]
     report = run(
         sys.executable, HERE / "with_library.py", library, *chosen, *tests,
-        OMP_NUM_THREADS="1", CFMVIT_CHUNK_ROWS="256",
+        OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert " passed" in report
     assert " failed" not in report

@@ -10,49 +10,13 @@ import pytest
 import torch
 
 from cfmvit.cli import main
-from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.models import CFMViT
-from cfmvit.pretrain import OptimConfig, PretrainConfig, pretrain
+from cfmvit.pretrain import OptimConfig, pretrain
 from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.training import LoopConfig, NonFiniteLossError
 from cfmvit.training.checkpoint import write_checked
 
-TINY = {
-    "width": 32,
-    "heads": 2,
-    "depth": 1,
-    "text_width": 32,
-    "text_heads": 2,
-    "text_depth": 1,
-    "decoder_width": 32,
-}
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp("scenes") / "data"
-    none = SplitConfig(images=0, size=64)
-    return f"lvis:{make_scenes(root, ScenesConfig(pretrain=SplitConfig(images=60, size=64), train=none, val=none))}"
-
-
-def config(data: str, *, steps: int = 6, save_every: int = 3, **options: Any) -> PretrainConfig:
-    return PretrainConfig(
-        **{
-            "data": data,
-            "model": "cfm_vit_tiny",
-            "model_options": dict(TINY),
-            "vocab_size": 400,
-            "batch_size": 8,
-            "device": "cpu",
-            "optim": OptimConfig(lr=2e-3, warmup=2),
-            "loop": LoopConfig(steps=steps, log_every=1, save_every=save_every),
-            **options,
-        }
-    )
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return CFMViT.from_pretrained(folder / "model").state_dict()
+from .small_run import TINY, config, weights
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from cfmvit.detection import FinetuneConfig
 from cfmvit.ops.shared import library
+from cfmvit.pretrain import PretrainConfig
 from cfmvit.training import LoopConfig, format_config, load_config, save_config
 from cfmvit.training.device import choose_device
 from cfmvit.training.precision import choose_precision, with_precision
@@ -124,3 +126,23 @@ def test_precision_follows_the_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_products)
     assert choose_precision("auto", torch.device("cuda")) == expected
+
+
+def test_what_is_not_given_stays_as_the_run_has_it() -> None:
+    """A run's defaults are others than those of its parts' classes."""
+    for cls in (PretrainConfig, FinetuneConfig):
+        whole = cls()
+        for override in ("loop.accumulate=4", "optim.lr=0.25"):
+            table, _, name = override.partition("=")[0].partition(".")
+            found = load_config(cls, overrides=[override])
+            changed = dataclasses.replace(
+                getattr(whole, table), **{name: json.loads(override.partition("=")[2])}
+            )
+            assert found == dataclasses.replace(whole, **{table: changed})
+    deep = load_config(FinetuneConfig, overrides=["detector.heads.samples=7"])
+    assert dataclasses.replace(deep.detector.heads, samples=512) == FinetuneConfig().detector.heads
+
+
+def test_a_precision_of_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision must be auto, fp32 or bf16, got 'bfloat16'"):
+        choose_precision("bfloat16", torch.device("cpu"))  # type: ignore[arg-type]

@@ -43,12 +43,13 @@ CPU = torch.device("cpu")
 class Batches:
     """Batch k is a pure function of k."""
 
-    batch_size = 4
+    batch_size, remarked = 4, 0
+    skipped_paths: tuple[str, ...] = ()
 
     def iterate(self, start: int = 0) -> Iterator[dict[str, Any]]:
         while True:
             generator = torch.Generator().manual_seed(start)
-            yield {"x": torch.randn(4, 3, generator=generator), "keys": [f"sample-{start}"]}
+            yield {"x": torch.randn(4, 3, generator=generator), "keys": [f"sample-{start}"] * 4}
             start += 1
 
 
@@ -60,12 +61,12 @@ def run(
     config = LoopConfig(**{"steps": 6, "log_every": 1, "save_every": 2, **options})
     calls = 0
 
-    def losses(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(batch: dict[str, Any], generators: list[torch.Generator]) -> dict[str, Tensor]:
         nonlocal calls
         calls += 1
         if stop is not None and calls > stop:
             raise KeyboardInterrupt
-        noise = torch.randn(4, 1, generator=generator)
+        noise = torch.cat([torch.randn(1, 1, generator=generator) for generator in generators])
         return {"loss": (model(batch["x"]) - noise).square().mean()}
 
     optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.1))
@@ -112,7 +113,7 @@ def test_a_non_finite_loss_names_step_and_batch_and_keeps_the_checkpoint(tmp_pat
         fit(
             model=model,
             gradients=MeanGradients(
-                lambda batch, generator: {"loss": model(batch["x"]).mean() * float("nan")}, World(CPU)
+                lambda batch, generators: {"loss": model(batch["x"]).mean() * float("nan")}, World(CPU)
             ),
             world=World(CPU),
             optimizer=optimizer,
@@ -129,11 +130,13 @@ def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -
     weight = nn.Parameter(torch.zeros(1))
     model = nn.ParameterList([weight])
     with pytest.raises(
-        NonFiniteLossError, match=r"step 0: the gradient is not finite: .*keys: \['sample-0'\]"
+        NonFiniteLossError, match=r"step 0: the gradient is not finite: .*keys: \['sample-0', "
     ):
         fit(
             model=model,
-            gradients=MeanGradients(lambda batch, generator: {"loss": weight.abs().sqrt().sum()}, World(CPU)),
+            gradients=MeanGradients(
+                lambda batch, generators: {"loss": weight.abs().sqrt().sum()}, World(CPU)
+            ),
             world=World(CPU),
             optimizer=torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.0)),
             schedule=lambda step: 1.0,
@@ -159,7 +162,7 @@ def test_weights_that_are_no_good_are_never_saved(tmp_path: Path, rate: float, m
     with pytest.raises(NonFiniteLossError, match=message):
         fit(
             model=model,
-            gradients=MeanGradients(lambda batch, generator: {"loss": weight.square().sum()}, World(CPU)),
+            gradients=MeanGradients(lambda batch, generators: {"loss": weight.square().sum()}, World(CPU)),
             world=World(CPU),
             optimizer=torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.0)),
             schedule=lambda step: next(rates),
@@ -182,7 +185,7 @@ def test_an_optimizer_state_that_is_not_finite_is_never_saved(tmp_path: Path) ->
     ):
         fit(
             model=model,
-            gradients=MeanGradients(lambda batch, generator: {"loss": model(batch["x"]).mean()}, World(CPU)),
+            gradients=MeanGradients(lambda batch, generators: {"loss": model(batch["x"]).mean()}, World(CPU)),
             world=World(CPU),
             optimizer=optimizer,
             schedule=lambda step: 1.0,

@@ -119,8 +119,7 @@ def from_hf(
         for part in ("text_config", "vision_config")
     )
     reader = Source(tensors, origin)
-    found = given_tokenizer(tokenizer)
-    pad_id = None
+    found, pad_id = given_tokenizer(tokenizer, siglip=not clip)
     if found is None and folder is not None:
         found, pad_id = hf_tokenizer(folder, siglip=not clip)
     if pad_id is None:

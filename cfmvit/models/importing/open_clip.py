@@ -90,7 +90,7 @@ def from_open_clip(
     reader = Source(_separate_text(tensors), origin)
     own, weights = _towers(reader, like, statistics)
     found, own["text_pad_id"] = open_clip_tokenizer(
-        text_config, own["vocab_size"], folder, given_tokenizer(tokenizer)
+        text_config, own["vocab_size"], folder, given_tokenizer(tokenizer)[0]
     )
     return build(
         reader, {"name": f"open_clip:{name or type(like).__name__}", **own, **options}, weights, found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +23,13 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 
 
-def given_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer | None:
-    """Return the tokenizer that a caller names.
+def given_tokenizer(
+    tokenizer: Tokenizer | str | os.PathLike[str] | None, *, siglip: bool = False
+) -> tuple[Tokenizer | None, int | None]:
+    """Return the tokenizer that a caller names, and the id of its padding where its files say it.
 
     Args:
+        siglip: as for ``hf_tokenizer``.
         tokenizer: one at hand; the path of a ``tokenizer.json``, of OpenAI's ``bpe_simple_vocab_16e6.txt.gz`` or of a SentencePiece
             model (SigLIP's); a Hugging Face folder that has one of them, or ``hf:org/name``.
 
@@ -36,16 +38,18 @@ def given_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tok
         ValueError: the file is of another kind.
     """
     if tokenizer is None or isinstance(tokenizer, Tokenizer):
-        return tokenizer
+        return tokenizer, None
     path = local_folder(tokenizer)
+    if siglip and path.name == "tokenizer.json":
+        path = path.parent
     if path.is_dir():
-        found, _ = hf_tokenizer(path, siglip=False)
-        if found is None:
+        found = hf_tokenizer(path, siglip=siglip)
+        if found[0] is None:
             raise FileNotFoundError(f"import: {path} must hold a tokenizer.json, vocab.json or spiece.model")
         return found
     if path.suffix in (".model", ".spm"):
-        return _with_cleaning(read_unigram(path), "canonicalize")
-    return clip_bpe(path) if path.suffix == ".gz" else Tokenizer.from_file(path)
+        return _with_cleaning(read_unigram(path), "canonicalize"), None
+    return clip_bpe(path) if path.suffix == ".gz" else Tokenizer.from_file(path), None
 
 
 def clip_bpe(path: Path | None = None) -> Tokenizer:
@@ -120,7 +124,8 @@ def open_clip_tokenizer(
     options = dict(text.get("tokenizer_kwargs") or {})
     named = text.get("hf_tokenizer_name")
     if not named:
-        if tokenizer is None and vocab_size >= CLIP_VOCABULARY:
+        # A model at hand says nothing of its tokenizer but the number of ids.
+        if tokenizer is None and (vocab_size == CLIP_VOCABULARY or (text and vocab_size > CLIP_VOCABULARY)):
             tokenizer = clip_bpe()
             if options.get("clean", "lower") != "lower":
                 tokenizer = _with_cleaning(tokenizer, options["clean"])
@@ -221,8 +226,6 @@ def _pad_id(tokenizer: Tokenizer, settings: Mapping[str, Any], usual: str | None
     token = settings.get("pad_token", usual)
     if isinstance(token, Mapping):
         token = token.get("content")
-    if token is None:
-        padding = json.loads(tokenizer.backend.to_str()).get("padding") or {}
-        token = padding.get("pad_token", "<pad>")
-    found = tokenizer.backend.token_to_id(token)
-    return None if found is None else int(found)
+    names = ("<pad>", "[PAD]") if token is None else (token,)
+    found = [tokenizer.backend.token_to_id(name) for name in names]
+    return next((int(number) for number in found if number is not None), None)

@@ -51,7 +51,7 @@ def test_clips_ids_of_any_ascii(clip: Tokenizer, text: str) -> None:
 
 def test_the_file_itself_is_taken(clip: Tokenizer) -> None:
     path = Path(peer("open_clip").__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    assert torch.equal(given_tokenizer(path)(TEXTS, 77), clip(TEXTS, 77))
+    assert torch.equal(given_tokenizer(path)[0](TEXTS, 77), clip(TEXTS, 77))
 
 
 def test_a_folder_of_hugging_faces_clip(clip: Tokenizer, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_folder_of_hugging_faces_clip(clip: Tokenizer, tmp_path: Path) -> None
     (old / "merges.txt").write_text(
         "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in content["merges"])
     )
-    assert given_tokenizer(old)(texts, 20, pad_id=pad_id, full_length=True).tolist() == wanted
+    assert given_tokenizer(old)[0](texts, 20, pad_id=pad_id, full_length=True).tolist() == wanted
 
 
 def word_pieces(folder: Path) -> Any:
@@ -161,7 +161,7 @@ def test_sentencepiece(tmp_path: Path) -> None:
     texts = ["A photo, of the RED cup!", "two  dogs_and a zebra", "garden " * 20]
     wanted = theirs(texts, padding="max_length", max_length=16, truncation=True)["input_ids"]
     assert ours(texts, 16, pad_id=pad_id, full_length=True).tolist() == wanted
-    assert given_tokenizer(tmp_path / "spiece.model")(texts[:1], 16).tolist() == [
+    assert given_tokenizer(tmp_path / "spiece.model")[0](texts[:1], 16).tolist() == [
         [i for i in wanted[0] if i != 1] + [1]
     ]
     (tmp_path / "bad.model").write_bytes(b"\x0a\x05nothing")
