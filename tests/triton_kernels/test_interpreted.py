@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU, under Triton's interpreter: interpreted_contrastive.py, in a process of its own."""
+"""The Triton kernels without a GPU, under Triton's interpreter: interpreted_*.py, in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.skipif(
     reason=f"the interpreter of Triton {triton.__version__} needs NumPy before 2.4",  # Triton's issue 9171
 )
 
-INTERPRETED = Path(__file__).with_name("interpreted_contrastive.py")
+INTERPRETED = [Path(__file__).with_name(f"interpreted_{name}.py") for name in ("parity", "rounding")]
 
 
 def interpreted(chosen: str) -> str:
     return run(
-        sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", INTERPRETED, "-m", chosen,
+        sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *INTERPRETED, "-m", chosen,
         TRITON_INTERPRET="1", OMP_NUM_THREADS="1",
     )  # fmt: skip
 
