@@ -31,14 +31,36 @@ class Numbers:
         return 40
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        return {"index": index}
+        return {"index": index, "draw": float(rng.random())}
+
+
+def make(**options: Any) -> SeededLoader:
+    collate = lambda samples: {name: [sample[name] for sample in samples] for name in samples[0]}
+    return SeededLoader(Numbers(), 8, collate=collate, repeats=np.linspace(1, 3.2, 40), **options)
+
+
+def test_copies_of_an_image_are_drawn_anew() -> None:
+    batches = list(itertools.islice(make().iterate(), make().batches_per_epoch))
+    draws = [(i, d) for batch in batches for i, d in zip(batch["index"], batch["draw"])]
+    assert len({index for index, _ in draws}) < len(draws) == len(set(draws))
+
+
+def test_ranks_and_pieces_change_nothing() -> None:
+    whole = list(itertools.islice(make().iterate(), 30))
+    for size, pieces in ((2, 1), (2, 2), (1, 4)):
+        ranks = [
+            list(itertools.islice(make(rank=rank, world_size=size, pieces=pieces).iterate(), 30 * pieces))
+            for rank in range(size)
+        ]
+        for step, batch in enumerate(whole):
+            parts = [rank[step * pieces + piece] for rank in ranks for piece in range(pieces)]
+            for name in batch:
+                assert [value for part in parts for value in part[name]] == batch[name]
 
 
 def test_each_image_comes_as_often_as_its_factor() -> None:
     factors = np.linspace(1, 3.2, 40)
-    loader = SeededLoader(
-        Numbers(), 8, collate=lambda samples: {"index": [s["index"] for s in samples]}, repeats=factors
-    )
+    loader = make()
     assert loader.batches_per_epoch == int(factors.sum()) // 8
     epochs = 200
     batches = itertools.islice(loader.iterate(), epochs * loader.batches_per_epoch)

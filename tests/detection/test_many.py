@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from cfmvit.detection.places import find_images
 from .small_detector import LABELS, squares_batch
 
 Image = pytest.importorskip("PIL.Image")
+box_iou = pytest.importorskip("torchvision.ops").box_iou
 
 
 @pytest.fixture
@@ -56,21 +59,31 @@ def test_what_is_encoded_once_answers_any_words(detector: Detector, precision: A
         found = detector.predict(encoded, words)
         for one, other in zip(found, detector.predict(images, words, precision=precision), strict=True):
             same(one, other)
-    towers = []
-    handle = detector.model.visual.register_forward_hook(lambda *_: towers.append(1))
-    detector.model.visual.blocks[0].register_forward_hook(lambda *_: towers.append(1))
+    run: list[int] = []
+    for part in (detector.model.visual, detector.visual):
+        part.blocks[0].register_forward_hook(lambda *_: run.append(1))
+    for part in (detector.pyramid, detector.proposals, detector.box_head):
+        part.register_forward_hook(lambda *_: run.append(2))
     detector.predict(encoded, ["something else"])
-    handle.remove()
-    assert not towers
+    assert not run
+    detector.encode(images[:1], precision=precision)
+    assert run.count(1) == 2 and run.count(2) == 3
 
 
 def test_bf16_finds_what_fp32_does(detector: Detector) -> None:
     images = list(squares_batch()["images"])
     precise, quick = (detector.encode(images, precision=p) for p in ("fp32", "bf16"))
     assert all(level.dtype == torch.bfloat16 for level in quick.maps)
-    for name in ("frozen", "embeds"):
-        for one, other in zip(getattr(precise, name), getattr(quick, name), strict=True):
+    for number in range(len(images)):
+        # The proposals come in another order; each has its like.
+        overlap = box_iou(precise.boxes[number], quick.boxes[number])
+        best, match = overlap[:20].max(dim=1)
+        assert best.median() > 0.9
+        close = best > 0.9
+        for name in ("frozen", "embeds"):
+            one, other = getattr(precise, name)[number], getattr(quick, name)[number]
             assert one.dtype == other.dtype == torch.float32
+            assert torch.cosine_similarity(one[:20][close], other[match][close]).median() > 0.99
 
 
 def test_an_iterator_is_read_as_it_goes(detector: Detector) -> None:
@@ -86,6 +99,8 @@ def test_an_iterator_is_read_as_it_goes(detector: Detector) -> None:
     first = next(found)
     assert len(taken) == 2
     same(first, next(itertools.islice(found, 1, None)))
+    with pytest.raises(ValueError, match="precision must be auto, fp32 or bf16, got 'half'"):
+        detector.encode(list(squares_batch()["images"]), precision="half")
     with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
         detector.predict([], LABELS, batch_size=0)
 
@@ -114,6 +129,23 @@ def test_a_folder_of_pictures(
     assert main(["detect", str(photos / "broken.jpg"), str(photos / "broken.jpg"), *words]) == 2
     assert main(["detect", str(photos), *words, "--json"]) == 2
     assert "JSON is printed of one picture" in capsys.readouterr().err
+
+
+def test_overlays_go_below_the_output_and_are_no_pictures(
+    detector: Detector, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector.save_pretrained(tmp_path / "detector")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("c.png").write_bytes((photos / "a.png").read_bytes())
+    mixed = [str(photos / "a.png"), "../photos/more/b.jpg", "c.png"]
+    detect(mixed, "red square", tmp_path / "detector", Path("out"))
+    assert sorted(str(path.relative_to("out")) for path in Path("out").rglob("*.png")) == [
+        "here/c.png.detected.png", "photos/a.png.detected.png", "photos/more/b.jpg.detected.png"
+    ]  # fmt: skip
+    for _ in range(2):
+        detect([photos], "red square", tmp_path / "detector", photos)
+        assert len(json.loads((photos / "images.json").read_text())["images"]) == 2
 
 
 def test_places(photos: Path) -> None:
@@ -149,7 +181,7 @@ def test_a_vocabulary_is_kept_in_a_file(
         detect(photos / "a.png", None, tmp_path / "other", **arguments)
 
 
-def test_a_vocabulary_of_pictures(detector: Detector) -> None:
+def test_a_vocabulary_of_pictures(detector: Detector, tmp_path: Path) -> None:
     images = squares_batch()["images"]
     found = Vocabulary.from_images({"This": [images[0]], "that": [images[1], images[0]]}, detector)
     assert found.labels == ("this", "that")
@@ -157,6 +189,20 @@ def test_a_vocabulary_of_pictures(detector: Detector) -> None:
     torch.testing.assert_close(found.embeddings[1], detector.embed_pictures([images[0]])[0])
     torch.testing.assert_close(found.embeddings[0], detector.vocabulary(["x"]).embeddings[0])
     assert isinstance(detector.predict(images[0], found), Detections)
+    detector.save_pretrained(tmp_path / "detector")
+    found.save(tmp_path / "shown.safetensors")
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    detect(
+        tmp_path / "a.png",
+        None,
+        tmp_path / "detector",
+        tmp_path / "b.png",
+        vocabulary=tmp_path / "shown.safetensors",
+    )
+    both = torch.nn.functional.normalize(detector.embed_pictures([images[1], images[0]]).mean(0), dim=-1)
+    torch.testing.assert_close(found.embeddings[2], both)
+    with pytest.raises(ValueError, match="pictures must be one at least"):
+        detector.embed_pictures([])
     with pytest.raises(ValueError, match="'that' must have a picture at least"):
         Vocabulary.from_images({"that": []}, detector)
 
@@ -173,12 +219,32 @@ def test_the_form_of_a_transformers_pipeline(detector: Detector, tmp_path: Path)
     assert all(type(value) is int for item in found for value in item["box"].values())
     assert set(found[0]["box"]) == {"xmin", "ymin", "xmax", "ymax"}
     assert pipe(image, "red square, cat", threshold=0.0, top_k=3) == found
+    assert {item["label"] for item in pipe(image, ["Red  Square"], threshold=0.0)} == {"Red  Square"}
     several = pipe([{"image": image, "candidate_labels": ["red square", "cat"]}], threshold=0.0, top_k=3)
     assert several == [found]
     with pytest.raises(ValueError, match="candidate_labels must be given"):
         pipe(image)
     with pytest.raises(ValueError, match="task must be 'zero-shot-object-detection', got 'depth'"):
         cfmvit.pipeline("depth")
+
+
+def test_the_forms_of_supervision_and_detectron2(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What those packages' classes are given; neither is installed here."""
+    given: dict[str, Any] = {}
+    record = lambda *values, **fields: given.update(fields, values=values) or given
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=record))
+    structures = SimpleNamespace(Boxes=lambda boxes: boxes, Instances=record)
+    monkeypatch.setitem(sys.modules, "detectron2", SimpleNamespace(structures=structures))
+    monkeypatch.setitem(sys.modules, "detectron2.structures", structures)
+    image = squares_batch()["images"][0]
+    found, size = detector.predict(image, LABELS, threshold=0.0), tuple(image.shape[-2:])
+    found.to_supervision()
+    assert given["xyxy"].shape == (len(found), 4) and given["mask"].shape == (len(found), *size)
+    assert given["data"]["class_name"] == found.labels
+    given.clear()
+    found.to_detectron2(size)
+    assert given["values"] == (size,) and torch.equal(given["pred_boxes"], found.boxes)
+    assert torch.equal(given["pred_classes"], found.label_ids) and given["pred_masks"].dtype == torch.bool
 
 
 def test_the_form_of_torchvision(detector: Detector) -> None:

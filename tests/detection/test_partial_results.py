@@ -123,7 +123,10 @@ def test_a_killed_prediction_goes_on_where_it_was(
             time.sleep(0.05)
     finally:
         process.send_signal(ending)
-        process.wait()
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
     assert not (output / "results.json").exists()
     detector = Detector.from_pretrained(tmp_path / "detector")
     seen: list[int] = []

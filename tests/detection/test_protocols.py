@@ -31,6 +31,14 @@ def test_they_are_the_fields_protocols() -> None:
     assert {"lvis", "coco-ovd", "coco", "own-24gb"} <= set(NAMES)
 
 
+def test_a_misspelt_name_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["finetune", "--config", "lvs", "data=coco:x", "model=y", "--output", str(tmp_path / "run")])
+        == 2
+    )
+    assert f"must be a file, or one of {', '.join(NAMES)}, got lvs" in capsys.readouterr().err
+
+
 def write(path: Path, images: list[dict[str, Any]], categories: list[dict[str, Any]]) -> None:
     """A file in COCO's form, with a picture of 40 x 30 and one box of each category in turn an image."""
     path.parent.mkdir(parents=True, exist_ok=True)

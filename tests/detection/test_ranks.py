@@ -30,9 +30,9 @@ class Losses(nn.Module):
         ).train()
         self.world = world
 
-    def forward(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any], generators: list[torch.Generator]) -> dict[str, Tensor]:
         text = self.detector.vocabulary(LABELS).embeddings
-        return self.detector.losses(batch, text, generator, self.world)
+        return self.detector.losses(batch, text, generators, self.world)
 
 
 def gradients(world: World, frozen: bool) -> tuple[dict[str, float], dict[str, Tensor | None]]:
@@ -44,6 +44,7 @@ def gradients(world: World, frozen: bool) -> tuple[dict[str, float], dict[str, T
     size = 4 // world.size
     mine = {name: value[world.rank * size : (world.rank + 1) * size] for name, value in batch.items()}
     mine["images"] = torch.stack(mine["images"])
+    mine["keys"] = [f"image-{number}" for number in range(size)]
     losses = Losses(world, frozen)
     found = MeanGradients(data_parallel(losses, world, some_unused=True), world)(
         [mine], torch.Generator().manual_seed(3)

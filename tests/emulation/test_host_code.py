@@ -17,7 +17,12 @@ from .emulator import CSRC, FLAGS, HERE
 TORCH = Path(torch.__file__).parent
 COMPILE = [
     *("g++", "-x", "c++", *FLAGS, "-O1", "-g0", "-fPIC", "-fvisibility=hidden"),
-    *("-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", str(TORCH / "include")),
+    *(
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-DCFMVIT_CHUNK_ROWS=256",
+        "-isystem",
+        str(TORCH / "include"),
+    ),
     *(f"-I{folder}" for folder in (HERE / "host", CSRC, HERE)),
     *("-include", "first.h"),
 ]

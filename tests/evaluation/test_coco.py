@@ -23,6 +23,7 @@ from .synthetic import box_rle, detections_from, read, write
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
+@pytest.mark.usefixtures("batches_of_seven")
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_equals_pycocotools(shared_data: Path, iou_type: str) -> None:
     annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
@@ -48,6 +49,7 @@ def test_split_equals_pycocotools_on_the_subsets(shared_data: Path) -> None:
         ), name
 
 
+@pytest.mark.usefixtures("batches_of_seven")
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_results_of_masks_alone_equal_pycocotools(shared_data: Path, iou_type: str) -> None:
     annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
@@ -57,6 +59,24 @@ def test_results_of_masks_alone_equal_pycocotools(shared_data: Path, iou_type: s
     ours = evaluate_results(results, annotations, iou_types=(iou_type,))[iou_type]
     expected = pycocotools_evaluator(annotations, results, iou_type).stats[:6]
     assert [ours[key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_engines_agree_on_everything(shared_data: Path, iou_type: str) -> None:
+    annotations = shared_data / "coco-tiny" / "annotations" / "instances_val2017.json"
+    data = read(annotations)
+    ids = sorted({annotation["category_id"] for annotation in data["annotations"]})
+    results = detections_from(data, seed=6, masks=True)
+    options: dict[str, Any] = {
+        "iou_types": (iou_type,), "per_category": True, "base_ids": ids[::2], "novel_ids": ids[1::4]
+    }  # fmt: skip
+    ours, theirs = (
+        evaluate_results(results, annotations, engine=engine, **options)
+        for engine in ("hotcoco", "pycocotools")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, figures in ours.items():
+        assert figures == pytest.approx(theirs[name], abs=1e-9, nan_ok=True), name
 
 
 def pycocotools_evaluator(

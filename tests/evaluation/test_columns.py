@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from cfmvit.evaluation import evaluate_results
 from cfmvit.evaluation.columns import Columns, Known, read_columns
+from cfmvit.ops.shared import library
 
 KNOWN = Known(np.array([-5, 3, 2**53 + 1]), np.array([1, 7]), np.array([[60, 80], [0, 0], [5, 5]]))
 
@@ -48,6 +50,11 @@ def test_numbers_are_those_of_python(tmp_path: Path) -> None:
         "0e9",
         "1234567.0000000000000000001",
         "1e-400",
+        # Of twenty digits, whose value wraps to zero in 64 bits.
+        "18446744073709551616",
+        "18.446744073709551616",
+        "1844674407370955161.6",
+        "92233720368547758080",
     ]
     lists = [texts[start : start + 4] for start in range(0, len(texts) - 3, 4)]
     text = "[" + ",".join(
@@ -58,6 +65,50 @@ def test_numbers_are_those_of_python(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text(" \n" + text + " ] \n")
     assert (read(path).rows[:, 1:5] == boxes).all()
+
+
+def test_numbers_follow_no_locale() -> None:
+    """Where the decimal point is a comma, numbers of many digits and those out of range are the same."""
+    names = [name for name in ("de_DE.UTF-8", "fr_FR.UTF-8", "de_DE") if _has_locale(name)]
+    if not names:
+        pytest.skip("no locale with a decimal comma is installed")
+    text = json.dumps([entry(bbox=[1.5, 0.1, 1.2345678901234567890123, 3])]).encode()
+    before = locale.setlocale(locale.LC_NUMERIC)
+    try:
+        locale.setlocale(locale.LC_NUMERIC, names[0])
+        assert read(text).rows[0, 1:5].tolist() == [1.5, 0.1, 1.2345678901234567890123, 3]
+        odd: list[Any] = []
+        read(text.replace(b'"score": 0.5', b'"score": 1.5e999'), odd)
+        assert len(odd) == 1
+    finally:
+        locale.setlocale(locale.LC_NUMERIC, before)
+
+
+def _has_locale(name: str) -> bool:
+    before = locale.setlocale(locale.LC_NUMERIC)
+    try:
+        locale.setlocale(locale.LC_NUMERIC, name)
+    except locale.Error:
+        return False
+    finally:
+        locale.setlocale(locale.LC_NUMERIC, before)
+    return True
+
+
+def test_a_key_with_an_escape_is_left_to_python() -> None:
+    odd: list[Any] = []
+    text = json.dumps([entry(), entry()]).replace('"score"', '"sc\\u006fre"', 1)
+    assert len(read(text.encode(), odd).rows) == 2
+    assert odd == [(0, entry())]
+
+
+def test_without_the_core_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = tmp_path / "truth.json"
+    truth.write_text('{"images": [], "annotations": [], "categories": []}')
+    monkeypatch.setattr(library, "core", None)
+    monkeypatch.setattr(library, "core_missing", "it was not built")
+    with pytest.raises(ImportError, match="it was not built"):
+        evaluate_results([], truth)
 
 
 def test_a_file_longer_than_the_window(tmp_path: Path) -> None:

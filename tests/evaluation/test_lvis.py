@@ -45,6 +45,7 @@ def _quiet(init: Any) -> Any:
     return wrapped
 
 
+@pytest.mark.usefixtures("batches_of_seven")
 @pytest.mark.parametrize(
     ("iou_type", "images", "extra"), [("bbox", 30, 320), ("segm", 50, 10)], ids=["bbox", "segm"]
 )
@@ -166,6 +167,7 @@ def test_given_ids_restrict_the_evaluation(tmp_path: Path) -> None:
     assert "AP_novel" not in box
 
 
+@pytest.mark.usefixtures("batches_of_seven")
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("masks_alone", [False, True])
 def test_engines_agree_on_everything(

@@ -224,6 +224,19 @@ def test_nothing_masked_is_zero(impl: str, device: str) -> None:
     assert ops.linear_masked_cosine_loss(hidden, weight, None, target, impl=impl) == 0
 
 
+@pytest.mark.parametrize("size", [(8, 0), (0, 8), (0, 0)])
+def test_images_without_a_pixel_have_no_loss(size: tuple[int, int], device: str) -> None:
+    images, none = (
+        torch.zeros(2, 3, *size, device=device),
+        torch.zeros(2, 0, dtype=torch.int64, device=device),
+    )
+    pred = torch.zeros(2, 0, 48, device=device, requires_grad=True)
+    loss = ops.masked_pixel_loss(pred, images, none, 4)
+    loss.backward()
+    assert loss == 0 and pred.grad.shape == pred.shape
+    assert ops.gather_patches(images, none, 4).shape == (2, 0, 48)
+
+
 def test_strided_rows_are_read_where_they_lie(device: str) -> None:
     make, (pred,) = OPS["cosine_index"]
     assert_parity(make, (strided(pred),), torch.float64, device)

@@ -77,6 +77,18 @@ def test_pieces_are_the_whole_batch(options: dict[str, Any]) -> None:
     assert_whole(World(CPU), 4, options)
 
 
+@pytest.mark.parametrize("options", [{}, {"reconstruction": "pixel", "contrastive_input": "full"}], ids=str)
+def test_pieces_in_bfloat16_leave_no_weight_without_a_gradient(options: dict[str, Any]) -> None:
+    """What autocast keeps of a weight in the pass without graphs must not serve the one with them."""
+    _, exact = gradients(World(CPU), 1, **options)
+    for pieces in (1, 4):
+        with torch.autocast("cpu", torch.bfloat16):
+            _, found = gradients(World(CPU), pieces, **options)
+        assert all(grad is not None for grad in found)
+        error = sum(((a - b) ** 2).sum() for a, b in zip(found, exact, strict=True)).sqrt()
+        assert error < 0.1 * sum((b**2).sum() for b in exact).sqrt()
+
+
 def test_pieces_of_one_are_not_plain_accumulation() -> None:
     """The gradient is that of 16 candidates; that of four times four is another one."""
     _, whole = gradients(World(CPU), 1)
