@@ -15,6 +15,7 @@ from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.detection import Detector, FinetuneConfig, FinetuneOptim, finetune, predict_dataset
 from cfmvit.detection.config import HeadConfig, ScoreConfig
 from cfmvit.evaluation import evaluate_results
+from cfmvit.models import CFMViT
 from cfmvit.training import LoopConfig
 
 from .small_detector import small_config, small_model
@@ -78,6 +79,30 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     for run in ("whole", "parts"):
         lines = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_a_tower_with_no_learning_rate_stays(scenes, pretrained, tmp_path):
+    settings = config(pretrained, f"lvis:{scenes}", steps=2)
+    optim = replace(settings.optim, backbone_lr_ratio=0.0)
+    detector = finetune(replace(settings, optim=optim), tmp_path / "run")
+    before = CFMViT.from_pretrained(pretrained).visual.state_dict()
+    for name, value in detector.visual.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in detector.visual.parameters())
+
+
+def test_repeated_images_and_activations_resume_exactly(scenes, pretrained, tmp_path):
+    """What comes again by its rare categories, with blocks that are computed again."""
+    for name, steps in (("whole", 4), ("parts", 2)):
+        settings = config(pretrained, f"lvis:{scenes}", steps=steps, precision="bf16")
+        settings = replace(settings, repeat_threshold=1.0, checkpoint_activations=True)
+        settings = replace(settings, optim=replace(settings.optim, milestones=(), warmup=1))
+        finetune(settings, tmp_path / name)
+    again = replace(settings, loop=replace(settings.loop, steps=4), checkpoint_activations=False)
+    found = finetune(again, tmp_path / "parts", resume=True)
+    whole = Detector.from_pretrained(tmp_path / "whole/detector").state_dict()
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, whole[name]), name
 
 
 def test_the_detector_knows_its_base_categories_and_predicts_all(scenes, pretrained, tmp_path, capsys):

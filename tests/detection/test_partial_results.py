@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cfmvit.data import open_detection
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.detection import Detector, predict_dataset
 from cfmvit.detection.partial_results import PARTIAL, PartialResults
+from cfmvit.training.precision import choose_precision
 
 from ..processes import ROOT
 
@@ -86,14 +88,15 @@ def test_a_first_line_that_was_never_whole_is_no_run(tmp_path: Path) -> None:
 
 
 PREDICT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from cfmvit.data import open_detection
 from cfmvit.detection import Detector, predict_dataset
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 data = open_detection(f"lvis:{sys.argv[1]}", split="val", base_only=False, image_size=96)
 load, data.load_image = data.load_image, lambda index: load(index) if index < 4 else time.sleep(600)
-predict_dataset(Detector.from_pretrained(sys.argv[2]), data, Path(sys.argv[3]), batch_size=2)
+predict_dataset(Detector.from_pretrained(sys.argv[2]), data, Path(sys.argv[3]), batch_size=2, precision="fp32")
 """
 
 
@@ -133,9 +136,11 @@ def test_a_killed_prediction_goes_on_where_it_was(
     rest = dataset(tmp_path / "scenes")
     load = rest.load_image
     monkeypatch.setattr(rest, "load_image", lambda index: seen.append(index) or load(index))
-    found = json.loads(predict_dataset(detector, rest, output, batch_size=2).read_text())
+    found = json.loads(predict_dataset(detector, rest, output, batch_size=2, precision="fp32").read_text())
     assert seen == [4, 5]
-    whole = predict_dataset(detector, dataset(tmp_path / "scenes"), tmp_path / "whole", batch_size=2)
+    whole = predict_dataset(
+        detector, dataset(tmp_path / "scenes"), tmp_path / "whole", batch_size=2, precision="fp32"
+    )
     expected = json.loads(whole.read_text())
     keys = ("image_id", "category_id")
     assert [[item[key] for key in keys] for item in found] == [
@@ -165,7 +170,10 @@ def test_settings_tell_detectors_data_and_options_apart(tmp_path: Path, make_det
     detector = make_detector()
     broken_off(detector)
     broken_off(detector, batch_size=1)
-    for differs, options in (("threshold", {"threshold": 0.5}), ("masks", {"masks": False})):
+    other = "fp32" if choose_precision("auto", torch.device("cpu")) == "bf16" else "bf16"
+    for differs, options in (
+        ("threshold", {"threshold": 0.5}), ("masks", {"masks": False}), ("precision", {"precision": other})
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=f"of which {differs} differs"):
             predict_dataset(detector, data, tmp_path / "run", **options)
     with pytest.raises(ValueError, match="of which configuration differs"):

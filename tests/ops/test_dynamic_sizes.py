@@ -116,6 +116,21 @@ def test_sizes_known_only_at_run_time_compile_in_one_graph(sample: Sample, other
             torch.testing.assert_close(outs, expected)
 
 
+@pytest.mark.parametrize(
+    "name", ["masked_cosine_loss-weight", "linear_masked_cosine_loss", "masked_pixel_loss"]
+)
+def test_graphs_that_break_at_a_mask_go_on_after_it(name: str) -> None:
+    """As torch.compile does where nothing is asked of it."""
+    torch._dynamo.reset()
+    sample, other = next(pair for pair in zip(SAMPLES, OTHERS, strict=True) if str(pair[0]) == name)
+    plain = Chosen(sample)
+    compiled = torch.compile(plain, backend="aot_eager")
+    for some in (sample, other):
+        found, masks = hidden(some)
+        outs, expected = (outcome(run, some, found, masks) for run in (compiled, plain))
+        torch.testing.assert_close(outs, expected)
+
+
 def test_sizes_that_disagree_are_refused_at_run_time() -> None:
     def scores(x: Tensor, some: Tensor, others: Tensor) -> Tensor:
         return ops.score_regions(x[some], x, vlm_embeds=x[others])

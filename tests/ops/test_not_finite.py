@@ -225,7 +225,15 @@ def test_every_sample_has_its_formula() -> None:
             torch.testing.assert_close(out[1:], expected[1:], atol=1e-10, rtol=1e-8)
 
 
-@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+# 16-bit numbers have kernels of their own.
+@pytest.mark.parametrize(
+    "sample",
+    [
+        pytest.param(sample, id=f"{sample}-{str(dtype)[6:]}")
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for sample in (SAMPLES if dtype == torch.float32 else public(dtype, SIZES))
+    ],
+)
 def test_nothing_is_hidden(sample: Sample) -> None:
     names = ["the result", *(f"the gradient of {name}" for name in sample.values)]
     for what, found in poisoned(sample):
