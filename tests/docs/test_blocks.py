@@ -78,10 +78,14 @@ def readers_model() -> dict[str, Any]:
 def test_block(page: Path, block: Any, folder: Path) -> None:
     """In the order of the page: what one block leaves, the next ones read."""
     if block.syntax == "bash":
+        ran = 0
         for words in commands(block.code):
             arguments = check(words, folder)
             if arguments is not None:
                 assert main(arguments) == 0, " ".join(words)
+                ran += 1
+        # That page is run as it stands, but for what stands in it for a large model.
+        assert ran or page.name != "detect.md" or "runs/clip-b16" in block.code
         return
     for peer in PEERS:
         if re.search(rf"^(import|from) {peer}\b", block.code, re.MULTILINE):

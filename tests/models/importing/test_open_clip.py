@@ -112,3 +112,9 @@ def test_named_models_have_their_statistics_and_any_temperature(tmp_path: Path) 
     )
     model = from_open_clip(tmp_path / "run.pt", config(), attention="sdpa")
     assert model.logit_scale == weights["logit_scale"] and model.config.attention == "sdpa"
+
+
+def test_a_large_vocabulary_is_no_clips() -> None:
+    """A model at hand that has another tokenizer, of which it says nothing, is given none."""
+    settings = config(text_cfg={**config()["text_cfg"], "vocab_size": 60_000})
+    assert from_open_clip(original(settings)).tokenizer is None
