@@ -3,19 +3,12 @@
 #pragma once
 
 #include "kernels/inverse_index.cuh"
+#include "kernels/warp_sum.cuh"
 #include "plain/cosine.h"
 
 namespace cfmvit::kernels {
 
 constexpr int kWarps = kThreads / kLanes;
-
-// Sum over the lanes, the same bits in each.
-template <typename Real>
-__device__ __forceinline__ Real warp_sum(Real value) {
-#pragma unroll
-  for (int lane = kLanes / 2; lane; lane /= 2) value += __shfl_xor_sync(kAllLanes, value, lane);
-  return value;
-}
 
 // Rows of pred and target.
 template <typename S, typename T>

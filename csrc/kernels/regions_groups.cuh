@@ -22,7 +22,7 @@ constexpr int kGroupThreads = 256;
 
 // group (R,): of each box, or -1 for none. A block makes one group: it counts the boxes of those before, then
 // writes its own; each warp looks at one stretch of the boxes, a lane at every 32nd.
-__global__ void __launch_bounds__(kGroupThreads, 4)
+static __global__ void __launch_bounds__(kGroupThreads, 4)
     group_kernel(const int32_t* of_box, int64_t boxes, Groups out) {
   constexpr int kWarps = kGroupThreads / 32;
   __shared__ int64_t below_of_warp[kWarps], mine_of_warp[kWarps];
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kGroupThreads, 4)
     int32_t below = 0, mine = 0;
 #pragma unroll 8
     for (int64_t box = first + lane; box < end; box += 32) {
-      const Key g = __ldg(of_box + box);
+      const int32_t g = __ldg(of_box + box);
       below += g >= 0 && g < group;
       mine += g == group;
     }

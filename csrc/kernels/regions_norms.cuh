@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/regions_tables.cuh"
+#include "kernels/warp_sum.cuh"
 
 namespace cfmvit::kernels {
 

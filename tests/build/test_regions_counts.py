@@ -21,7 +21,7 @@ template __global__ void gather_kernel<S, false>(Gather<S>, int32_t);
 template __global__ void pack_kernel<S>(Pyramid<const S>, Pyramid<S>, Tiles, int32_t);
 template __global__ void scatter_kernel<S, S>(
     Pyramid<S>, Tiles, Tables<float>, Readers, Divider, Divider, Bins<const S>, int32_t, bool);
-template __global__ void group_kernel<int32_t>(const int32_t*, int64_t, Groups);
+void groups(const int32_t* of_box, Groups out) { make_groups(of_box, 1, out, nullptr); }
 template __global__ void scores_kernel<float, true>(Scores<float>, bool);
 }
 """
