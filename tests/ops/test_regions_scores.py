@@ -152,11 +152,17 @@ def test_low_precision_and_autocast_are_scored_in_float32(dtype: torch.dtype, de
     expected = score(regions.float(), text.float(), vlm_embeds=vlm.float())
     found = score(regions, text, vlm_embeds=vlm)
     # A GPU divides norms out of products of 16-bit numbers, which are exact.
-    exact = {"rtol": 0, "atol": 0} if device == "cpu" else {"rtol": 2e-5, "atol": 1e-9}
-    torch.testing.assert_close(found, expected, **exact)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-9)
     with torch.autocast(device, torch.bfloat16):
         assert torch.equal(score(regions, text, vlm_embeds=vlm), found)
     assert torch.equal(score(regions, text.float(), vlm_embeds=vlm), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_processor_scores_low_precision_bit_for_bit_as_float32(dtype: torch.dtype) -> None:
+    regions, text, vlm = cast((REGIONS, TEXT, VLM), dtype)
+    expected = score(regions.float(), text.float(), vlm_embeds=vlm.float())
+    assert torch.equal(score(regions, text, vlm_embeds=vlm), expected)
 
 
 def test_gradients_of_embeddings_temperature_and_objectness() -> None:
