@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from cfmvit.data.annotations import by_image, image_paths, read_json
 from cfmvit.data.fingerprint import fingerprint
@@ -61,19 +63,33 @@ class CaptionDataset:
         Raises:
             CorruptSample: the image can't be decoded.
         """
-        source = self._sources[index]
-        if isinstance(source, ShardSample):
-            pixels, key = decode_rgb(source.read("image"), source.name), source.name
-        else:
-            pixels, key = read_rgb(source), str(source)
+        pixels, key = self._pixels(index)
         texts = self.captions[index]
         if self._augment:
             text = texts[int(rng.integers(len(texts)))]
             pixels = random_resized_crop(pixels, self._size, self._scale, rng, self._flip)
         else:
             text, pixels = texts[0], center_crop(pixels, self._size)
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return {"image": image, "text": text, "key": key}
+        return {"image": _tensor(pixels), "text": text, "key": key}
+
+    def load_whole(self, index: int) -> tuple[Tensor, list[str]]:
+        """Return the central square of an image, uint8 (3, S, S), and all of its captions.
+
+        Raises:
+            CorruptSample: the image can't be decoded.
+        """
+        pixels, _ = self._pixels(index)
+        return _tensor(center_crop(pixels, self._size)), self.captions[index]
+
+    def _pixels(self, index: int) -> tuple[NDArray[np.uint8], str]:
+        source = self._sources[index]
+        if isinstance(source, ShardSample):
+            return decode_rgb(source.read("image"), source.name), source.name
+        return read_rgb(source), str(source)
+
+
+def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def open_captions(

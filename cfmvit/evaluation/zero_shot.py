@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfmvit.data.images import CorruptSample, log_corrupt
 from cfmvit.evaluation.embeddings import check_index, frozen, ranks, share_within, unit_rows
 from cfmvit.ops import pool_regions
 
@@ -120,17 +121,33 @@ def classify_regions(
             f"classify_regions: classes must have one row per category {len(dataset.categories)}, got {len(classes)}"
         )
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    samples = (dataset.load(index, np.random.default_rng(index)) for index in range(count))
-    embeddings, labels = [torch.zeros(0, classes.shape[1])], [torch.zeros(0, dtype=torch.int64)]
-    with frozen(model):
-        for batch in _same_shape_batches(samples, batch_size):
-            boxes = [torch.as_tensor(sample["boxes"]) for sample in batch]
-            embeddings.append(
-                region_embeddings(model, _stack(batch, model), boxes, output_size=output_size).cpu()
-            )
-            labels += [torch.as_tensor(sample["labels"]) for sample in batch]
+    embeddings, labels = embed_regions(
+        model, dataset, range(count), batch_size=batch_size, output_size=output_size
+    )
     novel = [index for index, category in enumerate(dataset.categories) if category.novel]
-    return topk_accuracy(torch.cat(embeddings), classes.cpu(), torch.cat(labels), novel=novel)
+    return topk_accuracy(embeddings, classes.cpu(), labels, novel=novel)
+
+
+def embed_regions(
+    model: CFMViT, dataset: Any, indices: Iterable[int], *, batch_size: int = 16, output_size: int = 7
+) -> tuple[Tensor, Tensor]:
+    """Embed the ground-truth boxes of some images of a detection data set; those that are corrupt are logged and left out.
+
+    Args:
+        dataset, output_size: as ``classify_regions`` takes them.
+
+    Returns:
+        (R, C) float32 on the CPU, not normalised, and the boxes' labels (R,).
+    """
+    embeddings = [torch.zeros(0, model.embed_dim)]
+    labels = [torch.zeros(0, dtype=torch.int64)]
+    with frozen(model):
+        for batch in _same_shape_batches(_sound(dataset, indices), batch_size):
+            boxes = [torch.as_tensor(sample["boxes"]) for sample in batch]
+            found = region_embeddings(model, _stack(batch, model), boxes, output_size=output_size)
+            embeddings.append(found.float().cpu())
+            labels += [torch.as_tensor(sample["labels"]) for sample in batch]
+    return torch.cat(embeddings), torch.cat(labels)
 
 
 def region_embeddings(
@@ -160,6 +177,14 @@ def region_embeddings(
         spatial_scale=1 / patch,
         output_size=output_size,
     )
+
+
+def _sound(dataset: Any, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    for index in indices:
+        try:
+            yield dataset.load(index, np.random.default_rng(index))
+        except CorruptSample as error:
+            log_corrupt(error)
 
 
 def _same_shape_batches(samples: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

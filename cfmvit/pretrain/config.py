@@ -43,6 +43,10 @@ class PretrainConfig:
         flip: mirror half of the images, where ``augment``. Captions that tell left from right want it off.
         broken_shards: as ``cfmvit.data.open_captions`` takes it.
         checkpoint_activations: compute each block again in the backward pass rather than keep what is in it.
+        eval_every: steps between evaluations on held-out data, see ``pretrain.held_out``; none by default.
+        eval_data: the held-out data, in the forms of ``data``; by default the ``val`` split beside ``data``.
+        eval_images: how many of its images are taken at most, the first ones.
+        device_tflops: peak TFLOP/s of one device in the run's precision, for ``mfu``; that of a known GPU by default.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -59,6 +63,10 @@ class PretrainConfig:
     broken_shards: BrokenShards = "error"
     reconstruction_weight: float = 2.0
     checkpoint_activations: bool = False
+    eval_every: int | None = None
+    eval_data: str | None = None
+    eval_images: int = 5000
+    device_tflops: float | None = None
     device: str = "auto"
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(
@@ -66,7 +74,10 @@ class PretrainConfig:
     )
 
     def __post_init__(self) -> None:
-        positive("", self, "batch_size")
+        positive("", self, "batch_size", "eval_images")
+        for name in ("eval_every", "device_tflops"):
+            if getattr(self, name) is not None:
+                positive("", self, name)
         if self.vocab_size is not None:
             positive("", self, "vocab_size")
             check(

@@ -11,9 +11,12 @@ from cfmvit.data import CaptionDataset, SeededLoader, collate_captions, open_cap
 from cfmvit.models import CFMViT, Tokenizer
 from cfmvit.models.blocks import checkpoint_activations
 from cfmvit.pretrain.config import VOCAB_SIZE, PretrainConfig
+from cfmvit.pretrain.flops import flops
 from cfmvit.pretrain.gradients import ContrastiveGradients
+from cfmvit.pretrain.held_out import held_out
 from cfmvit.pretrain.starting import Start, make_model, starting_point
 from cfmvit.training import World, fit, format_config, join, param_groups, warmup_cosine, warmup_linear
+from cfmvit.training.peak import peak_tflops
 from cfmvit.training.run_folder import run_folder, settled, start_run
 from cfmvit.training.world import quiet
 
@@ -56,11 +59,13 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
         print(format_config(config))
     optim = config.optim
     dataset, model = _prepared(config, output, resume, world)
-    with world.together():
+    with world.together(), quiet(world):
         assert model.tokenizer is not None
-        _say_what_is_cut(model.tokenizer, dataset.texts(), model.config.context_length)
+        tokens = _caption_length(model.tokenizer, dataset.texts(), model.config.context_length)
+        seconds_at_peak = _seconds_at_peak(config, model, tokens, world)
         groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))
+        evaluation = held_out(config, model, world)
     decay = warmup_linear if optim.decay == "linear" else warmup_cosine
     loader = SeededLoader(
         dataset,
@@ -87,6 +92,8 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
         world=world,
         start=start,
         name="pretrain",
+        evaluation=evaluation,
+        seconds_at_peak=seconds_at_peak,
     )
     with world.together():
         if world.main:
@@ -140,9 +147,19 @@ def _tokenizer(config: PretrainConfig, begin: Start, output: Path, dataset: Any,
     return Tokenizer.train(dataset.texts(), config.vocab_size or VOCAB_SIZE)
 
 
-def _say_what_is_cut(tokenizer: Tokenizer, texts: list[str], context_length: int) -> None:
-    """Say how many captions are longer than the text tower reads, by the first ten thousand."""
-    looked_at = texts[:10_000]
-    cut = sum(length > context_length for length in tokenizer.lengths(looked_at))
+def _caption_length(tokenizer: Tokenizer, texts: list[str], context_length: int) -> float:
+    """Return how many tokens a caption has on average, and say how many are cut, by the first ten thousand."""
+    lengths = tokenizer.lengths(texts[:10_000])
+    cut = sum(length > context_length for length in lengths)
     if cut:
-        print(f"data: {cut} of {len(looked_at)} captions are cut at context_length = {context_length} tokens")
+        print(f"data: {cut} of {len(lengths)} captions are cut at context_length = {context_length} tokens")
+    return sum(min(length, context_length) for length in lengths) / len(lengths)
+
+
+def _seconds_at_peak(config: PretrainConfig, model: CFMViT, text_tokens: float, world: World) -> float | None:
+    """Return how long all devices would take for an image and its caption at their peak; None, and say so, where it isn't known."""
+    peak = config.device_tflops or peak_tflops(world.device, config.loop.precision)
+    if peak is None:
+        print("metrics: no mfu, since nothing says this device's peak; device_tflops does")
+        return None
+    return flops(model.config, text_tokens).training / (peak * 1e12 * world.size)

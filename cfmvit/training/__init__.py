@@ -2,11 +2,12 @@
 
 from cfmvit.training.config import format_config, load_config, save_config
 from cfmvit.training.gradients import MeanGradients, NonFiniteLossError
-from cfmvit.training.loop import LoopConfig, fit
+from cfmvit.training.loop import Evaluation, LoopConfig, fit
 from cfmvit.training.optim import param_groups, warmup_cosine, warmup_linear, warmup_steps, warmup_within
 from cfmvit.training.world import MissingRankError, World, join
 
 __all__ = [
+    "Evaluation",
     "LoopConfig",
     "MeanGradients",
     "MissingRankError",

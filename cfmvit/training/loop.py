@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,6 +19,7 @@ from cfmvit.training.gradients import Batch, Gradients, NonFiniteLossError
 from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
 from cfmvit.training.precision import with_precision
+from cfmvit.training.speed import Speed
 from cfmvit.training.stopping import Stopped, stop_requests
 from cfmvit.training.world import World
 
@@ -79,6 +79,14 @@ class LoopConfig:
             positive("loop.", self, "clip_grad")
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured every ``every`` steps and after the last: ``run`` is called on all ranks, the main one's is logged."""
+
+    every: int
+    run: Callable[[], dict[str, float]]
+
+
 def fit(
     *,
     model: nn.Module,
@@ -91,6 +99,8 @@ def fit(
     world: World,
     start: int = 0,
     name: str = "train",
+    evaluation: Evaluation | None = None,
+    seconds_at_peak: float | None = None,
 ) -> None:
     """Train ``model``; write ``metrics.jsonl``, TensorBoard events and ``checkpoint.pt`` into ``output``.
 
@@ -105,6 +115,8 @@ def fit(
         schedule: factor on each group's ``initial_lr`` by step.
         loader: this rank's micro-batches, ``config.accumulate`` of them a step.
         start: steps that are done, as ``load_checkpoint`` returns them.
+        evaluation: what else is measured now and then. It must draw from no generator that training draws from.
+        seconds_at_peak: that the devices of all ranks would take for a sample at their peak rate; the log then has ``mfu``.
 
     Raises:
         NonFiniteLossError: with the step and the batch's keys, or the weight.
@@ -113,14 +125,15 @@ def fit(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     config = with_precision(config, world.device)
-    batches = loader.iterate(start * config.accumulate)
+    speed = Speed(loader.batch_size, seconds_at_peak)
+    batches = speed.waits(loader.iterate(start * config.accumulate))
     log = None
     with world.together():
         if world.main:
             log = MetricsLog(output, start)
     bar = progress(config.steps * loader.batch_size, desc=name, initial=start * loader.batch_size)
     model.train()
-    logged, since = start, time.perf_counter()
+    speed.start(start)
     watch = _Divergence()
     try:
         with stop_requests() as request, world.reaching():
@@ -134,17 +147,19 @@ def fit(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 bar.update(loader.batch_size)
-                if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                    now = time.perf_counter()
-                    rate = (step + 1 - logged) * loader.batch_size / (now - since)
-                    logged, since = step + 1, now
+                last = step + 1 == config.steps
+                due = evaluation if evaluation and (last or (step + 1) % evaluation.every == 0) else None
+                if last or due or (step + 1) % config.log_every == 0:
+                    pace = speed.look(step + 1, world)
+                    found = due.run() if due else {}
+                    speed.start(step + 1)
                     means = world.mean(torch.stack([value.double() for value in values.values()])).tolist()
                     metrics = dict(zip(values, means, strict=True))
                     bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
                     lr = max(group["lr"] for group in optimizer.param_groups)
                     with world.together():
                         if log is not None:
-                            log.write(step, {**metrics, "grad_norm": norm, "lr": lr, "images_per_s": rate})
+                            log.write(step, {**metrics, "grad_norm": norm, "lr": lr, **pace, **found})
                             watch.look(step, metrics)
                 signal = world.most(request.signal or 0)
                 if signal and step + 1 < config.steps:

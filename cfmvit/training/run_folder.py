@@ -30,6 +30,10 @@ _DATA = "data.txt"
 _FREE = {
     "checkpoint_activations",
     "device",
+    "device_tflops",
+    "eval_data",
+    "eval_every",
+    "eval_images",
     "workers",
     "loop.steps",
     "loop.log_every",

@@ -29,7 +29,7 @@ class _Visual(nn.Module):
 class _Palette(nn.Module):
     """Tokens are the mean colour of a patch."""
 
-    device = torch.device("cpu")
+    device, embed_dim = torch.device("cpu"), 3
 
     def __init__(self) -> None:
         super().__init__()
