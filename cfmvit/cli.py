@@ -197,6 +197,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what matches and counts; the others are slow, each for its style, and have the same figures",
     )
     _precision_option(evaluate)
+    evaluate.add_argument(
+        "--scores",
+        choices=("ensemble", "detector", "frozen"),
+        default="ensemble",
+        help="what ranks detections: both scores, or one of them alone",
+    )
     evaluate.add_argument("--per-category", action="store_true", help="add AP50 of each category")
     evaluate.add_argument(
         "--fixed", action="store_true", help="LVIS: add AP without a cap on detections per image"
@@ -350,12 +356,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError("either --results with --annotations, or --checkpoint with --data must be given")
         from cfmvit.data import open_detection
         from cfmvit.detection import Detector, predict_dataset
+        from cfmvit.detection.ensemble import scored_by
         from cfmvit.evaluation.detection import check_style
         from cfmvit.evaluation.ground_truth import load_ground_truth
         from cfmvit.training.device import choose_device
 
         device = choose_device(arguments.device)
         detector = Detector.from_pretrained(arguments.checkpoint).to(device)
+        detector.config.scores = scored_by(detector.config.scores, arguments.scores)
         size = detector.config.image_size
         dataset = open_detection(
             arguments.data,
@@ -386,6 +394,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         annotations = annotations or dataset.annotations_path
     elif annotations is None:
         raise ValueError("--annotations must be given with --results")
+    elif arguments.scores != "ensemble":
+        raise ValueError(
+            f"--scores {arguments.scores} needs --checkpoint: the scores of --results are in the file"
+        )
     evaluate(
         results=results,
         annotations=annotations,

@@ -37,6 +37,10 @@ def test_an_error_is_one_line_on_stderr(
     [
         (["evaluate"], "either --results with --annotations, or --checkpoint with --data must be given"),
         (["evaluate", "--results", "a.json"], "--annotations must be given with --results"),
+        (
+            ["evaluate", "--results", "a.json", "--annotations", "b.json", "--scores", "frozen"],
+            "--scores frozen needs --checkpoint",
+        ),
         (["detect", "nowhere.jpg", "--labels", "cup"], "no image at nowhere.jpg"),
         (
             ["evaluate", "--checkpoint", "x", "--data", "coco:x", "--device", "gpu"],

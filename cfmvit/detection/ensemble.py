@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from torch import Tensor
 
 from cfmvit.detection.config import ScoreConfig
 from cfmvit.ops import pool_regions, score_regions
+
+Part = Literal["ensemble", "detector", "frozen"]
+
+
+def scored_by(config: ScoreConfig, part: Part) -> ScoreConfig:
+    """Return the scores of one part alone: the detector's ``p * centerness ** 3`` or the frozen tower's ``z * centerness ** 3``.
+
+    The letters are those of ``region_scores``; ``"ensemble"`` is what the configuration says.
+    """
+    if part == "detector":
+        return replace(config, vlm=False)
+    if part == "frozen":
+        return replace(config, vlm=True, base_weight=1.0, novel_weight=1.0, renormalize=False)
+    return config
 
 
 def frozen_embeddings(

@@ -9,7 +9,7 @@ import torch
 from cfmvit.detection import HeadConfig, PyramidConfig, ScoreConfig
 from cfmvit.detection.backbone import finetuned_attention, frozen_attention
 from cfmvit.detection.box_masks import BoxMasks
-from cfmvit.detection.ensemble import frozen_embeddings, region_scores
+from cfmvit.detection.ensemble import frozen_embeddings, region_scores, scored_by
 from cfmvit.detection.image_input import Prepared
 from cfmvit.detection.postprocess import pick, to_original
 from cfmvit.detection.pyramid import SimplePyramid
@@ -234,6 +234,13 @@ def test_ensemble_renormalised_with_the_detectors_background():
 def test_detector_alone():
     p, _, scores = ensemble(ScoreConfig(), True, frozen=False)
     assert scores == pytest.approx((p[1:] * 0.125).tolist(), rel=1e-4)
+
+
+def test_each_score_alone():
+    _, z, by_frozen = ensemble(scored_by(ScoreConfig(vlm=False), "frozen"), True)
+    assert by_frozen == pytest.approx((z[1:] * 0.125).tolist(), rel=1e-4)
+    assert scored_by(ScoreConfig(vlm=False), "frozen").vlm  # so that it is computed, and not for the detector
+    assert not scored_by(ScoreConfig(), "detector").vlm
 
 
 def test_frozen_embedding_is_the_mean_over_the_box():
