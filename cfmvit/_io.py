@@ -76,6 +76,16 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def sync(folder: Path) -> None:
+    """Have a folder's files, and what they are called, on the disk before anything that follows."""
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return what a json text holds.
 

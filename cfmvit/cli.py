@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _how_to_go_on(arguments: argparse.Namespace) -> str:
-    if hasattr(arguments, "resume") and (arguments.output / "checkpoint.pt").exists():
+    if hasattr(arguments, "resume") and any((arguments.output / "checkpoints").glob("[0-9]*")):
         return "; --resume goes on from the last checkpoint"
     if (
         arguments.command == "evaluate"
@@ -275,7 +275,7 @@ def _training_command(
         "--config", type=Path, help=f".toml or .json{protocols}; a run's config.json can be given back"
     )
     command.add_argument("--output", type=Path, default=Path(f"runs/{name}"))
-    command.add_argument("--resume", action="store_true", help="go on from OUTPUT/checkpoint.pt")
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT")
     command.add_argument(
         "--overwrite", action="store_true", help="begin anew in a folder that already holds a run"
     )

@@ -67,7 +67,7 @@ def test_an_interrupt_says_how_to_go_on(
     command = ["pretrain", "data=coco:x", "--output", str(tmp_path)]
     assert main(command) == 130
     assert capsys.readouterr().err == "cfmvit pretrain: interrupted\n"
-    (tmp_path / "checkpoint.pt").touch()
+    (tmp_path / "checkpoints" / "00000002").mkdir(parents=True)
     assert main(command) == 130
     assert "--resume goes on from the last checkpoint" in capsys.readouterr().err
 

@@ -112,11 +112,11 @@ def finetune(
 ) -> Detector:
     """Finetune a detector, in one process or in those that ``torchrun`` has started; boxes of novel categories are never read.
 
-    Writes into ``output``: ``config.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoint.pt`` and, at the end,
+    Writes into ``output``: ``config.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and, at the end,
     the detector as ``detector/``.
 
     Args:
-        resume: go on from ``output/checkpoint.pt``; on the CPU, with the same number of threads, the weights become bit for
+        resume: go on from the newest whole checkpoint; on the CPU, with the same number of threads, the weights become bit for
             bit those of a run that was never interrupted.
         overwrite: begin anew where ``output`` already holds a run; what that left is kept until this one can replace it.
 
@@ -125,6 +125,7 @@ def finetune(
         FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``overwrite``.
         RuntimeError: another run is going on in ``output``, or a process of this one is missing.
         NonFiniteLossError: the loss became NaN or infinite.
+        OSError: the disk is full; the last good checkpoint is there.
     """
     for name in ("model", "data"):
         if not getattr(config, name):

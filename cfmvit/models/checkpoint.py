@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cfmvit._io import atomic_dir, parse_json
+from cfmvit._io import atomic_dir, parse_json, sync
 from cfmvit._require import require
 from cfmvit.models.hub import local_folder
 from cfmvit.models.tokenizer import Tokenizer
@@ -84,6 +84,7 @@ def write_pretrained(
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(staging / TOKENIZER)
+        sync(staging)
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -29,10 +29,10 @@ def pretrain(
     """Pretrain a CFM-ViT on image-text pairs, in one process or in those that ``torchrun`` has started.
 
     Writes into ``output``: ``config.json``, ``tokenizer.json``, ``metrics.jsonl``, TensorBoard events,
-    ``checkpoint.pt`` and, at the end, the model as ``model/``.
+    ``checkpoints/`` and, at the end, the model as ``model/``.
 
     Args:
-        resume: go on from ``output/checkpoint.pt``; on the CPU, with the same number of threads, the weights become bit for
+        resume: go on from the newest whole checkpoint; on the CPU, with the same number of threads, the weights become bit for
             bit those of a run that was never interrupted.
         overwrite: begin anew where ``output`` already holds a run; what that left is kept until this one can replace it.
 
@@ -41,6 +41,7 @@ def pretrain(
         FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``overwrite``.
         RuntimeError: another run is going on in ``output``, or a process of this one is missing.
         NonFiniteLossError: the loss became NaN or infinite.
+        OSError: the disk is full; the last good checkpoint is there.
     """
     if not config.data:
         raise ValueError(

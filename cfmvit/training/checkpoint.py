@@ -1,96 +1,114 @@
-"""Training state on disk: everything that a resumed run needs to go on bit for bit."""
+"""Training state in a run's folder: the newest checkpoint that is whole is what a resumed run goes on from, bit for bit."""
 
 from __future__ import annotations
 
-import hashlib
+import logging
+import shutil
 from pathlib import Path
-from typing import IO, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cfmvit._io import atomic_write
+from cfmvit.training.checkpoint_folder import DamagedError, State, check_state, read_state
 
-NAME = "checkpoint.pt"
-PREVIOUS = "checkpoint.previous.pt"  # of a run that is being overwritten, until that has one of its own
-_MARK = b"cfmvit sha256 "
+FOLDER = "checkpoints"
+PREVIOUS = "checkpoints.previous"  # of a run that is being overwritten, until that has one of its own
+_KEPT = 2
+
+_LOG = logging.getLogger(__name__)
 
 
-def save_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write ``checkpoint.pt``: weights, optimizer state, the number of finished steps, and a checksum of it all.
+def checkpoint_path(output: Path, step: int) -> Path:
+    """Return where the checkpoint after ``step`` steps lies."""
+    return output / FOLDER / f"{step:08d}"
 
-    What an overwritten run had left is removed then: this run has a checkpoint of its own.
+
+def checkpoints(output: Path) -> list[Path]:
+    """Return a run's checkpoints, the oldest first; there is none that is not whole, unless it was damaged later."""
+    folder = output / FOLDER
+    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def keep_last(output: Path, step: int) -> None:
+    """Remove what the checkpoint after ``step`` steps, just written, replaces.
+
+    That is all but the last two; and later ones, of a run that went on from an earlier one because they were damaged; and those
+    of an overwritten run.
     """
-    with atomic_write(output / NAME) as file:
-        write_checked(file, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
-    (output / PREVIOUS).unlink(missing_ok=True)
+    found = checkpoints(output)
+    until = [path for path in found if int(path.name) <= step]
+    for path in set(found) - set(until[-_KEPT:]):
+        shutil.rmtree(path)
+    if (output / PREVIOUS).exists():
+        shutil.rmtree(output / PREVIOUS)
 
 
-def load_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what ``save_checkpoint`` wrote and return the number of finished steps.
+def last_whole(output: Path) -> Path:
+    """Return the newest checkpoint that is as it was written; of each that is not a warning names the file.
 
     Raises:
         FileNotFoundError: there is no checkpoint in ``output``.
-        ValueError: the file is corrupt, or belongs to another model.
+        ValueError: all are damaged.
     """
-    path = output / NAME
-    if not path.is_file():
-        kept = output / PREVIOUS
-        hint = f"; {kept} is that of the run before, to go on with it rename it" if kept.is_file() else ""
-        raise FileNotFoundError(f"resume: no checkpoint at {path}{hint}")
-    state = _read(path)
+    found, damages = checkpoints(output), []
+    for path in reversed(found):
+        try:
+            check_state(path)
+        except DamagedError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            _LOG.warning("resume: %s; the run goes on from %s, the one before", damage, path)
+        return path
+    if damages:
+        raise ValueError(f"resume: {'; '.join(damages)}; no checkpoint is left to go on from")
+    kept = output / PREVIOUS
+    hint = f"; {kept} is that of the run before, to go on with it rename it" if kept.is_dir() else ""
+    raise FileNotFoundError(f"resume: no checkpoint at {output / FOLDER}{hint}")
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restore a checkpoint, which ``last_whole`` returned, and return the number of finished steps.
+
+    Raises:
+        ValueError: it belongs to another model or optimizer.
+    """
+    state = read_state(path)
     try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        model.load_state_dict(state.model)
+        _restore(optimizer, dict(_parameters(model, optimizer)), state)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"resume: {path} belongs to another configuration: {error}") from error
-    return state["step"]
+    return state.step
 
 
-def write_checked(file: IO[bytes], state: dict[str, Any]) -> None:
-    """Write a state and its checksum."""
-    hashed = _Hashed(file)
-    torch.save(state, cast("IO[bytes]", hashed))
-    file.write(_MARK + hashed.digest())
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's tensors by ``what/parameter``."""
+    return {
+        f"{what}/{name}": value
+        for name, weight in _parameters(model, optimizer)
+        for what, value in optimizer.state.get(weight, {}).items()
+        if value is not None
+    }
 
 
-class _Hashed:
-    """A file that is written from its beginning to its end, and the hash of what is written."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._hash = file, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self._hash.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
+def _parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    """Return what an optimizer changes, in its order, by the model's names."""
+    names = {weight: name for name, weight in model.named_parameters()}
+    return [(names[weight], weight) for group in optimizer.param_groups for weight in group["params"]]
 
 
-def _check_sum(path: Path) -> None:
-    """Raise unless the file ends with the hash of all before it. PyTorch reads past that end: a zip may have a tail."""
-    size, tail = path.stat().st_size, len(_MARK) + hashlib.sha256().digest_size
-    found, left = hashlib.sha256(), size - tail
-    with path.open("rb") as file:
-        while left > 0 and (block := file.read(min(left, 1 << 20))):
-            found.update(block)
-            left -= len(block)
-        if left or file.read() != _MARK + found.digest():
-            raise ValueError(f"resume: {path} is damaged or cut off: its checksum is another one")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    _check_sum(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises nearly anything on a damaged file
-        raise ValueError(
-            f"resume: {path} is not a readable checkpoint ({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= state.keys():
-        raise ValueError(f"resume: {path} is not a training checkpoint")
-    return state
+def _restore(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], state: State) -> None:
+    kind = type(optimizer).__name__
+    if state.kind != kind:
+        raise ValueError(f"the optimizer must be {kind}, got {state.kind}")
+    places = {name: place for place, name in enumerate(parameters)}
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.optimizer.items():
+        what, _, name = key.partition("/")
+        if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
+            raise ValueError(f"the optimizer has no {what} of the shape {tuple(value.shape)} for {name!r}")
+        # Read tensors lie in the file's memory map.
+        found.setdefault(places[name], {})[what] = value.clone()
+    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from cfmvit.progress import progress
-from cfmvit.training.checkpoint import NAME, save_checkpoint
 from cfmvit.training.field_ranges import check, not_negative, positive
 from cfmvit.training.gradients import Batch, Gradients, NonFiniteLossError
 from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
 from cfmvit.training.precision import with_precision
+from cfmvit.training.saving import Saving
 from cfmvit.training.speed import Speed
 from cfmvit.training.stopping import Stopped, stop_requests
 from cfmvit.training.world import World
@@ -102,14 +102,14 @@ def fit(
     evaluation: Evaluation | None = None,
     seconds_at_peak: float | None = None,
 ) -> None:
-    """Train ``model``; write ``metrics.jsonl``, TensorBoard events and ``checkpoint.pt`` into ``output``.
+    """Train ``model``; write ``metrics.jsonl``, TensorBoard events and ``checkpoints`` into ``output``.
 
     A step is a pure function of the weights and its number: batches come from ``loader`` by number, and every random
     draw from a generator that is seeded by (``config.seed``, step). So a resumed run repeats an uninterrupted
     one bit for bit. The main process of ``world`` alone writes; all of them go through the same steps, and end alike.
 
-    The weights that a step leaves are saved once the next step has found their loss and gradient finite; those of the
-    last step, once they are finite themselves.
+    The weights that a step leaves are saved once the next step has found their loss and gradient finite, beside the steps that
+    follow (``Saving``); those of the last step, once they are finite themselves.
 
     Args:
         schedule: factor on each group's ``initial_lr`` by step.
@@ -120,6 +120,7 @@ def fit(
 
     Raises:
         NonFiniteLossError: with the step and the batch's keys, or the weight.
+        OSError: the disk is full.
         MissingRankError: another process does not answer.
         Stopped: SIGINT or SIGTERM came, to any of the processes; the steps that are done are saved.
     """
@@ -135,15 +136,16 @@ def fit(
     model.train()
     speed.start(start)
     watch = _Divergence()
+    saving = Saving(output, model, optimizer, world)
     try:
         with stop_requests() as request, world.reaching():
             for step in range(start, config.steps):
                 world.doing = f"step {step}"
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(step)
-                values, norm = _step(gradients, parameters, batches, step, config, world, output)
+                values, norm = _step(gradients, parameters, batches, step, config, world, saving)
                 if step > start and step % config.save_every == 0:
-                    _save(output, model, optimizer, step, world)
+                    saving.save(step)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 bar.update(loader.batch_size)
@@ -161,13 +163,17 @@ def fit(
                         if log is not None:
                             log.write(step, {**metrics, "grad_norm": norm, "lr": lr, **pace, **found})
                             watch.look(step, metrics)
+                            saving.check()
                 signal = world.most(request.signal or 0)
                 if signal and step + 1 < config.steps:
-                    _save(output, model, optimizer, step + 1, world)
+                    saving.save(step + 1)
+                    saving.finish()
                     raise Stopped(signal)
             if start < config.steps:
-                _save(output, model, optimizer, config.steps, world)
+                saving.save(config.steps)
+                saving.finish()
     finally:
+        saving.close()
         bar.close()
         if log is not None:
             log.close()
@@ -181,7 +187,7 @@ def _step(
     step: int,
     config: LoopConfig,
     world: World,
-    output: Path,
+    saving: Saving,
 ) -> tuple[dict[str, Tensor], float]:
     """Leave clipped gradients on the parameters; return this rank's losses and the norm of the gradient of all."""
     loaded: list[Batch] = []
@@ -196,7 +202,7 @@ def _step(
             keys = [key for batch in loaded for key in batch.get("keys", [])]
             raise NonFiniteLossError(f"the gradient is not finite: {norm}; batch keys: {keys}")
     except (NonFiniteLossError, BatchError) as error:
-        raise type(error)(f"step {step}: {error}; {_kept(output)}") from error
+        raise type(error)(f"step {step}: {error}; {saving.kept()}") from error
     return values, norm
 
 
@@ -239,24 +245,6 @@ def _next(batches: Iterator[Batch]) -> Batch:
         return next(batches)
     except RuntimeError as error:  # how PyTorch reports a worker that the system killed
         raise BatchError(f"the batch can't be loaded: {error}") from error
-
-
-def _save(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, world: World) -> None:
-    """Save a checkpoint after ``steps`` steps; one that holds a NaN or an infinity never replaces a good one."""
-    with world.together():
-        for name, weight in model.named_parameters():
-            state = {f"{key} of {name}": value for key, value in optimizer.state.get(weight, {}).items()}
-            for what, value in {name: weight, **state}.items():
-                if isinstance(value, Tensor) and not torch.isfinite(value).all():
-                    raise NonFiniteLossError(f"{what} is not finite after step {steps - 1}; {_kept(output)}")
-        if world.main:
-            save_checkpoint(output, model, optimizer, steps)
-
-
-def _kept(output: Path) -> str:
-    """Say which checkpoint a stopped run leaves."""
-    path = output / NAME
-    return f"the last good checkpoint is {path}" if path.is_file() else "no checkpoint had been saved yet"
 
 
 def _mix(seed: int, number: int) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from cfmvit._io import atomic_write, clean, parse_json
-from cfmvit.training.checkpoint import NAME, PREVIOUS, load_checkpoint
+from cfmvit._lock import HeldError, held
+from cfmvit.training.checkpoint import FOLDER, PREVIOUS, checkpoints, last_whole, load_checkpoint
 from cfmvit.training.config import save_config
 from cfmvit.training.gradients import check_parts
 from cfmvit.training.optim import warmup_within
@@ -26,6 +27,7 @@ Config = TypeVar("Config", bound=Any)
 
 CONFIG = "config.json"
 _DATA = "data.txt"
+_LOCK = ".run.lock"
 # What a resumed run may change and still go on exactly; the schedule follows the number of steps.
 _FREE = {
     "checkpoint_activations",
@@ -40,17 +42,6 @@ _FREE = {
     "loop.save_every",
     "loop.timeout",
 }
-_LOCKS: set[int] = set()  # descriptors of this process
-
-
-def _let_go() -> None:
-    """Close a forked worker's copies: it outlives a killed run by seconds, and would keep the folder from the next one."""
-    for lock in _LOCKS:
-        os.close(lock)
-    _LOCKS.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -63,7 +54,7 @@ def run_folder(output: Path, world: World, *, resume: bool, overwrite: bool, pro
 
     Raises:
         FileExistsError: there is a run in it, begun or finished, and neither ``resume`` nor ``overwrite``.
-        RuntimeError: another process is running in it.
+        RuntimeError: another process is running in it; the message says which, on which machine.
     """
     with ExitStack() as taken:
         with world.together():
@@ -76,33 +67,26 @@ def run_folder(output: Path, world: World, *, resume: bool, overwrite: bool, pro
 def _taken(output: Path, resume: bool, overwrite: bool, product: str) -> Iterator[None]:
     new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
-    lock = os.open(
-        output, os.O_RDONLY
-    )  # the folder itself: no file is left, and a killed process leaves no lock
-    _LOCKS.add(lock)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"run: another process is running in {output}; --output names another folder"
-            ) from None
-        held = [name for name in (NAME, PREVIOUS, product) if (output / name).exists()]
-        if held and not (resume or overwrite):
-            goes_on = "--resume goes on with it, " if NAME in held else ""
-            raise FileExistsError(
-                f"run: {output} already holds a run ({' and '.join(held)}); {goes_on}--overwrite "
-                "replaces it, --output names another folder"
-            )
-        clean(output)
-        yield
-    except BaseException:
-        if new and not any(output.iterdir()):
-            output.rmdir()
-        raise
+        with held(output / _LOCK):
+            begun = [name for name in (PREVIOUS, product) if (output / name).exists()]
+            if goes_on := bool(checkpoints(output)):
+                begun.insert(0, FOLDER)
+            if begun and not (resume or overwrite):
+                raise FileExistsError(
+                    f"run: {output} already holds a run ({' and '.join(begun)}); "
+                    f"{'--resume goes on with it, ' * goes_on}--overwrite replaces it, --output names another folder"
+                )
+            clean(output)
+            if (output / FOLDER).is_dir():
+                clean(output / FOLDER)
+            yield
+    except HeldError as holder:
+        raise RuntimeError(f"run: {holder} is running in {output}; --output names another folder") from None
     finally:
-        _LOCKS.discard(lock)
-        os.close(lock)
+        if new:
+            with suppress(OSError):  # it holds something
+                output.rmdir()
 
 
 def settled(config: Config, output: Path, world: World, *, resume: bool) -> Config:
@@ -150,30 +134,41 @@ def start_run(
         ValueError: ``resume`` with another configuration than the run was started with, with other data, with fewer steps
             than are done, or from a damaged checkpoint.
     """
-    with world.together():
-        start = _resumed(config, output, model, optimizer, data) if resume else 0
+    start = _resumed(config, output, model, optimizer, data, world) if resume else 0
     with world.together():
         if world.main:
-            if not resume and (output / NAME).exists():
-                os.replace(output / NAME, output / PREVIOUS)
+            if not resume and checkpoints(output):
+                shutil.rmtree(output / PREVIOUS, ignore_errors=True)
+                os.replace(output / FOLDER, output / PREVIOUS)
             save_config(config, output / CONFIG)
             with atomic_write(output / _DATA, "w") as file:
                 file.write(data + "\n")
     return start
 
 
-def _resumed(config: Any, output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data: str) -> int:
-    """Load the checkpoint of a run that goes on; return its step."""
-    if (output / NAME).is_file() and (output / CONFIG).is_file():
-        _check_same(config, output / CONFIG)
-    start = load_checkpoint(output, model, optimizer)
-    if start > config.loop.steps:
-        raise ValueError(
-            f"resume: loop.steps must be at least the {start} steps that are done, got {config.loop.steps}"
-        )
-    before = _text(output / _DATA)
-    if before not in ("", data):
-        raise ValueError(f"resume: the data must stay as they were: {before}, got {data}")
+def _resumed(
+    config: Any,
+    output: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: str,
+    world: World,
+) -> int:
+    """Load the newest whole checkpoint of a run that goes on; return its step."""
+    with world.together():
+        if checkpoints(output) and (output / CONFIG).is_file():
+            _check_same(config, output / CONFIG)
+    last = world.from_main(lambda: last_whole(output))
+    start = 0
+    with world.together():
+        start = load_checkpoint(last, model, optimizer)
+        if start > config.loop.steps:
+            raise ValueError(
+                f"resume: loop.steps must be at least the {start} steps that are done, got {config.loop.steps}"
+            )
+        before = _text(output / _DATA)
+        if before not in ("", data):
+            raise ValueError(f"resume: the data must stay as they were: {before}, got {data}")
     return start
 
 

@@ -14,9 +14,14 @@ from cfmvit.models import CFMViT
 from cfmvit.pretrain import OptimConfig, pretrain
 from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.training import LoopConfig, NonFiniteLossError
-from cfmvit.training.checkpoint import write_checked
+from cfmvit.training.checkpoint import checkpoints, last_whole
+from cfmvit.training.checkpoint_folder import read_state, write_state
 
 from .small_run import TINY, config, weights
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
@@ -54,7 +59,7 @@ def test_the_losses_fall(scenes: str, tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} >= {
         "config.json",
         "tokenizer.json",
-        "checkpoint.pt",
+        "checkpoints",
         "model",
         "tensorboard",
     }
@@ -64,14 +69,14 @@ def test_a_poisoned_weight_stops_the_run_and_keeps_the_last_good_checkpoint(
     scenes: str, tmp_path: Path
 ) -> None:
     pretrain(config(scenes, steps=3), tmp_path)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    state["model"]["visual.norm.weight"][0] = torch.nan
-    with (tmp_path / "checkpoint.pt").open("wb") as file:
-        write_checked(file, state)
-    poisoned = (tmp_path / "checkpoint.pt").read_bytes()
+    path = last_whole(tmp_path)
+    state = read_state(path)
+    state.model["visual.norm.weight"][0] = torch.nan
+    write_state(path, state)
+    poisoned = contents(tmp_path / "checkpoints")
     with pytest.raises(NonFiniteLossError, match=r"step 3: .*batch keys: \['.*\.jpg'"):
         pretrain(config(scenes), tmp_path, resume=True)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == poisoned
+    assert contents(tmp_path / "checkpoints") == poisoned
 
 
 def test_the_command_pretrains_on_real_captions(shared_data: Path, tmp_path: Path) -> None:
@@ -143,7 +148,7 @@ def test_a_new_run_never_resumes_an_old_one(scenes: str, tmp_path: Path) -> None
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         pretrain(config(scenes, loop=LoopConfig(steps=3, seed=7)), tmp_path, overwrite=True)
-    assert (tmp_path / "checkpoint.previous.pt").exists(), "until the new run has one of its own"
+    assert (tmp_path / "checkpoints.previous").exists(), "until the new run has one of its own"
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         pretrain(config(scenes, loop=LoopConfig(steps=3, seed=7)), tmp_path, resume=True)
 
@@ -161,10 +166,11 @@ def test_a_resumed_run_keeps_its_configuration(
     )
     assert main([*command, "model_options.depth=2"]) == 2
     assert main([*command, "data=lvis:elsewhere"]) == 2
-    good = (tmp_path / "checkpoint.pt").read_bytes()
-    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    weights_file = last_whole(tmp_path) / "model.safetensors"
+    good = weights_file.read_bytes()
+    weights_file.write_bytes(b"damaged")
     assert main([*command, "loop.steps=5"]) == 2
-    (tmp_path / "checkpoint.pt").write_bytes(good)
+    weights_file.write_bytes(good)
     assert main([*command, "loop.steps=2"]) == 2
     assert "loop.steps must be at least the 3 steps that are done, got 2" in capsys.readouterr().err
     assert (tmp_path / "config.json").read_bytes() == kept
@@ -178,14 +184,15 @@ def test_a_run_is_overwritten_only_on_demand(
     scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretrain(config(scenes, steps=2), tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     with pytest.raises(
-        FileExistsError, match=r"already holds a run \(checkpoint.pt and model\); --resume goes on"
+        FileExistsError, match=r"already holds a run \(checkpoints and model\); --resume goes on"
     ):
         pretrain(config(scenes, steps=2), tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
     pretrain(config(scenes, steps=3), tmp_path, overwrite=True)
-    assert not (tmp_path / "checkpoint.previous.pt").exists()
+    assert not (tmp_path / "checkpoints.previous").exists()
+    assert [path.name for path in checkpoints(tmp_path)] == ["00000003"]
     assert f"the model is in {tmp_path / 'model'}" in capsys.readouterr().out
 
 

@@ -17,6 +17,7 @@ import torch
 from cfmvit.pretrain import PretrainConfig, pretrain
 from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.training import LoopConfig, MissingRankError, format_config
+from cfmvit.training.checkpoint import checkpoints
 from cfmvit.training.stopping import Stopped
 from tests.processes import be_rank, exit_codes
 
@@ -96,7 +97,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole: Path, scenes: str, tmp_path: Pa
     while killed < kills:
         folder, codes = tmp_path / f"run-{(rounds := rounds + 1)}", None
         while codes != [0, 0]:
-            resume = (folder / "checkpoint.pt").exists()
+            resume = bool(checkpoints(folder))
             struck = rng.choice([(0,), (1,), (0, 1)])
             codes = launch(2, scenes, folder, resume=resume, struck=struck, at=rng.randrange(STEPS + 1))
             if codes != [0, 0]:
