@@ -14,21 +14,27 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from cfmvit.bench import sass
-from cfmvit.bench.registry import ENTRIES
-from cfmvit.bench.tables import duration, markdown
+from cfmvit.bench import counts_regions, sass
+from cfmvit.bench.counts_rows import (
+    BYTES,
+    CACHED,
+    CLOCK,
+    FLOPS,
+    HEAD,
+    ISSUE,
+    LAUNCH,
+    MMA,
+    MULTIPROCESSORS,
+    Row,
+    Whole,
+    cells,
+    cells_of_whole,
+)
+from cfmvit.bench.tables import markdown
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
-# An H200: bytes copied and bfloat16 operations of matrix products a second; warp instructions a second, of which a cycle of its 132
-# multiprocessors at 1.755 GHz could have four and has 2.6 in good kernels; seconds that a launch takes to start and to drain.
-BYTES, FLOPS, ISSUED, LAUNCH = 4.3e12, 790e12, 132 * 1.755e9 * 2.6, 1.5e-6
 B, N, K, M, D, H = (
     4096,
     196,
@@ -39,33 +45,6 @@ B, N, K, M, D, H = (
 )  # samples, tokens, kept, masked; widths of tokens and of a decoder
 ITEM, INDEX, ENTRY = 2, 8, 8  # bytes of a number, of an index, of an entry of its inverse
 CHUNKS = -(-B * M // (132 * 128))  # of the projection, whose products lie in the cache
-
-
-class Row(NamedTuple):
-    """A kernel as one op launches it.
-
-    Args:
-        op: with its pass.
-        kernel: in C++.
-        warps: of all launches.
-        bytes: least traffic with the memory; by default the op's.
-        trips: of the loops, as `sass.Kernel.usual` takes them.
-        part: of what can be skipped on the longest way, how much is not: rows narrower than what registers hold skip a share.
-        threads: of a block.
-        launches: of all that the op launches in turn with it.
-        flops: of matrix products in turn with it.
-    """
-
-    op: str
-    kernel: str
-    warps: float
-    bytes: float | None = None
-    trips: tuple[float, ...] = ()
-    part: float = 1
-    threads: int = 256
-    launches: int = 1
-    flops: float = 0
-
 
 HEADERS = ("masking_order", "masking_patches", "masking_restore", "reconstruction_pixels")
 PAIRS = B * M * D * ITEM
@@ -99,10 +78,15 @@ def compiler() -> str:
     return text.rpartition(", V")[2].split()[0]
 
 
-def compiled() -> dict[str, sass.Kernel]:
-    """Compile the kernels of `ROWS` and read them, by their names there."""
-    names = list(dict.fromkeys(row.kernel for row in ROWS))
-    lines = [f'#include "kernels/{header}.cuh"' for header in HEADERS]
+def wholes() -> list[Row | Whole]:
+    """Return the lines of the table, an op's kernels in the op."""
+    return [*ROWS, *counts_regions.rows()]
+
+
+def compiled(rows: list[Row]) -> dict[str, sass.Kernel]:
+    """Compile the kernels of some rows and read them, by their names there."""
+    names = list(dict.fromkeys(row.kernel for row in rows))
+    lines = [f'#include "kernels/{header}.cuh"' for header in (*HEADERS, *counts_regions.HEADERS)]
     lines += ["namespace cfmvit::kernels {"]
     lines += [f"const void* const kernel_{i} = (const void*)&{name};" for i, name in enumerate(names)]
     with tempfile.TemporaryDirectory() as folder:
@@ -121,64 +105,19 @@ def compiled() -> dict[str, sass.Kernel]:
     return {name: read[name.replace("uint8_t", "unsigned char")] for name in names}
 
 
-def floor_of(row: Row) -> float:
-    """Seconds that the memory or the matrix units need at least: of the op as the benchmark counts it, or of the row's own bytes."""
-    name, _, pass_ = row.op.partition(" ")
-    if name not in ENTRIES:
-        return (row.bytes or 0) / BYTES
-    with FakeTensorMode():
-        cost = ENTRIES[name].case("large", torch.bfloat16, "cpu").cost(pass_)
-    return max(cost.bytes / BYTES, row.flops / FLOPS)
-
-
-def instructions(row: Row, kernel: sass.Kernel) -> float:
-    """Return how many a warp issues."""
-    longest = sum(kernel.usual(row.trips).values())
-    if row.part == 1:
-        return longest
-    sums = next(i for i, x in enumerate(kernel.instructions) if x.kind == "shuffle")
-    least = len(kernel.shortest(through=sums))
-    return least + row.part * (longest - least)
-
-
-def cells(row: Row, kernel: sass.Kernel) -> tuple[str, ...]:
-    """Return a line of the table."""
-    floor, issued = floor_of(row), row.warps * instructions(row, kernel) / ISSUED
-    moved = floor if row.bytes is None else row.bytes / BYTES
-    seconds = max(moved, issued) + row.flops / FLOPS + row.launches * LAUNCH
-    limit = "instructions" if issued > moved else "bytes"
-    if row.flops / FLOPS > max(issued, moved):
-        limit = f"products, then {limit}"
-    loads: Counter[int] = Counter()
-    for opcode, number in kernel.opcodes("LDG").items():
-        width = re.search(r"\.[US]?(8|16|64|128)\b", opcode)
-        loads[int(width[1]) if width else 32] += number
-    blocks = sass.blocks_at_once(kernel.usage, row.threads, 0, 90)
-    return (
-        row.op,
-        f"`{row.kernel}`",
-        duration(floor),
-        duration(seconds),
-        f"{seconds / floor:.2f}",
-        limit,
-        f"{instructions(row, kernel):.0f}",
-        ", ".join(f"{width}: {loads[width]}" for width in sorted(loads, reverse=True)),
-        str(kernel.usage.registers),
-        str(kernel.usage.shared),
-        str(kernel.usage.stack),
-        f"{blocks * row.threads / 2048:.0%}",
-        str(row.launches),
-    )
-
-
 def page() -> str:
     """Return the page of the table, in markdown."""
-    for family in ("masking", "reconstruction"):
+    for family in ("masking", "reconstruction", "regions"):
         importlib.import_module(f"cfmvit.bench.{family}")
-    read = compiled()
-    head = ("op", "kernel", "floor", "predicted", "of floor", "limit", "instructions", "loads by bits", "registers", "shared", "stack", "occupancy", "launches")  # fmt: skip
-    table = markdown(head, [cells(row, read[row.kernel]) for row in ROWS])
-    return f"{TEXT.format(compiler=compiler())}\n{table}\n"
+    lines = wholes()
+    read = compiled([row for x in lines for row in (x.rows if isinstance(x, Whole) else (x,))])
+    table = []
+    for x in lines:
+        if isinstance(x, Whole):
+            table += [cells_of_whole(x, read), *(cells(row, read[row.kernel]) for row in x.rows)]
+        else:
+            table.append(cells(x, read[x.kernel]))
+    return f"{TEXT.format(compiler=compiler())}\n{markdown(HEAD, table)}\n"
 
 
 TEXT = f"""# Kernels by their counts
@@ -186,11 +125,17 @@ TEXT = f"""# Kernels by their counts
 What the CUDA kernels should take on an H200, by what nvcc {{compiler}} compiles them to for compute capability 9.0 and what they
 move, at the benchmark's large sizes in bfloat16. `python -m cfmvit.bench.counts --output docs/kernel-counts.md` writes this page.
 
-The floor is what the memory ({BYTES / 1e12:.1f} TB/s) or the matrix units ({FLOPS / 1e12:.0f} TFLOP/s) need at least. The prediction is the longer of the memory's
-time and of {ISSUED / 132 / 1.755e9:.1f} instructions a cycle on each of 132 multiprocessors at 1.755 GHz, with {LAUNCH * 1e6:.1f} us a launch; matrix products between the
-launches are added to it. Instructions are a warp's, on the longest way that nothing rare is on: too many where warps take ways of their
-own, as in the backward of restore_tokens, where three tokens of four are masked. Loads are counted in the code. Nothing here has been
-measured.
+The floor is what the memory ({BYTES / 1e12:.1f} TB/s) or the matrix units ({FLOPS / 1e12:.0f} TFLOP/s) need at least. The prediction is the longest of the memory's
+time, of {ISSUE:.1f} instructions a cycle on each of {MULTIPROCESSORS} multiprocessors at {CLOCK / 1e9:.3f} GHz, of what is read from the L2 ({CACHED / 1e12:.1f} TB/s) and of a kernel's
+own products (`mma.sync`, {MMA / 1e12:.0f} TFLOP/s), with {LAUNCH * 1e6:.1f} us a launch; matrix products between the launches are added to it. An op of several kernels
+has a line of its own before theirs, limited by the slowest. Instructions are a warp's, on the longest way that nothing rare is on: too many
+where warps take ways of their own, as in the backward of restore_tokens, where three tokens of four are masked. Loads are counted in the
+code. Nothing here has been measured.
+
+How often loops of the region kernels turn depends on the boxes. It is counted in the boxes of the benchmark, whose sizes are COCO's, by
+the weights of the reference: the pixels that a bin reads, the boxes and bins that a warp of a gradient finds, the rows and stretches of
+16 columns that a tile of large boxes multiplies. Weights of zero and tiles that nothing reads are skipped, and counted so; of the four columns that
+a bin reads at once all count, though boxes smaller than their bins need two.
 """
 
 

@@ -21,11 +21,13 @@ STRIDE = 16
 BOX = 20  # bytes of a row of rois
 
 
-def _boxes(draw: Draw, B: int, R: int, side: float) -> list[Tensor]:
+def draw_boxes(draw: Draw, B: int, R: int, side: float) -> list[Tensor]:
+    """Draw R boxes (x1, y1, x2, y2) in each of B images."""
     return [draw.boxes(R, side) for _ in range(B)]
 
 
-def _rois(boxes: list[Tensor]) -> Tensor:
+def rois_of(boxes: list[Tensor]) -> Tensor:
+    """Put the number of its image before each box: (B * R, 5)."""
     return torch.cat([F.pad(some, (1, 0), value=image) for image, some in enumerate(boxes)])
 
 
@@ -59,7 +61,7 @@ def _roi_align_sizes() -> dict[str, dict[str, int]]:
 @benchmark("regions", **_roi_align_sizes())
 def roi_align(draw: Draw, B: int, C: int, S: int, R: int, P: int, ratio: int, last: int = 0) -> Case:
     """Align boxes with maps of channels before places, as torchvision keeps them, or of channels last."""
-    rois, scale, item = _rois(_boxes(draw, B, R, STRIDE * S)), 1 / STRIDE, draw.dtype.itemsize
+    rois, scale, item = rois_of(draw_boxes(draw, B, R, STRIDE * S)), 1 / STRIDE, draw.dtype.itemsize
     moved = Cost(B * (C * S * S * item + R * (C * P * P * item + BOX)))
 
     def torchvision(library: Any) -> Any:
@@ -89,7 +91,7 @@ def roi_align(draw: Draw, B: int, C: int, S: int, R: int, P: int, ratio: int, la
 def multilevel_roi_align(draw: Draw, B: int, C: int, S: int, R: int, P: int) -> Case:
     """Align boxes with the four levels of a feature pyramid, S places along the finest."""
     strides, item, side = (4, 8, 16, 32), draw.dtype.itemsize, 4 * S
-    boxes = _boxes(draw, B, R, side)
+    boxes = draw_boxes(draw, B, R, side)
     maps = {f"p{level}": draw.normal(B, C, S >> level, S >> level) for level in range(4)}
     places = sum((S >> level) ** 2 for level in range(4))
     moved = Cost(B * (C * places * item + R * (C * P * P * item + BOX)))
@@ -122,7 +124,7 @@ def multilevel_roi_align(draw: Draw, B: int, C: int, S: int, R: int, P: int) -> 
 )
 def pool_regions(draw: Draw, B: int, C: int, S: int, R: int) -> Case:
     """Pool a Vision Transformer's tokens over boxes."""
-    rois, scale, item = _rois(_boxes(draw, B, R, STRIDE * S)), 1 / STRIDE, draw.dtype.itemsize
+    rois, scale, item = rois_of(draw_boxes(draw, B, R, STRIDE * S)), 1 / STRIDE, draw.dtype.itemsize
     moved = Cost(B * (S * S * C * item + R * (C * item + BOX)))
 
     def torchvision(library: Any) -> Any:

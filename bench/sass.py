@@ -166,10 +166,11 @@ class Kernel:
             front = following
         raise ValueError(f"{self.name}: no way on from {self.instructions[start].address:#x}")
 
-    def usual(self, trips: Sequence[float] = ()) -> dict[str, float]:
+    def usual(self, trips: Sequence[float | tuple[float, float]] = ()) -> dict[str, float]:
         """Instructions by class of the longest way to an exit that calls no function, a loop's as often as `trips` says.
 
-        Loops go by address; those without trips are never entered. So rare ways count where they are as long as the usual one.
+        Loops go by address; those without trips are never entered. So rare ways count where they are as long as the usual one,
+        but in loops whose trips are a pair: what can be skipped of their bodies counts by the second number, a share of it.
         """
         edges = {
             i: [j for j in self.successors(i) if not self._rare(i, j)] for i in range(len(self.instructions))
@@ -186,9 +187,17 @@ class Kernel:
         loops = [range(first, end) for first, end in sorted(ends.items())]
         if len(trips) > len(loops):
             raise ValueError(f"{self.name} has {len(loops)} loops, not {len(trips)}")
+        pairs = [x if isinstance(x, tuple) else (x, 1.0) for x in trips]
+        pairs += [(0.0, 1.0)] * (len(loops) - len(trips))
         times = dict.fromkeys(reached, 1.0)
-        for loop, count in zip(loops, [*trips, *[0.0] * (len(loops) - len(trips))], strict=True):
+        for loop, (count, _) in zip(loops, pairs, strict=True):
             times |= {i: times[i] * count for i in loop if i in times}
+        heads = {loop[0] for loop in loops}
+        for loop, (_, part) in zip(reversed(loops), reversed(pairs), strict=True):  # inner ones first
+            if part < 1 and times[loop[0]]:
+                most, least = (self._once(loop, edges, times, heads, sign) for sign in (1, -1))
+                kept = (least + part * (most - least)) / most
+                times |= {i: times[i] * kept for i in loop if i in times}
         longest: dict[int, tuple[float, int | None]] = {}
         for i in sorted(reached, reverse=True):
             if times[i]:
@@ -203,6 +212,20 @@ class Kernel:
             counts[kind] = counts.get(kind, 0) + times[at]
             at = longest[at][1]
         return counts
+
+    def _once(
+        self, loop: range, edges: dict[int, list[int]], times: dict[int, float], heads: set[int], sign: int
+    ) -> float:
+        """What one turn of a loop issues on its longest way, or for a negative sign on its shortest that enters the inner loops."""
+        best: dict[int, tuple[int, float]] = {}  # inner loops entered, signed instructions
+        for i in reversed(loop):
+            if times.get(i):
+                ways = [best[j] for j in edges[i] if j > i and j in best]
+                ways += [(0, 0.0)] * (loop[0] in edges[i])
+                if ways:
+                    entered, issued = max(ways)
+                    best[i] = (entered + (sign < 0 and i in heads), issued + sign * times[i])
+        return abs(best[loop[0]][1])
 
     def _rare(self, i: int, j: int) -> bool:
         """Whether the step leads into a function, or to where lanes that have parted exchange values."""

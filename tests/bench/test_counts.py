@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from cfmvit.bench import counts, sass
+from cfmvit.bench.counts_region_work import STRETCH, Work
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernel-counts.md"
 
@@ -20,8 +24,10 @@ def rows() -> dict[str, dict[str, str]]:
 
 
 def test_nothing_spills_and_every_row_is_there() -> None:
-    assert rows().keys() == {row.op for row in counts.ROWS}
-    assert {row["stack"] for row in rows().values()} == {"0"}
+    assert {row.op for row in counts.ROWS} | {
+        f"{op} {pass_}" for op, pass_ in product(("roi_align", "pool_regions"), ("forward", "backward"))
+    } | {"score_regions forward"} <= rows().keys()
+    assert {row["stack"] for row in rows().values() if row["kernel"]} == {"0"}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,54 @@ def test_nothing_spills_and_every_row_is_there() -> None:
 def test_predictions_keep_to_their_targets(op: str, most: float, instructions: int) -> None:
     assert float(rows()[op]["of floor"]) <= most
     assert int(rows()[op]["instructions"]) <= instructions
+
+
+@pytest.mark.parametrize(
+    ("op", "most"),
+    [
+        ("roi_align forward", 5.9),
+        ("roi_align forward, channels-last", 4.4),
+        ("pool_regions forward", 8.5),
+        ("score_regions forward", 4.3),
+    ],
+)
+def test_region_ops_are_no_farther_from_their_floors(op: str, most: float) -> None:
+    assert float(rows()[op]["of floor"]) <= most
+
+
+def few_boxes(*, merge: bool) -> Work:
+    boxes = torch.tensor([[1, 1, 4, 4], [3, 2, 15, 15], [0, 0, 16, 16], [9, 1, 11, 14.0], [20, 20, 30, 30]])
+    rois = torch.cat([F.pad(boxes, (1, 0), value=image) for image in range(2)])
+    return Work(rois, side=16, scale=1, merge=merge, images=2)
+
+
+def test_a_gradient_finds_every_tap_once() -> None:
+    for merge in (False, True):
+        work = few_boxes(merge=merge)
+        y, x = work.reads
+        found = work.scattered(rows=16)
+        turns = found.readers * found.boxes * found.bins * found.hits
+        warps = 16 * 16 / STRETCH
+        taps = (y[:5].sum(2)[:, :, None] * x[:5].sum(2)[:, None]).sum()
+        assert turns * found.pixels * warps * 4 * STRETCH == pytest.approx(int(taps))
+
+
+def test_large_boxes_are_multiplied_where_they_read() -> None:
+    work = few_boxes(merge=True)
+    y, x = work.taps
+    assert work.large.tolist() == [int(a) * int(b) > 40 for a, b in zip(y, x)]
+    found = work.multiplied()
+    # One tile of both images' boxes, in one stretch of columns: one warp of four multiplies all rows of each image.
+    rows_of_image = work.reads[0][work.large, 0][: int(work.large.sum()) // 2].any(0).sum()
+    assert (found.tiles, found.images, found.rows) == (1, 2, rows_of_image)
+    assert found.kept == pytest.approx(1 / 4)
+    assert found.multiplied == 2 * rows_of_image
+
+
+def test_a_bin_of_one_tap_turns_once() -> None:
+    one = Work(torch.tensor([[0, 0, 0, 0.01, 0.01]]), side=4, scale=1, merge=False, images=1)
+    found = one.gathered()
+    assert (found.columns, found.rows, found.pixels) == (1, 0, 1)
 
 
 def test_the_page_is_that_of_the_sources() -> None:

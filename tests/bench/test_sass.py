@@ -44,6 +44,28 @@ OUT:
     ret;
 }
 """
+# Adds n times; every third time, or more often, it leaves most of the loop out.
+SKIPPING = """
+.version 7.8
+.target sm_90
+.address_size 64
+.visible .entry skip(.param .u64 x, .param .u32 n) {
+    .reg .pred %p, %q; .reg .b32 %r<4>; .reg .b64 %rd<4>; .reg .f32 %f<4>;
+    ld.param.u64 %rd0, [x]; ld.param.u32 %r0, [n];
+    mov.u32 %r1, 0;
+LOOP:
+    .pragma "nounroll";
+    ld.volatile.global.u32 %r2, [%rd0];
+    setp.eq.u32 %q, %r2, 0;
+    @%q bra NEXT;
+    ADDED
+NEXT:
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p, %r1, %r0;
+    @%p bra LOOP;
+    ret;
+}
+""".replace("ADDED", "ld.volatile.global.f32 %f0, [%rd0]; st.volatile.global.f32 [%rd0+4], %f0;\n" * 20)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +86,17 @@ def test_loops_count_as_often_as_they_go_round(cubin: Path) -> None:
     assert sum(kernel.usual().values()) == len(kernel.shortest())  # never entered: it leaves at once
     with pytest.raises(ValueError, match="1 loops"):
         kernel.usual((1, 1))
+
+
+def test_what_a_loop_skips_counts_in_part(tmp_path: Path) -> None:
+    source, to = tmp_path / "skip.ptx", tmp_path / "skip.cubin"
+    source.write_text(SKIPPING)
+    subprocess.run([PTXAS, "-arch=sm_90", source, "-o", to], check=True)
+    kernel = sass.kernels(to)["skip"]
+    none, half, all_ = (sum(kernel.usual(((6, part),)).values()) for part in (0, 0.5, 1))
+    assert all_ == sum(kernel.usual((6,)).values())
+    assert all_ - none >= 6 * 40
+    assert half == pytest.approx((none + all_) / 2)
 
 
 def test_a_kernel_is_read(cubin: Path) -> None:

@@ -1,0 +1,175 @@
+"""What the region kernels find to do in the boxes of a benchmark: turns of the loops whose number depends on the boxes.
+
+The weights of `cfmvit.ops.regions.reference` say which pixels (taps) a bin reads; the kernels walk them in the order that is said
+here. Boxes are alike from image to image, so that a few images and a few stretches of their rows stand for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, log2
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cfmvit.ops.regions import reference
+
+STRETCH = 8  # pixels of a row that a warp of scatter_kernel owns
+CENTRES, TILE, WARP, STEP, MATMUL_TAPS = (
+    8,
+    64,
+    16,
+    16,
+    40,
+)  # of products_kernel; boxes of more taps are its own
+
+
+class Gathered(NamedTuple):
+    """Of a bin, or of a box whose bins are one: turns over four columns and, in each, over two rows but for the last; pixels."""
+
+    columns: float
+    rows: float
+    pixels: float  # of a box, each once
+
+
+class Scattered(NamedTuple):
+    """Means of a warp of scatter_kernel: turns of a loop in one turn of that around it."""
+
+    readers: float  # over 32 boxes each
+    boxes: float  # over 32 rows of bins
+    bins: float  # over 32 bins
+    hits: float  # over four bins that read its pixels
+    pixels: float  # share of its pixels that those bins read
+    search: int  # for the first tap of a bin
+
+
+class Multiplied(NamedTuple):
+    """Of products_kernel."""
+
+    tiles: float  # blocks for one stretch of channels
+    images: float  # of a tile
+    rows: float  # that a tile reads of an image
+    kept: float  # share of rows times stretches of columns that a warp multiplies
+    multiplied: float  # stretches of 16 columns that all warps multiply
+    height: float  # turns of a thread over the rows of a box, of four taps, and over its columns
+    width: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Boxes on maps.
+
+    Args:
+        rois: (R, 5), image after image.
+        side: of the maps in pixels.
+        scale: pixels of a map per unit of the boxes.
+        merge: whether all bins are one.
+        images: of the benchmark, for which those of rois stand.
+    """
+
+    rois: Tensor
+    side: int
+    scale: float
+    merge: bool
+    images: int
+
+    @cached_property
+    def reads(self) -> tuple[Tensor, Tensor]:
+        """Which pixels each bin reads, along y and along x: (R, bins, side) bool each."""
+        found = reference.box_weights(self.rois, (self.side, self.side), self.scale, (7, 7), 2, True)
+        y, x = (weights != 0 for weights in found)
+        return (y.any(1, keepdim=True), x.any(1, keepdim=True)) if self.merge else (y, x)
+
+    @cached_property
+    def taps(self) -> tuple[Tensor, Tensor]:
+        """How many: (R, bins) each."""
+        y, x = self.reads
+        return y.sum(2), x.sum(2)
+
+    @property
+    def large(self) -> Tensor:
+        """Which merged boxes are products, (R,) bool."""
+        y, x = self.taps
+        return (y * x)[:, 0] > MATMUL_TAPS
+
+    def gathered(self, some: Tensor | None = None) -> Gathered:
+        """What gather_kernel does for a bin of some boxes."""
+        some = torch.ones(len(self.rois), dtype=torch.bool) if some is None else some
+        y, x = (taps[some].double() for taps in self.taps)
+        columns = (x / 4).ceil()
+        rows = (columns.mean(1) * ((y - 1).clamp(min=0) / 2).mean(1)).mean() / columns.mean()
+        pixels = [reads[some].any(1).sum(1).double() for reads in self.reads]
+        return Gathered(float(columns.mean()), float(rows), float((pixels[0] * pixels[1]).mean()))
+
+    def scattered(self, rows: int = 10) -> Scattered:
+        """What scatter_kernel does, by so many rows of the first image."""
+        y, x = (reads[self.rois[:, 0] == 0] for reads in self.reads)
+        spans = [_spans(reads.any(1)) for reads in (y, x)]
+        totals, warps, step = [0] * 4, 0, max(1, self.side // rows)
+        for row in range(step // 2, self.side, step):
+            for first in range(0, self.side, STRETCH):
+                warps += 1
+                here = spans[0][:, row] & spans[1][:, first : first + STRETCH].any(1)
+                for batch in _batches(here):
+                    for of_rows, hit in _pieces(y[batch, :, row]):
+                        totals[0] += 1
+                        read = x[batch[of_rows[hit]], :, first : first + STRETCH]
+                        for piece in read.flatten(0, 1).split(32):
+                            totals[1] += 1
+                            totals[2] += ceil(int(piece.any(1).sum()) / 4)
+                            totals[3] += int(piece.sum())
+        boxes, bins, fours, pixels = totals
+        readers, most = ceil(len(x) / 32), max(int(taps.max()) for taps in self.taps)
+        return Scattered(
+            readers, boxes / warps / readers, bins / boxes, fours / bins, pixels / (4 * STRETCH * fours), int(log2(most)) + 1
+        )  # fmt: skip
+
+    def multiplied(self) -> Multiplied:
+        """What products_kernel does."""
+        y, x = (reads[self.large, 0] for reads in self.reads)
+        image = self.rois[self.large, 0].long()
+        ends = y.int().argmax(1) + self.side - 1 - y.int().flip(1).argmax(1)
+        order = (image * CENTRES + ends * CENTRES // (2 * self.side)).sort(stable=True).indices
+        y, x, image = y[order], x[order], image[order]
+        steps = x.unflatten(1, (-1, STEP)).any(2)
+        passes = rows = kept = multiplied = 0.0
+        height, width = [], []
+        for tile in torch.arange(len(order)).split(TILE):
+            for of_image in image[tile].unique():
+                mine = tile[image[tile] == of_image]
+                read = int(y[mine].any(0).sum())
+                passes, rows = passes + 1, rows + read
+                for warp in tile.split(WARP):
+                    some = warp[image[warp] == of_image]
+                    done = int(y[some].any(0).sum()) * int(steps[some].any(0).sum())
+                    multiplied += done
+                    kept += done / (TILE // WARP) / steps.shape[1]
+                    height.append(float(y[some].sum(1).max() if len(some) else 0) / 8)
+                    width.append(float(x[some].sum(1).max() if len(some) else 0) / 8)
+        tiles, share = ceil(len(order) / TILE), self.images / (int(self.rois[-1, 0]) + 1)
+        return Multiplied(
+            tiles * share, passes / tiles, rows / passes, kept / rows, multiplied * share,
+            sum(height) / len(height), sum(width) / len(width),
+        )  # fmt: skip
+
+
+def _spans(reads: Tensor) -> Tensor:
+    """From the first to the last pixel that a box reads, (R, side) bool."""
+    return (reads.cumsum(1) > 0) & (reads.flip(1).cumsum(1).flip(1) > 0)
+
+
+def _batches(reads: Tensor) -> list[Tensor]:
+    """The boxes that read, as the kernel collects them: by 32 that it looks at, until 32 wait."""
+    found, sizes = reads.nonzero()[:, 0], [0]
+    for here in torch.bincount(found // 32).tolist():
+        sizes += [0] * (sizes[-1] >= 32)
+        sizes[-1] += here
+    return [batch for batch in found.split(sizes) if len(batch)]
+
+
+def _pieces(rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Rows of bins (boxes, bins) by 32: the box of each, and whether it reads the row of the map."""
+    boxes = torch.arange(len(rows)).repeat_interleave(rows.shape[1])
+    return list(zip(boxes.split(32), rows.flatten().split(32)))

@@ -1,0 +1,143 @@
+"""The region kernels in `docs/kernel-counts.md`, as the benchmark's large sizes launch them."""
+
+from __future__ import annotations
+
+import torch
+
+from cfmvit.bench.counts_region_work import TILE, Scattered, Work
+from cfmvit.bench.counts_rows import Row, Whole
+from cfmvit.bench.draw import Draw
+from cfmvit.bench.regions import STRIDE, draw_boxes, rois_of
+from cfmvit.bench.registry import ENTRIES
+
+HEADERS = ("regions_matmul", "regions_norms", "regions_scatter", "regions_scores")
+ITEM, BOX, TAP, SUM = 2, 20, 8, 4  # bytes of a number, of a box, of a tap, of a sum
+SAMPLES = 2  # of a bin along an axis
+MOST_IMAGES = 4  # whose boxes stand for all
+GATHER, PACK = "gather_kernel<BFloat16, false>", "pack_kernel<BFloat16>"
+SCATTER, TABLES = "scatter_kernel<BFloat16, BFloat16>", "tables_kernel<float, float>"
+SPANS, LARGE = "for_each_kernel<MakeSpan<float>>", "for_each_kernel<MatmulGroup>"
+NORMS = "for_each_warp_kernel<InverseNorms<BFloat16, double>>"
+
+
+def work_of(B: int, R: int, S: int, merge: bool) -> Work:
+    """The boxes of a benchmark, those of its first images."""
+    draw = Draw(torch.bfloat16, torch.device("cpu"))
+    return Work(rois_of(draw_boxes(draw, min(B, MOST_IMAGES), R, STRIDE * S)), S, 1 / STRIDE, merge, B)
+
+
+def _tables(op: str, work: Work, boxes: int) -> Row:
+    y, x = (float(taps.double().sum(1).mean()) for taps in work.taps)
+    samples = (7, SAMPLES, SAMPLES)
+    trips = (*samples, 0, 0, 0) if work.merge else (0, 0, 0, *samples)
+    moved = boxes * (BOX + TAP * (y + x) + SUM * (2 + work.taps[0].shape[1] * 2))
+    return Row(f"{op}, tables", TABLES, boxes * 2 / 32, moved, trips, threads=128)
+
+
+def _pack(op: str, images: int, pixels: int, channels: int) -> Row:
+    tiles, stretches = images * -(-pixels // 32), -(-channels // 64)
+    return Row(
+        f"{op}, copy", PACK, tiles * stretches * 8, images * pixels * channels * ITEM * 2, trips=(0, 1)
+    )
+
+
+def _groups(op: str, boxes: int, groups: int) -> Row:
+    """Of a block's eight warps one or two find boxes of its group."""
+    found = min(8, 1 + 8 / groups) / 8
+    trips = (1, boxes / 256 / 8, boxes / 256 / 4 * found)
+    return Row(f"{op}, groups", "group_kernel", 8 * groups, boxes * SUM * 2, trips)
+
+
+def _scatter(op: str, work: Work, found: Scattered, images: int, channels: int, moved: int) -> Row:
+    warps = images * work.side * -(-work.side // 8) * -(-channels // 256)
+    across = -(-work.side // 64) * 8
+    trips = (
+        0, found.readers, found.boxes, found.search, found.bins, found.search, (found.hits, found.pixels)
+    )  # fmt: skip
+    idle = images * work.side * across * -(-channels // 256) - warps
+    return Row(f"{op}, gradient", SCATTER, warps, moved, trips, idle=idle)
+
+
+def _backward(op: str, work: Work, found: Scattered, boxes: int, channels: int, copy: bool) -> Whole:
+    """Of maps of so many channels; copy: whether the gradient of the bins is not in vectors."""
+    bins, images = 1 if work.merge else 49, work.images
+    moved = (images * work.side**2 + boxes * bins) * channels * ITEM
+    sides = work.taps[0].shape[1]
+    spans = Row(f"{op}, spans", SPANS, boxes / 32, boxes * 16, trips=(1, sides, 0, 0, 0))
+    rows = [_tables(op, work, boxes), _groups(op, boxes, images), spans]
+    rows += [_pack(op, boxes, bins, channels)] * copy + [_scatter(op, work, found, images, channels, moved)]
+    return Whole(op, tuple(rows))
+
+
+def roi_align() -> list[Whole]:
+    """RoIAlign on maps of channels before places and of channels last."""
+    B, C, S, R, P = (ENTRIES["roi_align"].sizes["large"][x] for x in "BCSRP")
+    work, bins = work_of(B, R, S, False), P * P
+    found = work.gathered()
+    rows = []
+    for size, last in (("large", False), ("channels-last", True)):
+        op = "roi_align forward" + (f", {size}" if last else "")
+        trips = (1, 1, P, found.columns, found.rows, 0, 0 if last else P)
+        gather = Row(
+            f"{op}, results", GATHER, B * R * P, B * (S * S + R * bins) * C * ITEM, trips, threads=32 * P,
+            dynamic=0 if last else bins * 32 * 16, cached=B * R * found.pixels * C * ITEM,
+        )  # fmt: skip
+        copy = () if last else (_pack(op, B, S * S, C),)
+        rows.append(Whole(op, (_tables(op, work, B * R), *copy, gather)))
+    of_warp = work.scattered()
+    rows += [_backward("roi_align backward", work, of_warp, B * R, C, True)]
+    return [*rows, _backward("roi_align backward, channels-last", work, of_warp, B * R, C, False)]
+
+
+def pool_regions() -> list[Whole]:
+    """The mean over a box's bins: large boxes are products."""
+    B, C, S, R = (ENTRIES["pool_regions"].sizes["large"][x] for x in "BCSR")
+    work, boxes, op = work_of(B, R, S, True), B * R, "pool_regions forward"
+    share = float(work.large.double().mean())
+    small, made = work.gathered(~work.large), work.multiplied()
+    vectors, blocks = C // 8 // 32, made.tiles * -(-C // 64)
+    gather = Row(
+        f"{op}, small boxes", GATHER, boxes * (1 - share) * vectors, boxes * (1 - share) * C * ITEM,
+        (1, 1, 1, small.columns, small.rows), threads=C // 8, idle=boxes * share * vectors,
+        cached=boxes * (1 - share) * small.pixels * C * ITEM,
+    )  # fmt: skip
+    trips = (
+        made.images, TILE / made.images, made.height, min(32, made.rows) / 4, S / 64, 9, made.width, 2, 2,
+        (made.rows, made.kept), 2,
+    )  # fmt: skip
+    products = Row(
+        f"{op}, large boxes", "products_kernel<BFloat16>", blocks * 4, (B * S * S + boxes * share) * C * ITEM, trips,
+        threads=128, cached=blocks * made.images * made.rows * 64 * 64 * ITEM,
+        mma=made.multiplied * -(-C // 64) * 16 * 4096,
+    )  # fmt: skip
+    which = Row(f"{op}, which are large", LARGE, boxes / 32, boxes * SUM * 4, trips=(1,))
+    rows = (_tables(op, work, boxes), which, _groups(op, boxes, 8 * B), products, gather)
+    return [Whole(op, rows), _backward("pool_regions backward", work, work.scattered(), boxes, C, False)]
+
+
+def score_regions() -> list[Whole]:
+    """Scores, from the products of a chunk of regions."""
+    R, n, C = (ENTRIES["score_regions"].sizes["large"][x] for x in "RnC")
+    texts, op = 1 + n, "score_regions forward"
+    row = -(-texts // 4) * 4 * SUM
+    chunks = -(-R // (256 * 2**20 // (2 * row)))
+    norms = Row(
+        f"{op}, norms",
+        NORMS,
+        2 * R + texts,
+        (2 * R + texts) * C * ITEM,
+        (0, C / 32 / 16),
+        launches=1 + 2 * chunks,
+    )
+    warps, whole = (
+        -(-texts // 128) / 4,
+        n // 512,
+    )  # turns over vectors of four, all of them whole, and over four results
+    trips = ((warps, 0.0), (warps, 0.0), n / 128 - 4 * whole, whole)
+    scores = Row(f"{op}, scores", "scores_kernel<float, true>", 4 * R, R * (2 * row + n * SUM), trips, threads=128, dynamic=texts * SUM, launches=chunks)  # fmt: skip
+    return [Whole(op, (norms, scores), flops=4 * R * texts * C, launches=2 * chunks + 2)]
+
+
+def rows() -> list[Whole]:
+    """All ops."""
+    return [*roi_align(), *pool_regions(), *score_regions()]
