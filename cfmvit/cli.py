@@ -53,6 +53,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _how_to_go_on(arguments: argparse.Namespace) -> str:
     if hasattr(arguments, "resume") and any((arguments.output / "checkpoints").glob("[0-9]*")):
         return "; --resume goes on from the last checkpoint"
+    if arguments.command == "study":
+        return "; the same command goes on where it was"
     if (
         arguments.command == "evaluate"
         and ((arguments.output or _EVALUATION) / "results.partial.jsonl").exists()
@@ -229,6 +231,18 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--preset", choices=("quick", "default", "full"), default="default")
     demo.add_argument("--output", type=Path, default=Path("runs/demo"))
     demo.set_defaults(run=_demo)
+
+    study = commands.add_parser(
+        "study",
+        help="a grid of pretraining, finetuning and evaluation with several seeds, and its tables",
+        description="Run a study, or go on with it; overrides look like seeds=5 or pretrain.loop.steps=400.",
+    )
+    study.add_argument(
+        "study", metavar="NAME|FILE", help=f"a .toml or .json, or one of {', '.join(_studies())}"
+    )
+    study.add_argument("overrides", nargs="*", metavar="key=value")
+    study.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of all studies")
+    study.set_defaults(run=_study)
 
     bench = commands.add_parser("bench", help="measure the ops beside what they replace")
     add_options(bench)
@@ -415,6 +429,17 @@ def _demo(arguments: argparse.Namespace) -> None:
     from cfmvit.demo import demo
 
     demo(arguments.preset, arguments.output)
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from cfmvit.study import study
+
+    study(arguments.study, arguments.output, arguments.overrides)
+
+
+def _studies() -> list[str]:
+    """Return the names of the studies that the package brings."""
+    return sorted(path.stem for path in (Path(__file__).parent / "study" / "studies").glob("*.toml"))
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -2,12 +2,14 @@
 
 from cfmvit.evaluation.command import evaluate
 from cfmvit.evaluation.detection import evaluate_results
+from cfmvit.evaluation.pointing import pointing_accuracy
 from cfmvit.evaluation.retrieval import evaluate_retrieval, retrieval_recall
 from cfmvit.evaluation.tables import format_table
 from cfmvit.evaluation.zero_shot import (
     class_embeddings,
     classify_images,
     classify_regions,
+    dense_tokens,
     region_embeddings,
     topk_accuracy,
 )
@@ -16,10 +18,12 @@ __all__ = [
     "class_embeddings",
     "classify_images",
     "classify_regions",
+    "dense_tokens",
     "evaluate",
     "evaluate_results",
     "evaluate_retrieval",
     "format_table",
+    "pointing_accuracy",
     "region_embeddings",
     "retrieval_recall",
     "topk_accuracy",

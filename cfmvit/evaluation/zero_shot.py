@@ -142,7 +142,7 @@ def embed_regions(
     embeddings = [torch.zeros(0, model.embed_dim)]
     labels = [torch.zeros(0, dtype=torch.int64)]
     with frozen(model):
-        for batch in _same_shape_batches(_sound(dataset, indices), batch_size):
+        for batch in _same_shape_batches(sound_samples(dataset, indices), batch_size):
             boxes = [torch.as_tensor(sample["boxes"]) for sample in batch]
             found = region_embeddings(model, _stack(batch, model), boxes, output_size=output_size)
             embeddings.append(found.float().cpu())
@@ -155,23 +155,16 @@ def region_embeddings(
 ) -> Tensor:
     """Pool the model's dense features over boxes, the mean over RoIAlign's bins.
 
-    Images larger than those of pretraining are encoded in windows of the pretraining grid, in every block but the last,
-    as the detector's frozen backbone does.
-
     Args:
-        images: (B, 3, H, W) uint8, or float in [0, 1].
+        images: (B, 3, H, W) uint8, or float in [0, 1]; encoded as ``dense_tokens`` does.
         boxes: B tensors (n, 4), xyxy in pixels of ``images``.
 
     Returns:
         (R, C), rows in the order of the boxes, not normalised.
     """
-    patch, grid = model.visual.patch_size, model.visual.grid
-    larger = max(images.shape[-2:]) > grid * patch
-    tokens = model.encode_dense(
-        images, window=grid if larger else 0, global_blocks=(model.visual.depth - 1,) if larger else ()
-    )
+    patch = model.visual.patch_size
     return pool_regions(
-        tokens,
+        dense_tokens(model, images),
         [box.to(images.device, torch.float32) for box in boxes],
         grid_size=(images.shape[-2] // patch, images.shape[-1] // patch),
         spatial_scale=1 / patch,
@@ -179,12 +172,32 @@ def region_embeddings(
     )
 
 
-def _sound(dataset: Any, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+def sound_samples(dataset: Any, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a data set whose images can be decoded; the others are logged."""
     for index in indices:
         try:
             yield dataset.load(index, np.random.default_rng(index))
         except CorruptSample as error:
             log_corrupt(error)
+
+
+def dense_tokens(model: CFMViT, images: Tensor) -> Tensor:
+    """Embed every patch in the joint space as the detector's frozen tower does, without a seam between parts of an image.
+
+    An image is encoded whole, with interpolated positions; where it is larger than those of pretraining, in windows of the
+    pretraining grid in every block but the last, which attends globally.
+
+    Args:
+        images: (B, 3, H, W) uint8, or float in [0, 1], sides multiples of the patch size.
+
+    Returns:
+        (B, h * w, C), row-major.
+    """
+    patch, grid = model.visual.patch_size, model.visual.grid
+    larger = max(images.shape[-2:]) > grid * patch
+    return model.encode_dense(
+        images, window=grid if larger else 0, global_blocks=(model.visual.depth - 1,) if larger else ()
+    )
 
 
 def _same_shape_batches(samples: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

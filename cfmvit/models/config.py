@@ -28,7 +28,7 @@ class ModelConfig(Architecture):
     width: int = 768
     depth: int = 12
     heads: int = 12
-    pos_embed: Literal["sincos", "learned"] = "sincos"
+    pos_embed: Literal["sincos", "learned", "none"] = "sincos"
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     vocab_size: int = 32000
     context_length: int = 64

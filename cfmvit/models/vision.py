@@ -75,7 +75,12 @@ class VisionTransformer(nn.Module):
             self.pos_embed = nn.Parameter(torch.empty(self.grid**2, self.width))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         else:
-            positions = sincos_2d(config.width, self.grid, self.grid)
+            none = config.pos_embed == "none"
+            positions = (
+                torch.zeros(self.grid**2, self.width)
+                if none
+                else sincos_2d(config.width, self.grid, self.grid)
+            )
             self.register_buffer("pos_embed", positions, persistent=False)
         attention = choose_attention(config.attention)
         self.blocks = nn.ModuleList(

@@ -1,5 +1,6 @@
 """What people look at: overlays, similarity maps, curves, bars, and the HTML report that holds them."""
 
+from cfmvit.report.against_cost import against_cost
 from cfmvit.report.charts import bars
 from cfmvit.report.curves import curves
 from cfmvit.report.html import Card, Report
@@ -10,6 +11,7 @@ from cfmvit.report.similarity import cosine_map, similarity_map
 __all__ = [
     "Card",
     "Report",
+    "against_cost",
     "bars",
     "cosine_map",
     "curves",

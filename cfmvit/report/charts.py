@@ -20,6 +20,7 @@ def bars(
     title: str = "",
     percent: bool = True,
     chance: Mapping[str, float] | None = None,
+    spread: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Markup:
     """Draw horizontal bars.
 
@@ -28,12 +29,15 @@ def bars(
             Values that are NaN are written as a dash.
         percent: values are fractions and written as percentages.
         chance: ``{group: value}``: a dashed mark on the bars of a group, where guessing would end.
+        spread: ``{group: {series: value}}``: a whisker from so much below a bar's end to so much above it; NaN has none.
 
     Returns:
         SVG whose colours follow the page's theme.
     """
-    chance = chance or {}
-    values = [value for group in groups.values() for value in group.values()] + list(chance.values())
+    chance, spread = chance or {}, spread or {}
+    reach = {label: {name: _reach(spread, label, name) for name in group} for label, group in groups.items()}
+    values = [v + reach[label][name] for label, group in groups.items() for name, v in group.items()]
+    values += chance.values()
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         raise ValueError("bars: groups must hold a finite value, got none")
@@ -61,7 +65,8 @@ def bars(
         )
         for index, (name, value) in enumerate(group.items()):
             mark = LEFT + scale * chance[label] if label in chance else None
-            body += _bar(y + index * (BAR + GAP), value, scale, colours[name], unit, name, mark)
+            whisker = scale * reach[label][name]
+            body += _bar(y + index * (BAR + GAP), value, scale, colours[name], unit, name, mark, whisker)
         if label in chance:
             body += _mark(LEFT + scale * chance[label], y, height, f"chance {number(unit * chance[label])}")
         y += height + GROUP_GAP
@@ -80,8 +85,21 @@ def bars(
     return picture(WIDTH, y + 16, [*head, *grid, *body], title or ", ".join(groups))
 
 
+def _reach(spread: Mapping[str, Mapping[str, float]], label: str, name: str) -> float:
+    """Return by how much a whisker reaches beyond its bar."""
+    value = spread.get(label, {}).get(name, 0.0)
+    return value if math.isfinite(value) else 0.0
+
+
 def _bar(
-    y: float, value: float, scale: float, colour: str, unit: float, name: str, mark: float | None
+    y: float,
+    value: float,
+    scale: float,
+    colour: str,
+    unit: float,
+    name: str,
+    mark: float | None,
+    whisker: float,
 ) -> list[Markup]:
     if not math.isfinite(value):
         return [text(LEFT + 6, y + BAR - 6, "–")]
@@ -90,10 +108,17 @@ def _bar(
     bar = element(
         "rect", element("title", f"{name}: {label}"), x=LEFT, y=y, width=width, height=BAR, rx=4, fill=colour
     )
+    parts = [bar]
     x = LEFT + width + 8
+    if whisker:
+        middle, ends = y + BAR / 2, (max(LEFT, LEFT + width - whisker), LEFT + width + whisker)
+        style = {"stroke": INK, "stroke_width": 1.6}
+        parts.append(element("line", x1=ends[0], x2=ends[1], y1=middle, y2=middle, **style))
+        parts += [element("line", x1=end, x2=end, y1=middle - 5, y2=middle + 5, **style) for end in ends]
+        x += whisker
     if mark is not None and x - 8 <= mark <= x + 9 * len(label):
         x = mark + 8  # the figure steps past the mark for chance
-    return [bar, text(x, y + BAR - 6, label, fill=INK, font_size=14, font_weight=650)]
+    return [*parts, text(x, y + BAR - 6, label, fill=INK, font_size=14, font_weight=650)]
 
 
 def _mark(x: float, y: float, height: float, label: str) -> list[Markup]:

@@ -36,7 +36,8 @@ class ScenesConfig:
         pretrain: images with captions; novel categories included.
         train: images with boxes of base categories.
         val: images with every box, novel ones too, and captions.
-        novel_in_train: let novel objects stand in training images; their boxes are never annotated.
+        novel_in_train: let novel objects stand in training images; their boxes are not annotated.
+        novel_boxes: let them stand there as often as others, with their boxes: what an oracle is trained on.
         min_visible: smallest visible fraction of an object behind others.
         quality: JPEG quality, without chroma subsampling.
     """
@@ -53,6 +54,7 @@ class ScenesConfig:
         default_factory=lambda: SplitConfig(images=100, size=160, objects=(2, 4), scale=(24, 64))
     )
     novel_in_train: bool = True
+    novel_boxes: bool = False
     min_visible: float = 0.6
     quality: int = 93
 

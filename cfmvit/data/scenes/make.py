@@ -39,7 +39,7 @@ def make_scenes(root: str | os.PathLike[str], config: ScenesConfig | None = None
 
     The layout is that of LVIS: ``pretrain/``, ``train/``, ``val/`` with JPEG files; ``annotations/`` with
     ``captions_train.json`` (of ``pretrain/``), ``captions_val.json``, ``lvis_v1_train.json`` (no boxes of novel
-    categories) and ``lvis_v1_val.json``. The same config gives the same bytes.
+    categories but for an oracle) and ``lvis_v1_val.json``. The same config gives the same bytes.
 
     Returns:
         ``root``.
@@ -64,7 +64,7 @@ def _draw_split(root: Path, name: str, categories: list[Composition], config: Sc
     split: SplitConfig = getattr(config, name)
     number = _SPLITS.index(name)
     quota = None
-    if name == "train":
+    if name == "train" and not config.novel_boxes:
         quota = (_rare(config) + 1) // 2 if config.novel_in_train else 0
     hands = deal(categories, split, np.random.default_rng((config.seed, 1, number)), quota)
     work = partial(_draw, number, split, config)
@@ -102,7 +102,7 @@ def _annotate(
             pictures[name],
             getattr(config, name).size,
             entries,
-            unannotated={c.id for c in categories if c.novel} if name == "train" else set(),
+            unannotated={c.id for c in categories if c.novel and name == "train" and not config.novel_boxes},
         )
 
 

@@ -1,0 +1,73 @@
+"""Figures against what they cost, with their spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from cfmvit.report.markup import element
+from cfmvit.report.svg import INK, LINE, MUTED, SERIES, nice_ticks, number, picture, text
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760.0, 340.0, 52.0, 150.0, 40.0, 44.0
+
+
+class Point(NamedTuple):
+    """One variant: its cost, its figure, and how far that is spread (NaN where it is not known)."""
+
+    cost: float
+    value: float
+    spread: float = math.nan
+
+
+def against_cost(points: Mapping[str, Point], *, title: str, cost: str, percent: bool = True) -> Markup:
+    """Draw named points joined in the order of their cost, each with a whisker of its spread.
+
+    Args:
+        points: by name.
+        cost: what the horizontal axis shows, with its unit.
+        percent: values are fractions and written as percentages.
+
+    Returns:
+        SVG whose colours follow the page's theme.
+
+    Raises:
+        ValueError: no point, or one that is not finite.
+    """
+    if not points or not all(math.isfinite(p.cost) and math.isfinite(p.value) for p in points.values()):
+        raise ValueError(f"against_cost: points must be finite, one at least, got {dict(points)}")
+    unit = 100.0 if percent else 1.0
+    ordered = sorted(points.items(), key=lambda item: item[1].cost)
+    reach = [unit * p.spread if math.isfinite(p.spread) else 0.0 for _, p in ordered]
+    values, costs = [unit * p.value for _, p in ordered], [p.cost for _, p in ordered]
+    low, high = _padded(min(v - r for v, r in zip(values, reach)), max(v + r for v, r in zip(values, reach)))
+    first, last = _padded(costs[0], costs[-1])
+
+    def x_of(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (value - first) / (last - first)
+
+    def y_of(value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
+
+    parts = [text(0, 16, title, font_size=14, font_weight=600, fill=INK)]
+    for tick in nice_ticks(low, high):
+        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y_of(tick), y2=y_of(tick), stroke=LINE))
+        parts.append(text(LEFT - 9, y_of(tick) + 4, number(tick), text_anchor="end"))
+    for tick in nice_ticks(first, last):
+        parts.append(text(x_of(tick), HEIGHT - BOTTOM + 20, number(tick), text_anchor="middle"))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, cost, text_anchor="middle"))
+    line = "M" + " L".join(f"{x_of(c):.1f} {y_of(v):.1f}" for c, v in zip(costs, values))
+    parts.append(element("path", d=line, fill="none", stroke=MUTED, stroke_width=1, opacity=0.6))
+    for index, ((name, _), x, y, r) in enumerate(zip(ordered, map(x_of, costs), values, reach)):
+        colour = SERIES[index % len(SERIES)]
+        parts.append(element("line", x1=x, x2=x, y1=y_of(y - r), y2=y_of(y + r), stroke=colour))
+        parts.append(element("circle", element("title", name), cx=x, cy=y_of(y), r=4.5, fill=colour))
+        parts.append(text(x + 9, y_of(y) + 4, name, fill=INK))
+    return picture(WIDTH, HEIGHT, parts, title)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - pad, high + pad

@@ -1,0 +1,75 @@
+"""A study's tables in markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from cfmvit.study.record import Record, Spread
+
+STEP = "step, ms"
+
+
+def markdown(record: Record) -> str:
+    """Return a study's tables: mean and spread of each cell, differences, what failed."""
+    study, names = record.study, record.names()
+    rows = [*study.cells, *study.controls()]
+    body = [
+        [row, *(_spread(record.spread(row, name), name) for name in names)]
+        for row in rows
+        if row in record.cells
+    ]
+    body.append(["chance", *(_number(record.chance(name), name) for name in names)])
+    parts = [f"# {study.title}", study.question, _seeds(record), _table(["", *names], body)]
+    if study.compare:
+        shown = [
+            name for name in names if any(record.difference(*pair, name).seeds for pair in study.compare)
+        ]
+        pairs = [
+            [
+                f"{ours} − {theirs}",
+                *(_difference(record.difference(ours, theirs, name), name) for name in shown),
+            ]
+            for ours, theirs in study.compare
+        ]
+        parts += [
+            "Differences seed by seed, ± their standard error; **bold** where the 95 % interval (Student's t) leaves out zero.",
+            _table(["", *shown], pairs),
+        ]
+    if errors := record.errors():
+        parts += ["Failed:", "\n".join(f"- {error}" for error in errors)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _seeds(record: Record) -> str:
+    done = [sum("error" not in d for d in seeds.values()) for seeds in record.cells.values()]
+    seeds = f"{min(done)}" if min(done) == max(done) else f"{min(done)} to {max(done)}"
+    machines = {f"{d['device']}, torch {d['torch']}" for s in record.cells.values() for d in s.values()}
+    return (
+        f"Means over {seeds} of {record.study.seeds} seeds, ± standard deviation; percentages but for {STEP}. "
+        f"{'; '.join(sorted(machines))}."
+    )
+
+
+def _spread(value: Spread, name: str) -> str:
+    deviation = "" if math.isnan(value.deviation) else f" ± {_number(value.deviation, name)}"
+    return _number(value.mean, name) + deviation
+
+
+def _difference(value: Spread, name: str) -> str:
+    if not value.seeds:
+        return "–"
+    sign = "+" if value.mean >= 0 else "−"
+    text = f"{sign}{_number(abs(value.mean), name)}"
+    if not math.isnan(value.error):
+        text += f" ± {_number(value.error, name)}"
+    return f"**{text}**" if abs(value.mean) > value.margin else text
+
+
+def _number(value: float, name: str) -> str:
+    return "–" if math.isnan(value) else f"{value if name == STEP else 100 * value:.1f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,59 @@
+"""Spread and paired differences by hand, and the tables made of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import pytest
+
+from cfmvit.study import Cell, Settings, Study
+from cfmvit.study.record import Record
+from cfmvit.study.tables import markdown
+
+OURS, THEIRS = (0.30, 0.50, 0.40), (0.20, 0.42, 0.31)
+
+
+@pytest.fixture
+def record() -> Record:
+    study = Study("A title", "A question?", {"ours": [], "theirs": []}, "ours", compare=(("ours", "theirs"),))
+    record = Record("name", study)
+    for cell, values in {"ours": OURS, "theirs": THEIRS}.items():
+        for seed, value in enumerate(values):
+            figures = {"regions 1x": value, "step, ms": 100 * value}
+            done = {"values": figures, "chance": {"regions 1x": 0.125}, "device": "CPU", "torch": "2"}
+            record.add(Cell(cell, seed, Settings()), done)
+    return record
+
+
+def test_differences_are_paired(record: Record) -> None:
+    found = record.difference("ours", "theirs", "regions 1x")
+    each = [a - b for a, b in zip(OURS, THEIRS)]
+    assert found.mean == pytest.approx(0.09)
+    assert found.error == pytest.approx(statistics.stdev(each) / math.sqrt(3))
+    assert found.margin == pytest.approx(4.30 * found.error)
+    # The cells overlap by far, their difference does not reach zero.
+    assert record.spread("theirs", "regions 1x").deviation > found.mean
+    assert "**+9.0 ± 0.6**" in markdown(record)
+    record.cells["theirs"][2]["values"]["regions 1x"] = None
+    assert record.difference("ours", "theirs", "regions 1x").seeds == 2
+
+
+def test_the_table(record: Record) -> None:
+    table = markdown(record)
+    assert "| ours | 40.0 ± 10.0 | 40.0 ± 10.0 |" in table, "percentages, but for milliseconds"
+    assert "| chance | 12.5 | – |" in table
+    assert "Means over 3 of 3 seeds" in table
+
+
+def test_one_seed_proves_nothing(record: Record) -> None:
+    for seeds in record.cells.values():
+        del seeds[1], seeds[2]
+    assert "| ours − theirs | +10.0 |" in markdown(record)
+    assert "Means over 1 of 3 seeds" in markdown(record)
+
+
+def test_a_record_is_read_back(record: Record) -> None:
+    again = Record.from_dict(json.loads(json.dumps(record.to_dict())))
+    assert markdown(again) == markdown(record)
