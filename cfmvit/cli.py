@@ -10,10 +10,14 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cfmvit import __version__
 from cfmvit._terminal import PrintableFormatter, printable
 from cfmvit.bench.options import add_options
+
+if TYPE_CHECKING:
+    from cfmvit.training import World
 
 _EVALUATION = Path("runs/evaluate")
 READER_LEFT = 141  # what a shell reports of a program that SIGPIPE ends
@@ -363,66 +367,77 @@ def _detect(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from cfmvit.evaluation import evaluate
+    from cfmvit.training import join
 
     results, annotations, folder = arguments.results, arguments.annotations, arguments.output
     if results is None:
         if arguments.checkpoint is None or arguments.data is None:
             raise ValueError("either --results with --annotations, or --checkpoint with --data must be given")
-        from cfmvit.data import open_detection
-        from cfmvit.detection import Detector, predict_dataset
-        from cfmvit.detection.ensemble import scored_by
-        from cfmvit.evaluation.detection import check_style
-        from cfmvit.evaluation.ground_truth import load_ground_truth
-        from cfmvit.training.device import choose_device
-
-        device = choose_device(arguments.device)
-        detector = Detector.from_pretrained(arguments.checkpoint).to(device)
-        detector.config.scores = scored_by(detector.config.scores, arguments.scores)
-        size = detector.config.image_size
-        dataset = open_detection(
-            arguments.data,
-            split="val",
-            base_only=False,
-            image_size=size,
-            vocabulary=arguments.vocabulary,
-            orientation=arguments.orientation,
-        )
-        print(f"data: {dataset.summary}")
-        blind = annotations is None and not any(entry.annotations for entry in dataset.entries)
-        if not blind and (arguments.fixed or arguments.engine != "hotcoco"):  # before hours of prediction
-            path = annotations or dataset.annotations_path
-            style = load_ground_truth(path, "auto", ("bbox",)).style
-            check_style(style, fixed=arguments.fixed, engine=arguments.engine)
         folder = folder or _EVALUATION
-        results = predict_dataset(
-            detector,
-            dataset,
-            folder,
-            masks=arguments.masks,
-            precision=arguments.precision,
-            overwrite=arguments.overwrite,
-        )
-        if blind:
-            print(f"evaluate: there is no ground truth to compare with; the detections are in {results}")
-            return
-        annotations = annotations or dataset.annotations_path
     elif annotations is None:
         raise ValueError("--annotations must be given with --results")
     elif arguments.scores != "ensemble":
         raise ValueError(
             f"--scores {arguments.scores} needs --checkpoint: the scores of --results are in the file"
         )
-    evaluate(
-        results=results,
-        annotations=annotations,
+    with join(arguments.device) as world:
+        if results is None:
+            results, annotations = _predict(arguments, folder, world)
+        if not world.main:
+            return
+        if annotations is None:
+            print(f"evaluate: there is no ground truth to compare with; the detections are in {results}")
+            return
+        evaluate(
+            results=results,
+            annotations=annotations,
+            masks=arguments.masks,
+            vocabulary=arguments.vocabulary,
+            per_category=arguments.per_category,
+            fixed=arguments.fixed,
+            engine=arguments.engine,
+            output=arguments.json,
+            folder=folder,
+        )
+
+
+def _predict(arguments: argparse.Namespace, folder: Path, world: World) -> tuple[Path, Path | None]:
+    """Return the results of a detector on a data set, and its ground truth, if it has one."""
+    from cfmvit.data import open_detection
+    from cfmvit.detection import Detector, predict_dataset
+    from cfmvit.detection.ensemble import scored_by
+    from cfmvit.evaluation.detection import check_style
+    from cfmvit.evaluation.ground_truth import load_ground_truth
+    from cfmvit.training.world import quiet
+
+    with world.together(), quiet(world):
+        detector = Detector.from_pretrained(arguments.checkpoint).to(world.device)
+        detector.config.scores = scored_by(detector.config.scores, arguments.scores)
+        dataset = open_detection(
+            arguments.data,
+            split="val",
+            base_only=False,
+            image_size=detector.config.image_size,
+            vocabulary=arguments.vocabulary,
+            orientation=arguments.orientation,
+        )
+        print(f"data: {dataset.summary}")
+        annotations = arguments.annotations
+        if annotations is None and any(entry.annotations for entry in dataset.entries):
+            annotations = dataset.annotations_path
+        if annotations and (arguments.fixed or arguments.engine != "hotcoco"):  # before hours of prediction
+            style = load_ground_truth(annotations, "auto", ("bbox",)).style
+            check_style(style, fixed=arguments.fixed, engine=arguments.engine)
+    results = predict_dataset(
+        detector,
+        dataset,
+        folder,
         masks=arguments.masks,
-        vocabulary=arguments.vocabulary,
-        per_category=arguments.per_category,
-        fixed=arguments.fixed,
-        engine=arguments.engine,
-        output=arguments.json,
-        folder=folder,
+        precision=arguments.precision,
+        overwrite=arguments.overwrite,
+        world=world,
     )
+    return results, annotations
 
 
 def _demo(arguments: argparse.Namespace) -> None:

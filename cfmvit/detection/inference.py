@@ -1,7 +1,8 @@
-"""Run a detector over a data set."""
+"""Run a detector over a data set, in one process or in several."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from cfmvit.data.images import log_corrupt
 from cfmvit.data.remarks import Remarks
 from cfmvit.detection.detector import Detector, Precision
 from cfmvit.detection.image_input import Prepared
-from cfmvit.detection.partial_results import PartialResults
+from cfmvit.detection.partial_results import RESULTS, PartialResults
 from cfmvit.models.checkpoint import hash_weights
 from cfmvit.progress import progress
+from cfmvit.training import World
 from cfmvit.training.precision import choose_precision
 
 
@@ -28,12 +30,16 @@ def predict_dataset(
     masks: bool = True,
     precision: Precision = "auto",
     overwrite: bool = False,
+    world: World | None = None,
 ) -> Path:
     """Detect every category of a data set in each of its images; corrupt images are logged and get no detections.
 
     Categories on which the detector was not finetuned are weighed as novel; all of them where the data set says that all are, as
     for transfer to another one.
     Results are written as they come: where an earlier call was broken off, this one begins with the first image without any.
+
+    Several processes take turns, a batch each, and the main one writes what all have found, in the order of the images: the file
+    is that of one process, and what was broken off may go on with another number of them.
 
     Args:
         dataset: from ``cfmvit.data.open_detection``, not augmented, at the detector's image size.
@@ -42,47 +48,67 @@ def predict_dataset(
         output: folder in which ``results.json`` (COCO results, which pycocotools and lvis accept) is written, whole
             or not at all; until then what there is lies in ``results.partial.jsonl``.
         overwrite: begin anew where that is of another detector, other data or options.
+        world: the processes, each of which has the detector and the data; alone by default.
 
     Returns:
         the path of ``results.json``.
 
     Raises:
         ValueError: the folder holds unfinished results of another run.
-        RuntimeError: another process is predicting into the folder.
+        RuntimeError: another process is predicting into the folder, or one of these is missing.
     """
+    world = world or World(detector.device)
     names = [category.name for category in dataset.categories]
     ids = [category.id for category in dataset.categories]
     text = detector.vocabulary(names)
     novel = text.labels if all(category.novel for category in dataset.categories) else None
     precision = choose_precision(precision, detector.device)
+    options: dict[str, Any] = {
+        "threshold": threshold,
+        "masks": masks,
+        "novel": novel,
+        "precision": precision,
+    }
     settings = _settings(detector, dataset, threshold, masks, precision)
-    written = PartialResults(output, settings, overwrite=overwrite)
     remarks = Remarks()
-    bar = progress(len(dataset), desc="predict", initial=written.done)
-    try:
-        for start in range(written.done, len(dataset), batch_size):
-            samples = [_load(dataset, index) for index in range(start, min(start + batch_size, len(dataset)))]
-            there = [sample for sample in samples if sample is not None]
-            for sample in there:
-                remarks.note(sample["key"], sample["remarks"])
-            images = [Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in there]
-            options: dict[str, Any] = {
-                "threshold": threshold,
-                "masks": masks,
-                "novel": novel,
-                "precision": precision,
-            }
-            found = iter(detector.predict(images, text, **options))
-            for loaded in samples:
-                written.add([] if loaded is None else next(found).to_coco(loaded["image_id"], ids))
-            bar.update(len(samples))
-        path = written.finish()
-    finally:
-        bar.close()
-        written.close()
-    if remarks:
-        print(f"predict: {len(remarks)} images were odd in size or orientation; the log says which and how")
-    return path
+
+    def look(indices: range) -> list[list[dict[str, Any]]]:
+        samples = [_load(dataset, index) for index in indices]
+        there = [sample for sample in samples if sample is not None]
+        for sample in there:
+            remarks.note(sample["key"], sample["remarks"])
+        images = [Prepared(s["image"], tuple(s["original_size"]), tuple(s["valid_size"])) for s in there]
+        found = iter(detector.predict(images, text, **options))
+        return [[] if one is None else next(found).to_coco(one["image_id"], ids) for one in samples]
+
+    with ExitStack() as opened, world.reaching():
+        written = None
+        with world.together():
+            if world.main:
+                written = PartialResults(output, settings, overwrite=overwrite)
+                opened.callback(written.close)
+        done, count = world.from_main(lambda: written.done if written else 0), len(dataset)
+        bar = progress(count, desc="predict", initial=done)
+        opened.callback(bar.close)
+        for start in range(done, count, batch_size * world.size):
+            world.doing = f"image {start}"
+            mine = range(count)[start + world.rank * batch_size :][:batch_size]
+            found: list[list[dict[str, Any]]] = []
+            with world.together():
+                found = look(mine)
+            in_order = [detections for part in world.gather(found) for detections in part]
+            with world.together():
+                if written:
+                    for detections in in_order:
+                        written.add(detections)
+            bar.update(len(in_order))
+        with world.together():
+            if written:
+                written.finish()
+    odd = sum(world.gather(len(remarks)))
+    if odd:
+        print(f"predict: {odd} images were odd in size or orientation; the log says which and how")
+    return output / RESULTS
 
 
 def _settings(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from cfmvit._io import atomic_write, disk_errors
+from cfmvit._lock import HeldError, held
 
-PARTIAL = "results.partial.jsonl"
+RESULTS, PARTIAL = "results.json", "results.partial.jsonl"
+_LOCK = ".predict.lock"
 _SYNC_SECONDS = 10.0
 
 
@@ -32,19 +34,22 @@ class PartialResults:
 
     Raises:
         ValueError: the folder holds unfinished results of other settings; the message names those.
-        RuntimeError: another process is predicting into the folder.
+        RuntimeError: another process is predicting into the folder; the message says which, on which machine.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str], *, overwrite: bool = False) -> None:
-        self._path, self._target = folder / PARTIAL, folder / "results.json"
+        self._path, self._target = folder / PARTIAL, folder / RESULTS
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "a+b")  # noqa: SIM115
-        try:
-            self._lock()
+        with ExitStack() as opened:
+            try:
+                opened.enter_context(held(folder / _LOCK))
+            except HeldError as holder:
+                raise RuntimeError(
+                    f"predict: {holder} is predicting into {folder}; --output names another folder"
+                ) from None
+            self._file = opened.enter_context(open(self._path, "a+b"))
             self.done = self._go_on(dict(settings), overwrite)
-        except BaseException:
-            self._file.close()
-            raise
+            self._opened = opened.pop_all()
         self._synced = time.monotonic()
 
     def add(self, detections: list[dict[str, Any]]) -> None:
@@ -77,15 +82,7 @@ class PartialResults:
 
     def close(self) -> None:
         """Leave the partial file to the next run."""
-        self._file.close()
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"predict: another process is predicting into {self._path.parent}; --output names another folder"
-            ) from None
+        self._opened.close()
 
     def _go_on(self, settings: dict[str, str], overwrite: bool) -> int:
         """Return how many images are done, with the file at the end of the last of them."""

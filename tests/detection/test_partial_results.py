@@ -72,7 +72,9 @@ def test_a_damaged_end_is_done_again(tmp_path: Path, tail: bytes) -> None:
 def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     begun = PartialResults(tmp_path, SETTINGS)
     begun.add(FIRST)
-    with pytest.raises(RuntimeError, match="another process is predicting into"):
+    with pytest.raises(
+        RuntimeError, match=rf"predict: process {os.getpid()} on .* is predicting into {tmp_path}"
+    ):
         PartialResults(tmp_path, SETTINGS)
     begun.close()
     before = (tmp_path / PARTIAL).read_bytes()
