@@ -2,8 +2,8 @@
 
     python -m cfmvit.bench.counts [--output docs/kernel-counts.md]
 
-Needs nvcc and the sources, no GPU and no build, since the kernels know nothing of torch: each is compiled for compute capability 9.0 in
-the form that the benchmark's large size in bfloat16 launches.
+Needs nvcc, Triton and the sources, no GPU and no build, since the kernels know nothing of torch: each is compiled for compute capability
+9.0 in the form that the benchmark's large size in bfloat16 launches.
 """
 
 from __future__ import annotations
@@ -106,7 +106,14 @@ def compiled(rows: list[Row]) -> dict[str, sass.Kernel]:
 
 
 def page() -> str:
-    """Return the page of the table, in markdown."""
+    """Return the page of the tables, in markdown.
+
+    Raises:
+        FileNotFoundError: there is no nvcc, or no cuobjdump.
+        ModuleNotFoundError: there is no Triton.
+    """
+    from cfmvit.bench import counts_contrastive
+
     for family in ("masking", "reconstruction", "regions"):
         importlib.import_module(f"cfmvit.bench.{family}")
     lines = wholes()
@@ -117,7 +124,7 @@ def page() -> str:
             table += [cells_of_whole(x, read), *(cells(row, read[row.kernel]) for row in x.rows)]
         else:
             table.append(cells(x, read[x.kernel]))
-    return f"{TEXT.format(compiler=compiler())}\n{markdown(HEAD, table)}\n"
+    return f"{TEXT.format(compiler=compiler())}\n{markdown(HEAD, table)}\n\n{counts_contrastive.section()}"
 
 
 TEXT = f"""# Kernels by their counts
@@ -144,7 +151,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="counts", description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, help="markdown file to write; default: print")
     options = parser.parse_args()
-    text = page()
+    try:
+        text = page()
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        parser.error(str(error))
     print(text, end="") if options.output is None else options.output.write_text(text)
     return 0
 
