@@ -26,14 +26,15 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int:
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memoryallocated_bytes()
         run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    return max(_allocated(run), _grown(run))
+        return torch.cuda.max_memoryallocated_bytes() - before
+    return max(allocated_bytes(run), _grown(run))
 
 
-def _allocated(run: Callable[[], Any]) -> int:
+def allocated_bytes(run: Callable[[], Any]) -> int:
+    """Return the most that PyTorch's allocator for the CPU hands out in a call, beside what was there before."""
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

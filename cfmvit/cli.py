@@ -286,9 +286,7 @@ def _training_command(
         description=f"{summary[0].upper()}{summary[1:]}; overrides look like optim.lr=1e-3.",
     )
     command.add_argument("overrides", nargs="*", metavar="key=value")
-    protocols = ""
-    if name == "finetune":
-        protocols = f", or one of {', '.join(path.stem for path in _protocols())}"
+    protocols = f", or one of {', '.join(path.stem for path in _protocols(name))}"
     command.add_argument(
         "--config", type=Path, help=f".toml or .json{protocols}; a run's config.json can be given back"
     )
@@ -297,6 +295,13 @@ def _training_command(
     command.add_argument(
         "--overwrite", action="store_true", help="begin anew in a folder that already holds a run"
     )
+    if name == "pretrain":
+        command.add_argument(
+            "--plan",
+            action="store_true",
+            help="print parameters, FLOPs, memory, traffic and time of the run, and stop; device_tflops=N says a device's peak",
+        )
+        command.add_argument("--devices", type=int, help="of the cluster, with --plan; default: 1")
     command.set_defaults(run=run)
 
 
@@ -304,8 +309,16 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from cfmvit.pretrain import PretrainConfig, pretrain
     from cfmvit.training import load_config
 
+    config = load_config(PretrainConfig, _config_file(arguments), arguments.overrides)
+    if arguments.plan:
+        from cfmvit.pretrain.plan import format_plan, make_plan
+
+        print(format_plan(make_plan(config, 1 if arguments.devices is None else arguments.devices)))
+        return
+    if arguments.devices is not None:
+        raise ValueError("--devices must come with --plan; torchrun starts a run on several")
     pretrain(
-        load_config(PretrainConfig, _config_file(arguments), arguments.overrides),
+        config,
         arguments.output,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
@@ -329,17 +342,18 @@ def _config_file(arguments: argparse.Namespace) -> Path | None:
     own = arguments.output / "config.json"
     if arguments.config is None:
         return own if arguments.resume and own.is_file() else None
-    named = {path.stem: path for path in _protocols()} if arguments.command == "finetune" else {}
-    if named and not arguments.config.suffix and str(arguments.config) not in named:
+    named = {path.stem: path for path in _protocols(arguments.command)}
+    if not arguments.config.suffix and str(arguments.config) not in named:
         raise ValueError(
             f"config: --config must be a file, or one of {', '.join(named)}, got {arguments.config}"
         )
     return named.get(str(arguments.config), arguments.config)
 
 
-def _protocols() -> list[Path]:
-    """Return the configurations that the package brings for the field's protocols."""
-    return sorted((Path(__file__).parent / "detection" / "protocols").glob("*.toml"))
+def _protocols(command: str) -> list[Path]:
+    """Return the configurations that the package brings for a command."""
+    package = {"pretrain": "pretrain", "finetune": "detection"}[command]
+    return sorted((Path(__file__).parent / package / "protocols").glob("*.toml"))
 
 
 def _import(arguments: argparse.Namespace) -> None:

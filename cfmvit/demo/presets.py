@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cfmvit.data.scenes import ScenesConfig, SplitConfig
 from cfmvit.detection import FinetuneConfig, FinetuneOptim, tiny_config
-from cfmvit.pretrain import OptimConfig, PretrainConfig
-from cfmvit.training import LoopConfig
+from cfmvit.pretrain import PretrainConfig
+from cfmvit.pretrain.config import PROTOCOLS
+from cfmvit.training import LoopConfig, load_config
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,13 @@ def _scenes(pretrain: int, train: int, val: int, words: tuple[int, int, int]) ->
 
 
 def _pretrain(steps: int, *, batch_size: int = 64) -> PretrainConfig:
-    return PretrainConfig(
-        model="cfm_vit_tiny",
-        model_options={"width": 128, "heads": 2, "depth": 4, "text_width": 128, "text_heads": 2},
-        vocab_size=1000,
+    """Return the protocol of the embedded data, for other numbers of steps and images."""
+    config = load_config(PretrainConfig, PROTOCOLS / "scenes.toml")
+    return replace(
+        config,
         batch_size=batch_size,
-        crop_scale=(0.8, 1.0),
-        optim=OptimConfig(lr=2e-3, warmup=min(50, steps // 10), decay="linear"),
-        loop=LoopConfig(steps=steps, precision="auto", log_every=5, save_every=500),
+        optim=replace(config.optim, warmup=min(config.optim.warmup, steps // 10)),
+        loop=replace(config.loop, steps=steps),
     )
 
 

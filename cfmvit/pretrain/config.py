@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from cfmvit.data.shards import BrokenShards
@@ -10,6 +11,7 @@ from cfmvit.training import LoopConfig
 from cfmvit.training.field_ranges import below_one, check, not_negative, positive
 
 VOCAB_SIZE = 32_000
+PROTOCOLS = Path(__file__).parent / "protocols"  # the configurations that the package brings
 
 
 @dataclass

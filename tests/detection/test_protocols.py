@@ -15,7 +15,7 @@ from cfmvit.data.splits import LVIS_V1_COUNT, LVIS_V1_RARE
 from cfmvit.detection import FinetuneConfig
 from cfmvit.training import load_config
 
-NAMES = [path.stem for path in _protocols()]
+NAMES = [path.stem for path in _protocols("finetune")]
 
 
 @pytest.mark.parametrize("name", NAMES)

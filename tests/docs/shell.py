@@ -77,6 +77,8 @@ def _is_read(variable: str) -> bool:
 def _cfmvit(words: list[str], folder: Path) -> list[str] | None:
     arguments = cli._arguments(words)
     if arguments.command in CONFIGS:
+        if getattr(arguments, "plan", False):
+            return words
         file = cli._config_file(arguments)
         config = load_config(CONFIGS[arguments.command], file, arguments.overrides)
         annotations, _, images = config.data.rpartition("@")
