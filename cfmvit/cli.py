@@ -127,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     _training_command(commands, "pretrain", "pretrain on image-text pairs", _pretrain)
     _training_command(commands, "finetune", "finetune a detector on boxes of base categories", _finetune)
 
+    index = commands.add_parser(
+        "index",
+        help="say where each sample of shards lies, in a file beside each, so that runs open them at once",
+    )
+    index.add_argument("shards", help="shards:GLOB, as data= takes it; a folder, or a URL that fsspec knows")
+    index.set_defaults(run=_index)
+
     imported = commands.add_parser(
         "import", help="make a CFM-ViT of a model of open_clip, OpenAI, Hugging Face, timm or MAE"
     )
@@ -354,6 +361,16 @@ def _protocols(command: str) -> list[Path]:
     """Return the configurations that the package brings for a command."""
     package = {"pretrain": "pretrain", "finetune": "detection"}[command]
     return sorted((Path(__file__).parent / package / "protocols").glob("*.toml"))
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from cfmvit.data.indexing import index_shards
+
+    found = index_shards(arguments.shards)
+    print(f"index: {found.samples} samples in {found.shards} shards, {found.bytes} bytes")
+    if found.broken:
+        others = f"; so are {len(found.broken) - 1} others" if len(found.broken) > 1 else ""
+        raise ValueError(f"{found.broken[0]}{others}")
 
 
 def _import(arguments: argparse.Namespace) -> None:

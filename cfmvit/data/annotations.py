@@ -72,27 +72,42 @@ def image_paths(images: list[Entry], folder: Path, source: Path) -> dict[int, Pa
         ValueError: an image without either name, or one whose ``file_name`` leads out of the folder.
         FileNotFoundError: files are missing; the message says how many and names the first.
     """
+    names = {image["id"]: _names(image) for image in images}
+    for number, candidates in names.items():
+        if not candidates:
+            raise ValueError(f"data: {source}: image {number} has neither file_name nor coco_url")
+    return folder_paths(names, folder, f"{source}: the file_name of image", source)
+
+
+def folder_paths(names: dict[int, list[str]], folder: Path, what: str, source: Path) -> dict[int, Path]:
+    """Return for each number the first of its names that is a file below a folder.
+
+    Args:
+        what: words for a number's name, in messages.
+
+    Raises:
+        ValueError: a name leads out of the folder.
+        FileNotFoundError: files are missing; the message says how many and names the first.
+    """
     folders, root = _Folders(), Path(os.path.normpath(folder))
     paths: dict[int, Path] = {}
     missing: list[Path] = []
-    for image in images:
-        candidates = [Path(os.path.normpath(folder / name)) for name in _names(image)]
-        if not candidates:
-            raise ValueError(f"data: {source}: image {image['id']} has neither file_name nor coco_url")
+    for number, found in names.items():
+        candidates = [Path(os.path.normpath(folder / name)) for name in found]
         outside = next((path for path in candidates if not path.is_relative_to(root)), None)
         if outside is not None:
             raise ValueError(
-                f"data: {source}: the file_name of image {image['id']} must stay below {folder}, got {outside}; "
+                f"data: {what} {number} must stay below {folder}, got {outside}; "
                 "name a folder above it if that is meant"
             )
-        found = next((path for path in candidates if folders.has(path)), None)
-        if found is None:
+        there = next((path for path in candidates if folders.has(path)), None)
+        if there is None:
             missing.append(candidates[-1])
         else:
-            paths[image["id"]] = found
+            paths[number] = there
     if missing:
         raise FileNotFoundError(
-            f"data: {source} refers to {len(missing)} of {len(images)} images that are missing; the first is {missing[0]}"
+            f"data: {source} refers to {len(missing)} of {len(names)} images that are missing; the first is {missing[0]}"
         )
     return paths
 

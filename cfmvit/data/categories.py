@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from cfmvit._io import parse_json
 from cfmvit.data.splits import COCO_BASE, COCO_NAMES, COCO_NOVEL, LVIS_V1_COUNT, LVIS_V1_RARE
+from cfmvit.data.storage import read
 
 VocabularyRule = Literal["auto", "ovd", "lvis", "all", "file", "transfer"]
 
@@ -192,21 +193,25 @@ def _check(entries: list[dict[str, Any]], source: Path) -> None:
         )
 
 
-def shard_categories(path: Path) -> list[Category]:
+def shard_categories(place: str) -> list[Category]:
     """Return the categories of the ``categories.json`` beside shards: a list of ``{"id", "name", "novel"}``.
 
     Raises:
         FileNotFoundError, ValueError: it is missing or malformed.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"data: shards with boxes need their categories, and there is no {path}")
     try:
-        entries = parse_json(path.read_text(encoding="utf-8-sig"))
+        content = read(place)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"data: shards with boxes need their categories, and there is no {place}"
+        ) from error
+    try:
+        entries = parse_json(content.decode("utf-8-sig"))
         found = [Category(int(e["id"]), str(e["name"]), None, bool(e.get("novel", False))) for e in entries]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f'data: {path} must be a list of {{"id", "name", "novel"}}: {error}') from error
+        raise ValueError(f'data: {place} must be a list of {{"id", "name", "novel"}}: {error}') from error
     if len({category.id for category in found}) < len(found):
-        raise ValueError(f"data: {path} has an id twice")
+        raise ValueError(f"data: {place} has an id twice")
     return sorted(found, key=lambda category: category.id)
 
 

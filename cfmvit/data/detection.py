@@ -244,7 +244,8 @@ def open_detection(
         orientation: whether annotations of an image with an EXIF orientation are for its pixels as they are ``"stored"`` or for
             the ``"upright"`` image; ``"auto"`` goes by the file's sizes and, where they don't tell, takes it upright, logged
             and counted.
-        broken_shards: ``"skip"`` those that are no whole tar, with a count, or take one for an ``"error"``.
+        broken_shards: ``"skip"`` those that are missing, no whole tar or without a box, with a count, or take one for an
+            ``"error"``.
 
     Raises:
         FileNotFoundError, ValueError: naming what is missing or malformed. Annotations that can't be used are dropped,
@@ -264,7 +265,7 @@ def open_detection(
         )
     source = resolve(spec, split, "detection")
     if source.shards:
-        found = shard_entries(source.shards, source.annotations, broken_shards)
+        found = shard_entries(source.shards, broken_shards)
     else:
         found = file_entries(source.annotations, source.images, vocabulary)
     wanted = {category.id for category in found.split.categories if not (base_only and category.novel)}

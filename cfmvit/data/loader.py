@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count, islice
 from typing import Any, Protocol
 
@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfmvit.data.images import CorruptSample, log_corrupt
+from cfmvit.data.images import CorruptSample
+from cfmvit.data.order import EpochOrder
 from cfmvit.data.remarks import Remarks
+from cfmvit.data.skipped import MAX_SKIPPED, Skipped
 
 _PATIENCE = 1000
 
 Sample = dict[str, Any]
+Order = Sequence[int] | EpochOrder  # of an epoch, by place
 # A batch, or None where no sound sample was found, and the corrupt samples met in making it.
 Result = tuple[Sample | None, list[CorruptSample]]
 
@@ -33,7 +36,7 @@ class Dataset(Protocol):
 class SeededLoader:
     """Batches of a data set without end, each addressable by its number.
 
-    Each epoch is a permutation, cut into batches; what is left over, less than one batch, waits for another
+    Each epoch is a permutation (``data.order``), cut into batches; what is left over, less than one batch, waits for another
     epoch. So no sample comes twice in a batch, where a contrastive loss would take it for its own negative. Only data
     with fewer samples than a batch, and ``repeats``, repeat them. A sample's own randomness is seeded by (seed, epoch, index),
     and by its place among those of the epoch where it may come again. So the batches
@@ -49,6 +52,8 @@ class SeededLoader:
         rank, world_size: this process takes the ``rank``-th of ``world_size`` equal parts of each batch.
         pieces: it yields its part in as many equal pieces, one after another.
         repeats: (len(dataset),) how often a sample comes in an epoch, on average; once by default.
+        sizes: int64 (groups,), how many consecutive samples lie together, in a shard; not with ``repeats``.
+        max_skipped: how many corrupt samples this process passes over before it refuses to go on.
     """
 
     def __init__(
@@ -63,8 +68,15 @@ class SeededLoader:
         world_size: int = 1,
         pieces: int = 1,
         repeats: NDArray[np.float64] | None = None,
+        sizes: NDArray[np.int64] | None = None,
+        max_skipped: int = MAX_SKIPPED,
     ) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("seed", seed, 0),
+            ("max_skipped", max_skipped, 0),
+        ):
             if value < least:
                 raise ValueError(f"SeededLoader: {name} must be at least {least}, got {value}")
         if not 0 <= rank < world_size:
@@ -79,20 +91,20 @@ class SeededLoader:
             raise ValueError("SeededLoader: dataset must not be empty, got 0 samples")
         self.batch_size = batch_size
         self.workers = workers
-        self._skipped: dict[str, str] = {}
+        self._skipped = Skipped(max_skipped)
         self._remarks = Remarks()
-        self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size, pieces, repeats)
+        self._batches = _Batches(dataset, batch_size, seed, collate, rank, world_size, pieces, repeats, sizes)
         self.batches_per_epoch = self._batches.per_epoch
 
     @property
     def skipped(self) -> int:
         """Number of corrupt samples met so far."""
-        return len(self._skipped)
+        return len(self._skipped.paths)
 
     @property
     def skipped_paths(self) -> list[str]:
         """Paths of the corrupt samples met so far."""
-        return list(self._skipped)
+        return self._skipped.paths
 
     @property
     def remarked(self) -> int:
@@ -104,12 +116,11 @@ class SeededLoader:
 
         Raises:
             CorruptSample: 1000 samples in a row, or all there are, are corrupt.
+            ValueError: more than ``max_skipped`` are.
         """
         for batch, corrupt in self._results(start):
             for error in corrupt:
-                if error.path not in self._skipped:
-                    self._skipped[error.path] = error.reason
-                    log_corrupt(error)
+                self._skipped.add(error)
             if batch is None:
                 last = corrupt[-1]
                 raise CorruptSample(
@@ -148,28 +159,29 @@ class _Batches(torch.utils.data.Dataset[Result]):
         world_size: int,
         pieces: int,
         repeats: NDArray[np.float64] | None,
+        sizes: NDArray[np.int64] | None,
     ) -> None:
         self.dataset, self.collate, self.seed = dataset, collate, seed
         self.batch_size, self.pieces = batch_size, pieces
         self.piece, self.first = batch_size // (world_size * pieces), rank * pieces
         self.patience = min(len(dataset), _PATIENCE)
-        self.repeats = np.ones(len(dataset)) if repeats is None else repeats
-        self.repeated = repeats is not None
-        self.per_epoch = max(1, int(self.repeats.sum()) // batch_size)
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self.repeats = repeats
+        self.sizes: NDArray[np.int64] = np.array([len(dataset)], np.int64) if sizes is None else sizes
+        self.per_epoch = max(1, int(len(dataset) if repeats is None else repeats.sum()) // batch_size)
+        self._order: tuple[int, Order] = (-1, range(0))
 
     def __getitem__(self, number: int) -> Result:
         number, piece = divmod(number, self.pieces)
         epoch, within = divmod(number, self.per_epoch)
-        order = self._permutation(epoch)
+        order = self._of_epoch(epoch)
         mine = range((self.first + piece) * self.piece, (self.first + piece + 1) * self.piece)
         corrupt: list[CorruptSample] = []
         samples: list[Sample] = []
         taken: set[int] = set()
         for place in mine:
-            seed = (
-                (self.seed, epoch, within * self.batch_size + place) if self.repeated else (self.seed, epoch)
-            )
+            seed: tuple[int, ...] = (self.seed, epoch)
+            if self.repeats is not None:
+                seed = (*seed, within * self.batch_size + place)
             sample = self._load(self._candidates(order, within, place), seed, taken, corrupt)
             if sample is None:
                 # Returned, not raised: what a worker raises reaches the main process as another type.
@@ -177,23 +189,27 @@ class _Batches(torch.utils.data.Dataset[Result]):
             samples.append(sample)
         return self.collate(samples), corrupt
 
-    def _candidates(self, order: NDArray[np.int64], within: int, place: int) -> Iterator[int]:
+    def _candidates(self, order: Order, within: int, place: int) -> Iterator[int]:
         """Yield the sample of a place in a batch, then those that may replace it: its own share of the samples that are not in
         the batch, so that no other piece takes the same, the rest of them, and those of the batch last.
         """
         start, count = within * self.batch_size, len(order)
-        planned = order[start : start + self.batch_size]
-        yield int(planned[place % len(planned)])
-        left = count - len(planned)
+        planned = min(self.batch_size, count - start)
+        yield order[start + place % planned]
+        left = count - planned
         own = range(place, left, self.batch_size)
         for number in chain(own, (n for n in range(left) if n not in own)):
-            yield int(order[(start + self.batch_size + number) % count])
-        yield from (int(index) for index in planned)
+            yield order[(start + self.batch_size + number) % count]
+        yield from (order[start + number] for number in range(planned))
 
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+    def _of_epoch(self, epoch: int) -> Order:
         if self._order[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            self._order = (epoch, rng.permutation(_drawn(self.repeats, rng)))
+            seed: tuple[int, ...] = (self.seed, epoch)
+            if self.repeats is None:
+                self._order = (epoch, EpochOrder(self.sizes, seed))
+            else:
+                rng = np.random.default_rng(seed)
+                self._order = (epoch, rng.permutation(_drawn(self.repeats, rng)).tolist())
         return self._order[1]
 
     def _load(
@@ -220,8 +236,6 @@ def _drawn(repeats: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np
 
     They are drawn systematically, so that every epoch has as many in all.
     """
-    if (repeats == 1).all():
-        return np.arange(len(repeats))
     ends = repeats.cumsum()
     total = int(ends[-1])
     ends *= total / ends[-1]

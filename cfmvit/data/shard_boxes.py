@@ -13,10 +13,11 @@ from cfmvit.data.boxes import Usable, log_dropped
 from cfmvit.data.categories import Category, CategorySplit, shard_categories
 from cfmvit.data.entries import DetectionEntry, Found
 from cfmvit.data.images import CorruptSample, Orientation, decode_frame, log_corrupt, log_corrupt_count
-from cfmvit.data.shards import BrokenShards, ShardSample, index_shards
+from cfmvit.data.shards import BrokenShards, ShardSample, open_shards, parsed_json
+from cfmvit.data.storage import beside
 
 
-def shard_entries(shards: tuple[Path, ...], categories_path: Path, broken: BrokenShards) -> Found:
+def shard_entries(names: tuple[str, ...], broken: BrokenShards) -> Found:
     """Return the samples with their annotations, and the categories. Samples without a usable box are dropped.
 
     A sample's json has a ``category_id`` and a ``box_xyxy``, or two lists of as many.
@@ -24,15 +25,19 @@ def shard_entries(shards: tuple[Path, ...], categories_path: Path, broken: Broke
     Raises:
         FileNotFoundError, ValueError: no categories, or a sample of an unknown one.
     """
-    categories = shard_categories(categories_path)
+    categories_place = beside(names[0], "categories.json")
+    categories = shard_categories(categories_place)
     known = {category.id for category in categories}
     entries: list[DetectionEntry] = []
     dropped: list[str] = []
     corrupt = boxes = 0
-    samples = index_shards(shards, ("json",), broken)
-    for number, sample in enumerate(samples, start=1):
+    shards = open_shards(names, "detection", broken)
+    for number in range(1, len(shards) + 1):
         try:
-            label = sample.json()
+            sample, files = shards.read(number - 1, "json")
+            if "json" not in files:
+                continue
+            label = parsed_json(sample, files["json"])
         except CorruptSample as error:
             log_corrupt(error)
             corrupt += 1
@@ -41,7 +46,7 @@ def shard_entries(shards: tuple[Path, ...], categories_path: Path, broken: Broke
         for category, corners in _pairs(label):
             if not isinstance(category, int) or category not in known:
                 raise ValueError(
-                    f"data: {sample.name}.json must have a category_id of {categories_path}, got {category!r}"
+                    f"data: {sample.name}.json must have a category_id of {categories_place}, got {category!r}"
                 )
             box = xywh(corners)
             if box is None:
@@ -51,8 +56,8 @@ def shard_entries(shards: tuple[Path, ...], categories_path: Path, broken: Broke
             annotations.append({"id": boxes, "image_id": number, "category_id": category, "bbox": box})
         if annotations:
             entries.append(DetectionEntry(number, sample, annotations))
-    log_corrupt_count(corrupt, len(samples))
-    log_dropped(dropped, shards[0].parent, "their box is not finite or has no area")
+    log_corrupt_count(corrupt, len(shards))
+    log_dropped(dropped, Path(names[0]).parent, "their box is not finite or has no area")
     split = CategorySplit(categories, (), "as categories.json says")
     return Found(entries, split, Usable(dropped=len(dropped) + corrupt))
 

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from cfmvit.data.caption_table import SUFFIXES
+from cfmvit.data.shard_index import SUFFIX
+from cfmvit.data.storage import is_url, matching
+
+PREFIX = "shards:"
 _MOST_SHARDS = 10**6
-_FORMS = "coco:DIR, lvis:DIR, objects365:DIR, shards:GLOB or annotations.json@image_folder"
+_FORMS = "coco:DIR, lvis:DIR, objects365:DIR, shards:GLOB, annotations.json@image_folder or, for captions, pairs.csv or pairs.tsv"
 # Annotation files of a layout, the preferred one first, each with the folder that holds its images.
 # LVIS names an image by its COCO url, whose last two parts are a path below DIR: its validation images come from two
 # folders of COCO's. Scenes do the same.
@@ -50,11 +55,11 @@ _HOMES = {
 
 @dataclass(frozen=True)
 class Source:
-    """Either an annotation file with its folder of images, or shards."""
+    """Either an annotation file with its folder of images, or shards: paths, or URLs."""
 
     annotations: Path
     images: Path
-    shards: tuple[Path, ...] = ()
+    shards: tuple[str, ...] = ()
 
 
 def resolve(spec: str, split: str, purpose: str) -> Source:
@@ -72,9 +77,8 @@ def resolve(spec: str, split: str, purpose: str) -> Source:
     if split not in ("train", "val"):
         raise ValueError(f"data: split must be train or val, got {split!r}")
     kind, _, place = spec.partition(":")
-    if kind == "shards" and place:
-        shards = _shards(place, split)
-        return Source(shards[0].parent / "categories.json", shards[0].parent, shards)
+    if spec.startswith(PREFIX) and place:
+        return Source(Path(), Path(), shard_names(place, split))
     if kind in _HOMES and place:
         if (kind, purpose) not in _LAYOUTS:
             raise ValueError(f"data: {kind} has no {purpose}")
@@ -85,6 +89,9 @@ def resolve(spec: str, split: str, purpose: str) -> Source:
     annotations, _, images = spec.rpartition("@")
     if annotations.endswith(".json") and images:
         return _checked(Path(annotations), Path(images))
+    if purpose == "captions" and (annotations or spec).endswith(SUFFIXES):
+        table = Path(annotations or spec)
+        return _checked(table, Path(images) if annotations else table.parent)
     raise ValueError(f"data: it must look like {_FORMS}, got {spec!r}")
 
 
@@ -107,13 +114,21 @@ def _checked(annotations: Path, images: Path) -> Source:
     return Source(annotations, images)
 
 
-def _shards(pattern: str, split: str) -> tuple[Path, ...]:
-    """Expand braces and wildcards; a folder stands for its ``train-*.tar`` or ``val-*.tar``."""
-    if Path(pattern).is_dir():
-        pattern = f"{glob.escape(pattern)}/{split}-*.tar"
-    found: list[Path] = []
+def shard_names(pattern: str, split: str) -> tuple[str, ...]:
+    """Expand braces and wildcards; a folder, or a URL that ends in /, stands for its ``train-*.tar`` or
+    ``val-*.tar``.
+
+    Raises:
+        FileNotFoundError: nothing is like a pattern with wildcards.
+    """
+    if (is_url(pattern) and pattern.endswith("/")) or Path(pattern).is_dir():
+        pattern = f"{glob.escape(pattern.rstrip('/'))}/{split}-*.tar"
+    found: list[str] = []
     for part in _braces(pattern):
-        matches = [Path(path) for path in sorted(glob.glob(part))]
+        if not glob.has_magic(part):
+            found.append(part)
+            continue
+        matches = [name for name in matching(part) if not name.endswith(SUFFIX)]
         if not matches:
             raise FileNotFoundError(f"data: no shards match {part}")
         found += matches

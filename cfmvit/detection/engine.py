@@ -13,7 +13,9 @@ from cfmvit.data import SeededLoader, collate_detection, open_detection
 from cfmvit.data.categories import VocabularyRule
 from cfmvit.data.detection import DetectionDataset, SizeMismatch
 from cfmvit.data.images import Orientation
+from cfmvit.data.indexing import share_indexing
 from cfmvit.data.shards import BrokenShards
+from cfmvit.data.skipped import MAX_SKIPPED
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.vocabulary import clean_labels
@@ -75,6 +77,7 @@ class FinetuneConfig:
             LVIS's 0.001; none are by default.
         checkpoint_activations: compute each block of the image tower again in the backward pass rather than keep what is in it.
         vocabulary, negatives, size_mismatch, orientation, broken_shards: as ``cfmvit.data.open_detection`` takes them.
+        max_skipped: how many corrupt samples a process passes over.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -92,6 +95,7 @@ class FinetuneConfig:
     size_mismatch: SizeMismatch = "scale"
     orientation: Orientation = "auto"
     broken_shards: BrokenShards = "error"
+    max_skipped: int = MAX_SKIPPED
     device: str = "auto"
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
@@ -101,7 +105,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         positive("", self, "batch_size")
-        not_negative("", self, "workers")
+        not_negative("", self, "workers", "max_skipped")
         if self.repeat_threshold is not None:
             positive("", self, "repeat_threshold")
             fraction("", self, "repeat_threshold")
@@ -138,6 +142,8 @@ def finetune(
 
 
 def _finetune(config: FinetuneConfig, output: Path, resume: bool, world: World) -> Detector:
+    with world.together():
+        share_indexing(config.data, "train", world.rank, world.size)
     with world.together(), quiet(world):
         config = settled(config, output, world, resume=resume)
         dataset = _open(config)
@@ -162,6 +168,7 @@ def _finetune(config: FinetuneConfig, output: Path, resume: bool, world: World) 
         world_size=world.size,
         pieces=config.loop.accumulate,
         repeats=None if config.repeat_threshold is None else dataset.repeat_factors(config.repeat_threshold),
+        max_skipped=config.max_skipped,
     )
     start = start_run(config, output, detector, optimizer, dataset.fingerprint(), world, resume=resume)
     trained.encode_labels()  # by the weights of a resumed checkpoint

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cfmvit.data.shards import BrokenShards
+from cfmvit.data.skipped import MAX_SKIPPED
 from cfmvit.training import LoopConfig
 from cfmvit.training.field_ranges import below_one, check, not_negative, positive
 
@@ -36,7 +37,7 @@ class PretrainConfig:
     """Everything that defines a pretraining run, except where it is written.
 
     Attributes:
-        data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``captions.json@image_folder``.
+        data: ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB``, ``captions.json@image_folder``, ``pairs.csv`` or ``pairs.tsv``.
         model: name for ``create_model``; or the folder of a model to start from, pretrained or imported, or ``hf:org/name``.
         model_options: overrides of its configuration.
         tokenizer: path of a ``tokenizer.json``; by default that of a model to start from, else one is learnt from the captions.
@@ -44,6 +45,7 @@ class PretrainConfig:
         crop_scale: range of the area kept by the random resized crop.
         flip: mirror half of the images, where ``augment``. Captions that tell left from right want it off.
         broken_shards: as ``cfmvit.data.open_captions`` takes it.
+        max_skipped: how many corrupt samples a process passes over.
         checkpoint_activations: compute each block again in the backward pass rather than keep what is in it.
         eval_every: steps between evaluations on held-out data, see ``pretrain.held_out``; none by default.
         eval_data: the held-out data, in the forms of ``data``; by default the ``val`` split beside ``data``.
@@ -63,6 +65,7 @@ class PretrainConfig:
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: bool = True
     broken_shards: BrokenShards = "error"
+    max_skipped: int = MAX_SKIPPED
     reconstruction_weight: float = 2.0
     checkpoint_activations: bool = False
     eval_every: int | None = None
@@ -88,4 +91,4 @@ class PretrainConfig:
                 self.tokenizer is None,
                 "not be given with a tokenizer, which has its own",
             )
-        not_negative("", self, "workers", "reconstruction_weight")
+        not_negative("", self, "workers", "max_skipped", "reconstruction_weight")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cfmvit.data import CaptionDataset, SeededLoader, collate_captions, open_captions
+from cfmvit.data.indexing import share_indexing
 from cfmvit.models import CFMViT, Tokenizer
 from cfmvit.models.blocks import checkpoint_activations
 from cfmvit.pretrain.config import VOCAB_SIZE, PretrainConfig
@@ -21,6 +22,10 @@ from cfmvit.training.run_folder import run_folder, settled, start_run
 from cfmvit.training.world import quiet
 
 _TOKENIZER, _MODEL = "tokenizer.json", "model"
+_LEARNT_FROM, _LOOKED_AT = (
+    100_000,
+    10_000,
+)  # images whose captions a tokenizer is learnt from, and measured by
 
 
 def pretrain(
@@ -62,7 +67,7 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
     dataset, model = _prepared(config, output, resume, world)
     with world.together(), quiet(world):
         assert model.tokenizer is not None
-        tokens = _caption_length(model.tokenizer, dataset.texts(), model.config.context_length)
+        tokens = _caption_length(model.tokenizer, dataset.texts(_LOOKED_AT), model.config.context_length)
         seconds_at_peak = _seconds_at_peak(config, model, tokens, world)
         groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))
@@ -77,6 +82,8 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
         rank=world.rank,
         world_size=world.size,
         pieces=config.loop.accumulate,
+        sizes=dataset.sizes,
+        max_skipped=config.max_skipped,
     )
     start = start_run(config, output, model, optimizer, dataset.fingerprint(), world, resume=resume)
     with world.together():
@@ -107,6 +114,8 @@ def _prepared(
     config: PretrainConfig, output: Path, resume: bool, world: World
 ) -> tuple[CaptionDataset, CFMViT]:
     """Return the data and the model; of what that began from nothing is kept."""
+    with world.together():
+        share_indexing(config.data, "train", world.rank, world.size)
     with world.together(), quiet(world):
         begin = starting_point(config)
         dataset = _open(config, begin.config.image_size)
@@ -145,12 +154,12 @@ def _tokenizer(config: PretrainConfig, begin: Start, output: Path, dataset: Any,
         return begin.tokenizer
     if config.tokenizer:
         return Tokenizer.from_file(config.tokenizer)
-    return Tokenizer.train(dataset.texts(), config.vocab_size or VOCAB_SIZE)
+    return Tokenizer.train(dataset.texts(_LEARNT_FROM), config.vocab_size or VOCAB_SIZE)
 
 
 def _caption_length(tokenizer: Tokenizer, texts: list[str], context_length: int) -> float:
-    """Return how many tokens a caption has on average, and say how many are cut, by the first ten thousand."""
-    lengths = tokenizer.lengths(texts[:10_000])
+    """Return how many tokens a caption has on average, and say how many are cut."""
+    lengths = tokenizer.lengths(texts)
     cut = sum(length > context_length for length in lengths)
     if cut:
         print(f"data: {cut} of {len(lengths)} captions are cut at context_length = {context_length} tokens")

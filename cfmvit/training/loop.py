@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from cfmvit.data.skipped import by_place
 from cfmvit.progress import progress
 from cfmvit.training.field_ranges import check, not_negative, positive
 from cfmvit.training.gradients import Batch, Gradients, NonFiniteLossError
@@ -209,7 +210,7 @@ def _step(
 def _say_what_was_odd(name: str, loader: Loader, world: World) -> None:
     skipped = set().union(*world.gather(loader.skipped_paths))
     if skipped:
-        print(f"{name}: {len(skipped)} corrupt images were skipped; their paths are in the log")
+        print(f"{name}: {len(skipped)} corrupt images were skipped, {by_place(skipped)}; the log names them")
     remarked = sum(world.gather(loader.remarked))
     if remarked:
         print(f"{name}: {remarked} images were odd in size or annotations; the log says which and how")

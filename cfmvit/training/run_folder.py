@@ -41,6 +41,7 @@ _FREE = {
     "loop.log_every",
     "loop.save_every",
     "loop.timeout",
+    "max_skipped",
 }
 
 

@@ -67,7 +67,7 @@ def test_empty_captions_are_dropped_and_counted(coco: Write, caplog: pytest.LogC
     spec = coco([{"image_id": number, "caption": text} for number, text in texts])
     with caplog.at_level(logging.WARNING, logger="cfmvit.data"):
         data = open_captions(spec, image_size=16)
-    assert data.captions == [["a cup"]]
+    assert data.texts() == ["a cup"]
     assert "dropped 3 empty captions" in caplog.text
 
 

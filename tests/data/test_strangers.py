@@ -53,6 +53,10 @@ def test_captions_come_in_several_forms(tmp_path: Path, caplog: pytest.LogCaptur
         "e.jpg": jpeg(3),
         "e.json": b"[1]",
         "f.jpg": jpeg(4),
+        "h.jpg": jpeg(5),
+        "h.json": json.dumps({"caption": 6}).encode(),
+        "i.jpg": jpeg(6),
+        "i.txt": b"  ",
         "g.txt": b"no image",
         "a.txt": b"again",
     }
@@ -63,8 +67,8 @@ def test_captions_come_in_several_forms(tmp_path: Path, caplog: pytest.LogCaptur
         "left out 1 samples without an image",
         "left out 1 samples without .txt or .caption or .json",
         "left out 1 files that come twice in a sample",
-        "dropped 2 captions of .* that are no text, the first is 6",
-        "dropped 1 empty captions",
+        r"a\.tar:h \(it has no caption, got \[6\]\)",
+        r"a\.tar:i \(it has no caption, got \['  '\]\)",
         r"e\.json .*must be an object, got list",
     ):
         assert re.search(words, caplog.text), words
