@@ -14,6 +14,7 @@ from cfmvit.data.categories import Category, CategorySplit, shard_categories
 from cfmvit.data.entries import DetectionEntry, Found
 from cfmvit.data.images import CorruptSample, Orientation, decode_frame, log_corrupt, log_corrupt_count
 from cfmvit.data.shards import BrokenShards, ShardSample, open_shards, parsed_json
+from cfmvit.data.specs import CATEGORIES
 from cfmvit.data.storage import beside
 
 
@@ -25,7 +26,7 @@ def shard_entries(names: tuple[str, ...], broken: BrokenShards) -> Found:
     Raises:
         FileNotFoundError, ValueError: no categories, or a sample of an unknown one.
     """
-    categories_place = beside(names[0], "categories.json")
+    categories_place = beside(names[0], CATEGORIES)
     categories = shard_categories(categories_place)
     known = {category.id for category in categories}
     entries: list[DetectionEntry] = []

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from cfmvit.data.caption_table import SUFFIXES
 from cfmvit.data.shard_index import SUFFIX
-from cfmvit.data.storage import is_url, matching
+from cfmvit.data.storage import beside, exists, is_url, matching
 
 PREFIX = "shards:"
+CATEGORIES = "categories.json"  # beside shards
 _MOST_SHARDS = 10**6
 _FORMS = "coco:DIR, lvis:DIR, objects365:DIR, shards:GLOB, annotations.json@image_folder or, for captions, pairs.csv or pairs.tsv"
 # Annotation files of a layout, the preferred one first, each with the folder that holds its images.
@@ -60,6 +61,11 @@ class Source:
     annotations: Path
     images: Path
     shards: tuple[str, ...] = ()
+
+    @property
+    def are_boxes_there(self) -> bool:
+        """Whether there is what boxes need: the annotations, or beside shards their categories."""
+        return exists(beside(self.shards[0], CATEGORIES)) if self.shards else self.annotations.is_file()
 
 
 def resolve(spec: str, split: str, purpose: str) -> Source:

@@ -40,6 +40,14 @@ def beside(place: str, name: str) -> str:
     return f"{place.rpartition('/')[0]}/{name}" if "/" in place else name
 
 
+def exists(place: str) -> bool:
+    """Tell whether a file is there."""
+    if not is_url(place):
+        return os.path.isfile(place)
+    files, path = _opened(place)
+    return bool(files.exists(path))
+
+
 def state(place: str) -> bytes:
     """Return 8 bytes that change with a file's size or its time (or its ETag, where the storage has one).
 

@@ -192,7 +192,7 @@ def _regions(spec: str, captions: Source, size: int, config: PretrainConfig) -> 
         source = resolve(spec, "val", "detection")
     except FileNotFoundError:
         return None
-    if not source.annotations.is_file() or (source == captions and not source.shards):
+    if not source.are_boxes_there or (source == captions and not source.shards):
         return None
     return open_detection(
         spec, split="val", base_only=False, image_size=size, broken_shards=config.broken_shards

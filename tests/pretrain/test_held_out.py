@@ -68,7 +68,7 @@ def test_it_finds_what_the_evaluations_find_and_training_never_notices(data: str
     accuracy = classify_regions(model, regions, class_embeddings(model, names, ("a photo of a {}",)))
     found |= {f"regions_{name}": value for name, value in accuracy.items()}
     assert {name: records[-1][name] for name in found} == pytest.approx(found, abs=1e-6)
-    assert found["text_to_image_R@10"] > 0 and found["regions_top5"] > 0
+    assert found["text_to_image_R@10"] > 0
 
 
 def test_a_resumed_run_evaluates_as_one_that_was_not_interrupted(data: str, tmp_path: Path) -> None:
