@@ -17,6 +17,7 @@ class Outcome:
     Attributes:
         metrics: AP by model, then metric: ``"pretrained"``, ``"from scratch"``.
         regions: zero-shot region accuracy by model, before any box was seen.
+        pointing: how often the maximum of a similarity map lies in the named box, by what made the map.
         categories: how many there are, ``"all"`` and ``"novel"``.
         seconds: wall time by stage.
     """
@@ -28,5 +29,6 @@ class Outcome:
     model: CFMViT
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     regions: dict[str, dict[str, float]] = field(default_factory=dict)
+    pointing: dict[str, dict[str, float]] = field(default_factory=dict)
     categories: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

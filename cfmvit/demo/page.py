@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import cfmvit
 from cfmvit._machine import device_name
 from cfmvit.data import open_detection
+from cfmvit.evaluation import imagined_tokens, value_tokens
 from cfmvit.report import Card, Report, bars, curves, overlay, similarity_map
 from cfmvit.training import format_config
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from cfmvit.demo.outcome import Outcome
-    from cfmvit.models import CFMViT
 
 _PICTURES = 6
 
@@ -72,13 +71,18 @@ def write_page(outcome: Outcome) -> Path:
     )
     report.legend().grid(_overlays(outcome), cell=300)
     report.section(
-        "What the decoder imagines",
-        "Three quarters of the tokens are hidden; the decoder predicts their features in the joint space of images and "
-        "texts. The cosine of a predicted feature with a text shows where the model believes that thing to be. "
-        "An image is read in tiles of the size of pretraining images.",
+        "Where the words are",
+        "The cosine of an image's tokens with a text shows where the model believes that thing to be, from pretraining alone, "
+        "before any box. The image is encoded whole; in the last block each token keeps its own value. In the last picture of a "
+        "row three quarters of the tokens were hidden, and the decoder predicted their features.",
     )
     for row in _maps(outcome):
-        report.grid(row, cell=340)
+        report.grid(row, cell=260)
+    report.table(
+        outcome.pointing,
+        caption="How often a map's maximum lies in the box of what was named, x 100; chance is that of a token at random.",
+        highlight=["hit"],
+    )
     report.section("With and without pretraining")
     report.svg(
         _comparison(outcome),
@@ -139,7 +143,7 @@ def _overlays(outcome: Outcome) -> list[tuple[Any, str]]:
 
 
 def _maps(outcome: Outcome) -> list[list[tuple[Any, str]]]:
-    """Draw three images, each with where the decoder's output resembles two of its objects."""
+    """Draw three images, each with where its tokens resemble two of its objects, and where the decoder's resemble the first."""
     model, dataset = outcome.model, _dataset(outcome)
     names = [category.name for category in dataset.categories]
     rows: list[list[tuple[Any, str]]] = []
@@ -150,26 +154,19 @@ def _maps(outcome: Outcome) -> list[list[tuple[Any, str]]]:
             continue
         image = sample["image"]
         grid = (image.shape[1] // model.config.patch_size, image.shape[2] // model.config.patch_size)
-        tokens = imagine(model, image.to(model.device), seed=number).cpu()
+        pixels = image[None].to(model.device)
         with torch.no_grad():
+            seen, imagined = value_tokens(model, pixels)[0], imagined_tokens(model, pixels, number)[0]
             texts = model.encode_text([f"a photo of a {names[label]}" for label in labels[:2]]).cpu()
+        shown = [(seen, 0, "{}"), (seen, 1, "{}"), (imagined, 0, "{}, imagined by the decoder")]
         maps = [
-            (similarity_map(image, tokens, text, grid), names[label]) for label, text in zip(labels, texts)
+            (similarity_map(image, tokens.cpu(), texts[which], grid), caption.format(names[labels[which]]))
+            for tokens, which, caption in shown
         ]
         rows.append([(image, "the image"), *maps])
         if len(rows) == 3:
             break
     return rows
-
-
-def imagine(model: CFMViT, image: Tensor, *, seed: int) -> Tensor:
-    """Return the decoder's outputs, (h * w, C), of an image cut into tiles of the pretraining size."""
-    size, grid = model.config.image_size, model.config.grid
-    rows, columns = image.shape[1] // size, image.shape[2] // size
-    tiles = image.unfold(1, size, size).unfold(2, size, size).permute(1, 2, 0, 3, 4).flatten(0, 1)
-    generator = torch.Generator(image.device).manual_seed(seed)
-    tokens = model.reconstruct(tiles, generator=generator).reshape(rows, columns, grid, grid, -1)
-    return tokens.transpose(1, 2).reshape(rows * grid * columns * grid, -1)
 
 
 def _comparison(outcome: Outcome) -> Markup:

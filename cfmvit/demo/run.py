@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cfmvit._io import atomic_write
 from cfmvit._machine import device_name
@@ -22,7 +23,17 @@ from cfmvit.demo.outcome import Outcome
 from cfmvit.demo.page import write_page
 from cfmvit.demo.presets import PRESETS, Preset
 from cfmvit.detection import Detector, finetune, predict_dataset
-from cfmvit.evaluation import class_embeddings, classify_regions, evaluate_results, format_table
+from cfmvit.evaluation import (
+    class_embeddings,
+    classify_regions,
+    dense_tokens,
+    evaluate_results,
+    format_table,
+    imagined_tokens,
+    pointing_accuracy,
+    value_tokens,
+)
+from cfmvit.evaluation.pointing import Tokens
 from cfmvit.models import CFMViT, Tokenizer, create_model
 from cfmvit.pretrain import pretrain
 
@@ -92,10 +103,23 @@ def _evaluate(outcome: Outcome, detectors: dict[str, Detector], models: dict[str
             chance = _chance(results, dataset)
         classes = class_embeddings(models[name], names, preset.finetune.detector.templates)
         outcome.regions[name] = classify_regions(models[name], dataset, classes)
+        outcome.pointing |= _pointing(models[name], name, dataset, classes)
     outcome.metrics["shuffled names"] = chance
     outcome.categories = {
         "all": len(names),
         "novel": sum(category.novel for category in dataset.categories),
+    }
+
+
+def _pointing(model: CFMViT, name: str, dataset: Any, classes: Tensor) -> dict[str, dict[str, float]]:
+    """Return the pointing accuracy of a model's tokens, of their own values, and of what its decoder predicts."""
+    ways: dict[str, Tokens] = {
+        "values": lambda images, _: value_tokens(model, images),
+        "tokens": lambda images, _: dense_tokens(model, images),
+        "decoder": lambda images, number: imagined_tokens(model, images, number),
+    }
+    return {
+        f"{name}, {way}": pointing_accuracy(model, dataset, classes, tokens) for way, tokens in ways.items()
     }
 
 
@@ -106,6 +130,7 @@ def _write_summary(outcome: Outcome) -> None:
         "torch": torch.__version__,
         "metrics": _without_nan(outcome.metrics),
         "zero_shot_regions": _without_nan(outcome.regions),
+        "pointing": _without_nan(outcome.pointing),
         "categories": outcome.categories,
         "seconds": outcome.seconds,
     }

@@ -2,7 +2,7 @@
 
 from cfmvit.evaluation.command import evaluate
 from cfmvit.evaluation.detection import evaluate_results
-from cfmvit.evaluation.pointing import pointing_accuracy
+from cfmvit.evaluation.pointing import imagined_tokens, pointing_accuracy, value_tokens
 from cfmvit.evaluation.retrieval import evaluate_retrieval, retrieval_recall
 from cfmvit.evaluation.tables import format_table
 from cfmvit.evaluation.zero_shot import (
@@ -23,8 +23,10 @@ __all__ = [
     "evaluate_results",
     "evaluate_retrieval",
     "format_table",
+    "imagined_tokens",
     "pointing_accuracy",
     "region_embeddings",
     "retrieval_recall",
     "topk_accuracy",
+    "value_tokens",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from cfmvit.evaluation.embeddings import frozen, unit_rows
 from cfmvit.evaluation.zero_shot import sound_samples
+
+if TYPE_CHECKING:
+    from cfmvit.models import CFMViT
 
 # Of one image (1, 3, H, W) and its number: the tokens (1, h * w, C) in the joint space.
 Tokens = Callable[[Tensor, int], Tensor]
@@ -34,7 +37,7 @@ def pointing_accuracy(
         model: where the images are encoded, in evaluation mode.
         dataset: a detection data set: ``load(index, rng)`` with image, boxes, labels, valid_size; and ``categories``.
         classes: (K, C), one row for each of ``dataset.categories``.
-        tokens: encodes an image, for example ``lambda images, _: dense_tokens(model, images)``.
+        tokens: encodes an image, for example ``lambda images, _: value_tokens(model, images)``.
         limit: the first so many images; all by default.
 
     Returns:
@@ -70,6 +73,37 @@ def pointing_accuracy(
     groups = {"hit": found, "hit_base": found[~is_novel], "hit_novel": found[is_novel]}
     rates = {name: float(values.mean()) if len(values) else float("nan") for name, values in groups.items()}
     return {**rates, "chance": float(np.mean(shares)) if shares else float("nan")}
+
+
+def value_tokens(model: CFMViT, images: Tensor) -> Tensor:
+    """Embed every patch in the joint space by its own value: in the last block no token attends to others.
+
+    Tokens that attend in a tower pooled by the mean take over what the whole image, or the window around them, shows: its
+    background lights up with its object, up to the window's edge. Their values keep to their own place (MaskCLIP, Zhou et al.,
+    ECCV 2022). Images are encoded whole, with interpolated positions and no windows, so that a map has no seam.
+
+    Args:
+        images: (B, 3, H, W) uint8, or float in [0, 1], sides multiples of the patch size.
+
+    Returns:
+        (B, h * w, C), row-major.
+    """
+    return model.dense(model.visual.forward_values(images))
+
+
+def imagined_tokens(model: CFMViT, images: Tensor, seed: int) -> Tensor:
+    """Return what the decoder predicts of each token from others that are seen: the paper's Figure 1.
+
+    Images are encoded whole, with interpolated positions.
+
+    Args:
+        images: (B, 3, H, W).
+        seed: of the choice of tokens that are seen.
+
+    Returns:
+        (B, h * w, C) in the joint space, row-major.
+    """
+    return model.reconstruct(images, generator=torch.Generator(images.device).manual_seed(seed))
 
 
 def _centres(height: int, columns: int, patch: int) -> Tensor:

@@ -21,7 +21,9 @@ from cfmvit.evaluation import (
     dense_tokens,
     evaluate_results,
     evaluate_retrieval,
+    imagined_tokens,
     pointing_accuracy,
+    value_tokens,
 )
 from cfmvit.evaluation.pointing import Tokens
 from cfmvit.models import CFMViT
@@ -69,18 +71,16 @@ def measure(study: Study, stages: Stages) -> Figures:
     return found
 
 
-def imagined_tokens(model: CFMViT, images: Tensor, seed: int) -> Tensor:
-    """Return what the decoder predicts of each token of images (B, 3, H, W) from the others, (B, h * w, C)."""
-    return model.reconstruct(images, generator=torch.Generator(images.device).manual_seed(seed))
-
-
 def _zero_shot(found: Figures, study: Study, stages: Stages, scale: float) -> None:
     model, dataset = stages.model, _boxes(stages, round(scale * stages.image_size))
     classes = _classes(stages, model, dataset)
     if "regions" in study.measures:
         found.add(f"regions {scale:g}x", classify_regions(model, dataset, classes)["top1"], 1 / len(classes))
     if "pointing" in study.measures:
-        kinds: dict[str, Tokens] = {"": lambda images, _: dense_tokens(model, images)}
+        kinds: dict[str, Tokens] = {
+            "": lambda images, _: dense_tokens(model, images),
+            ", values": lambda images, _: value_tokens(model, images),
+        }
         if model.config.reconstruction == "feature":  # else what a decoder predicts is not of the joint space
             kinds[", decoder"] = lambda images, number: imagined_tokens(model, images, number)
         for kind, tokens in kinds.items():
@@ -91,10 +91,9 @@ def _zero_shot(found: Figures, study: Study, stages: Stages, scale: float) -> No
 def _retrieval(found: Figures, stages: Stages) -> None:
     """Captions and images of the validation split, at the size of pretraining images."""
     dataset = open_captions(stages.data, split="val", image_size=stages.image_size, augment=False)
-    captions = [dataset.captions[number] for number in _order(stages, len(dataset))]
-    rng = np.random.default_rng(0)
-    images = (dataset.load(index, rng)["image"] for index in range(len(dataset)))
-    recall = evaluate_retrieval(stages.model, zip(images, captions), ks=(1,))
+    samples = [dataset.load_whole(index) for index in range(len(dataset))]
+    pairs = ((image, samples[other][1]) for (image, _), other in zip(samples, _order(stages, len(samples))))
+    recall = evaluate_retrieval(stages.model, pairs, ks=(1,))
     for name in ("image to text", "text to image"):
         found.add(f"{name} R@1", recall[f"{name.replace(' ', '_')}_R@1"], 1 / len(dataset))
 

@@ -69,13 +69,20 @@ def test_frozen_regions_are_named_better_than_by_chance(summary: dict[str, Any])
     assert top5["pretrained"] > 1.5 * top5["from scratch"]
 
 
+def test_maps_point_at_what_is_named(summary: dict[str, Any]) -> None:
+    pointing = summary["pointing"]
+    models, ways = ("pretrained", "from scratch"), ("values", "tokens", "decoder")
+    assert set(pointing) == {f"{model}, {way}" for model in models for way in ways}
+    shown = pointing["pretrained, values"]
+    assert shown["hit"] > 2 * shown["chance"]
+    assert shown["hit"] > pointing["from scratch, values"]["hit"]
+
+
 def test_the_report_stands_alone(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
-    assert page.count("data:image/") >= 6 + 9, "overlays, and three rows of an image with two maps"
-    assert all(
-        title in page for title in ("Novel categories, found", "What the decoder imagines", "Training")
-    )
+    assert page.count("data:image/") >= 6 + 12, "overlays, and three rows of an image with three maps"
+    assert all(title in page for title in ("Novel categories, found", "Where the words are", "Training"))
 
 
 def test_the_detector_ships_small_and_detects_the_same(folder: Path, tmp_path: Path) -> None:

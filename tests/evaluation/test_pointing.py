@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cfmvit.evaluation import dense_tokens, pointing_accuracy
+from cfmvit.evaluation import dense_tokens, pointing_accuracy, value_tokens
 from cfmvit.models import create_model
 
 COLOURS = torch.eye(3)
@@ -77,13 +77,27 @@ def test_classes_must_fit() -> None:
         pointing_accuracy(_Model(), _Squares(boxes=[[0, 0, 8, 8]] * 2), COLOURS[:2], _colours)
 
 
+def _tower(depth: int) -> Any:
+    torch.manual_seed(0)
+    options = {"width": 32, "heads": 2, "depth": depth, "text_width": 32, "text_heads": 2, "text_depth": 1}
+    return create_model("cfm_vit_tiny", vocab_size=50, decoder_width=32, **options).eval()
+
+
 @torch.no_grad()
 def test_tokens_of_large_images_are_those_of_the_frozen_tower() -> None:
-    torch.manual_seed(0)
-    options = {"width": 32, "heads": 2, "depth": 2, "text_width": 32, "text_heads": 2, "text_depth": 1}
-    model = create_model("cfm_vit_tiny", vocab_size=50, decoder_width=32, **options).eval()
-    large = torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8)
+    model, large = _tower(2), torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8)
     whole = model.visual.forward_features(large, window=8, global_blocks=(1,))
     torch.testing.assert_close(dense_tokens(model, large), whole)
     small = large[..., :64, :64]
     torch.testing.assert_close(dense_tokens(model, small), model.visual.forward_features(small))
+
+
+@torch.no_grad()
+def test_a_tokens_own_value_knows_nothing_of_the_others() -> None:
+    model, image = _tower(1), torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8)
+    other = image.clone()
+    other[..., 64:, :] = 0
+    ours, theirs = value_tokens(model, image), value_tokens(model, other)
+    assert torch.equal(ours[:, :96], theirs[:, :96])
+    assert not torch.equal(ours[:, 96:], theirs[:, 96:])
+    assert not torch.equal(dense_tokens(model, image)[:, :96], dense_tokens(model, other)[:, :96])

@@ -57,6 +57,7 @@ def test_every_stage_and_control(file: Path, tmp_path: Path, capsys: pytest.Capt
     zero_shot = {
         "regions 2x",
         "pointing 2x",
+        "pointing 2x, values",
         "image to text R@1",
         "text to image R@1",
         "regions 2x, finetuned",
