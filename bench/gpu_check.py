@@ -27,7 +27,7 @@ SECONDS, FOR_SUMMARY = 400.0, 15.0
 FIRST = dict(build=200, machine=20, smoke=50, test=110, sanitize=70)
 SECOND = dict(
     build=300, machine=20, contrastive=65, forms=40, reconstruction=40, regions=45, masking=40,
-    calls=20, profile=25, ncu=50, peers=100, again=20,
+    training=60, calls=20, profile=25, ncu=50, peers=100, again=20,
 )  # fmt: skip
 BUILD_TOOLS = ("scikit_build_core", "pybind11")
 OPS = {
@@ -194,6 +194,12 @@ class Check:
             return self.note(Step("forms", "skipped: they need a GPU"))
         words = ["-m", "cfmvit.bench.contrastive_forms", "--size", "32768x768,4096x768"]
         self.python("forms", [*words, "--output", str(self.folder / "forms.json")], seconds)
+
+    def training(self, seconds: float) -> None:
+        """Time a step of pretraining beside the contrastive loss alone and open_clip's, and pieces; second.json has the record."""
+        words = ["-m", "cfmvit.bench.training", "--device", self.device, "--parts", "step,pieces,memory"]
+        words += ["--precision", "bf16", "--seconds", "0.01" if self.options.dry else "5"]
+        self.python("training", [*words, "--size", "tiny" if self.options.dry else "large"], seconds)
 
     def profile(self, seconds: float) -> None:
         """Tell the time of each kernel in a forward and backward pass."""

@@ -57,6 +57,7 @@ def _steps(record: dict[str, Any]) -> Iterator[str]:
             )
             copies = found["ceilings"]["copy_bytes_per_s"] / 1e12
             yield f"{found['device']}, driver {found['driver']}: copies {copies:.3g} TB/s, {rates}; {found['state']}."
+        yield from _training(found.get("results", {}))
     rows = [
         (step["name"], step["status"], f"{step['seconds']:.0f} s", _cell(step["last"]))
         for step in record["steps"]
@@ -69,6 +70,17 @@ def _steps(record: dict[str, Any]) -> Iterator[str]:
     ]
     if wrong:
         yield "```\n" + "\n\n".join(wrong) + "\n```"
+
+
+def _training(results: dict[str, Any]) -> Iterator[str]:
+    """Say how long steps of pretraining take beside others', of what bench/training.py has found."""
+    for found in [*results.get("step", []), *results.get("pieces", [])]:
+        first, *others = found["seconds"]
+        beside = ", ".join(f"{found['ratios'][name]:.3g} of {name}" for name in others)
+        time = _time(found["seconds"][first]["p50"])
+        yield f"A step of {found['model']}, {found['batch']} pairs, {first}: {time}, {beside}."
+    for found in results.get("memory", []):
+        yield f"{found['batch']} pairs of {found['model']} in {found['pieces']} pieces: {found['bytes'] / 1e9:.3g} GB."
 
 
 def _ops(record: dict[str, Any]) -> Iterator[str]:

@@ -9,7 +9,6 @@ from typing import Any
 from cfmvit.bench.gate import OURS
 from cfmvit.bench.tables import SHORT, duration, machine_line, markdown
 
-OPEN, CLOSE = "<!-- bench -->", "<!-- /bench -->"
 COLUMNS = {"forward": "forward", "both": "forward and backward"}
 
 
@@ -56,13 +55,14 @@ def summary(record: dict[str, Any], path: Path, page: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def put_between_marks(page: Path, text: str) -> None:
-    """Replace what stands between ``<!-- bench -->`` and ``<!-- /bench -->`` in a file."""
+def put_between_marks(page: Path, text: str, mark: str = "bench") -> None:
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->`` in a file."""
+    opening, closing = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     whole = page.read_text()
-    if whole.count(OPEN) != 1 or whole.count(CLOSE) != 1 or whole.index(OPEN) > whole.index(CLOSE):
-        raise ValueError(f"{page} must have one line {OPEN} and after it one line {CLOSE}")
-    head, rest = whole.split(OPEN)
-    page.write_text(f"{head}{OPEN}\n{text}{CLOSE}{rest.split(CLOSE)[1]}")
+    if whole.count(opening) != 1 or whole.count(closing) != 1 or whole.index(opening) > whole.index(closing):
+        raise ValueError(f"{page} must have one line {opening} and after it one line {closing}")
+    head, rest = whole.split(opening)
+    page.write_text(f"{head}{opening}\n{text}{closing}{rest.split(closing)[1]}")
 
 
 def _shape(found: dict[Any, dict[str, Any]]) -> str:
