@@ -1,0 +1,37 @@
+"""Steps side by side are steps of the same size, and the page says what was measured and planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cfmvit.bench import scale, training
+from cfmvit.models import model_config
+from cfmvit.pretrain.flops import flops
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+def marked(page: Path, mark: str) -> str:
+    return page.read_text().partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- /{mark} -->")[0]
+
+
+def test_the_page_has_the_clusters_as_the_command_makes_them() -> None:
+    assert marked(ROOT / "docs" / "scale.md", scale.MARK) == scale.page()
+
+
+def test_open_clips_towers_are_of_the_same_size() -> None:
+    """But for its class tokens, which are one of 64 tokens, and their projection."""
+    pytest.importorskip("open_clip")
+    config = model_config("cfm_vit_tiny", **training.ALONE)
+    step = training.open_clips(config, 2, CPU, "fp32")
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        step()
+    assert counter.get_total_flops() == pytest.approx(
+        2 * flops(config, config.context_length).training, rel=0.03
+    )
