@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfmvit._require import require
+from cfmvit.data.jpeg import decode_jpeg
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -122,9 +123,10 @@ def decode_frame(
     pil = require("PIL.Image", extra="models")
     try:
         with pil.open(io.BytesIO(content)) as image:
-            image.load()
             if orientation == "stored" or _orientation(image) == 1:
-                return rgb(image, name), []
+                plain = image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
+                pixels = decode_jpeg(content) if plain else None
+                return rgb(image, name) if pixels is None else pixels, []
             turned = True if orientation == "upright" else _is_for_upright(image, size)
             odd = [] if turned is not None else [_UNDECIDED.format(_orientation(image))]
             return rgb(image if turned is False else upright(image), name), odd

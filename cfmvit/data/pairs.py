@@ -98,7 +98,7 @@ class ShardPairs:
 
     def texts(self, indices: Iterable[int]) -> Iterator[str]:
         """Yield the captions of pairs; samples that have none are logged."""
-        for found in in_threads(self._texts, indices):
+        for found in in_threads(self._try_captions, indices):
             if isinstance(found, CorruptSample):
                 log_corrupt(found)
             else:
@@ -108,7 +108,7 @@ class ShardPairs:
         """Tell these pairs from others: names and sizes of all files, not what is in them."""
         return self._shards.fingerprint()
 
-    def _texts(self, index: int) -> list[str] | CorruptSample:
+    def _try_captions(self, index: int) -> list[str] | CorruptSample:
         try:
             return _captions(*self._shards.read(index, "text", "json"))
         except CorruptSample as error:
