@@ -159,7 +159,8 @@ def _open(folder: Path) -> dict[str, Any]:
     ordered = time.perf_counter() - start - opened
     texts = len(data.texts(1000))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert len(set(numbers)) == len(numbers) and texts == 1000
+    assert len(set(numbers)) == len(numbers)
+    assert texts == 1000
     return {
         "samples": len(data),
         "shards": len(data.sizes),
