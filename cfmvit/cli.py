@@ -185,6 +185,17 @@ def _parser() -> argparse.ArgumentParser:
     detect.add_argument("--json", action="store_true", help="print the detections as JSON")
     detect.set_defaults(run=_detect)
 
+    export = commands.add_parser(
+        "export", help="write a detector of a fixed vocabulary as one file, for other runtimes"
+    )
+    export.add_argument("detector", help="a detector's folder")
+    export.add_argument("--labels-file", type=Path, required=True, help="a text file with one label a line")
+    export.add_argument(
+        "--format", choices=("onnx", "pt2"), required=True, help="pt2: a program of torch.export"
+    )
+    export.add_argument("--output", type=Path, help="new file to write; default: detector.FORMAT")
+    export.set_defaults(run=_export)
+
     evaluate = commands.add_parser("evaluate", help="average precision of a detector, or of a results file")
     evaluate.add_argument("--annotations", type=Path, help="COCO or LVIS ground truth, with --results")
     evaluate.add_argument(
@@ -393,6 +404,24 @@ def _detect(arguments: argparse.Namespace) -> None:
         arguments.device,
         arguments.precision,
         arguments.vocabulary,
+    )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from cfmvit.detection import Detector
+    from cfmvit.detection.command import read_labels
+    from cfmvit.detection.exporting import check_output, export_detector
+    from cfmvit.detection.vocabulary import clean_labels
+
+    path = check_output(arguments.output or Path(f"detector.{arguments.format}"), arguments.format)
+    labels = clean_labels(read_labels(arguments.labels_file))
+    about = export_detector(
+        Detector.from_pretrained(arguments.detector), labels, path, format=arguments.format
+    )
+    side, size = about["image_size"], path.stat().st_size / 2**20
+    print(
+        f"{printable(str(path))}: {len(labels)} labels, images of {side} x {side}, {about['detections']} detections of each, "
+        f"{size:.1f} MiB"
     )
 
 

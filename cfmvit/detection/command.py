@@ -134,11 +134,11 @@ def read_labels(labels: str | Path) -> list[str]:
     """
     if isinstance(labels, Path):
         if not labels.is_file():
-            raise FileNotFoundError(f"detect: no file of labels at {labels}")
+            raise FileNotFoundError(f"labels: no file at {labels}")
         try:
             lines = labels.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"detect: {labels} must be a text in UTF-8: {error}") from error
+            raise ValueError(f"labels: {labels} must be a text in UTF-8: {error}") from error
         return [line for line in lines if line.strip()]
     separator = "," if "," in labels or " ." not in labels else " ."
     parts = labels.split(separator)

@@ -114,30 +114,36 @@ class ProposalNetwork(nn.Module):
         Returns:
             boxes (K_i, 4) and centerness (K_i,) an image, by falling centerness; K_i at most ``post_nms``.
         """
-        config = self.config
+        boxes, scores, levels = self.candidates(dense, sizes)
+        valid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        group = levels + len(dense.counts) * torch.arange(len(boxes), device=boxes.device)[:, None]
+        order = self._order(boxes[valid], scores[valid], group[valid])
+        image = group[valid][order] // len(dense.counts)
+        boxes, scores = boxes[valid][order], scores[valid][order]
+        picked = [(image == number).nonzero()[: self.config.post_nms, 0] for number in range(len(sizes))]
+        return [boxes[rows] for rows in picked], [scores[rows] for rows in picked]
+
+    def candidates(self, dense: Dense, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best places of each level, as many in every image, some perhaps without area once they are clipped.
+
+        Args:
+            sizes: as for ``select``.
+
+        Returns:
+            boxes (B, K, 4), centerness (B, K) and level (K,) counted from 0.
+        """
         index, levels, start = [], [], 0
         for level, count in enumerate(dense.counts):
-            top = (
-                dense.logits[:, start : start + count].topk(min(count, config.pre_nms), dim=1).indices + start
-            )
-            index.append(top)
-            levels.append(torch.full_like(top, level))
+            top = dense.logits[:, start : start + count].topk(min(count, self.config.pre_nms), dim=1).indices
+            index.append(top + start)
+            levels.append(top.new_full(top.shape[1:], level))
             start += count
         kept = torch.cat(index, dim=1)
         scores = dense.logits.gather(1, kept).sigmoid()
         distances = dense.distances.gather(1, kept.unsqueeze(-1).expand(-1, -1, 4)).clamp(min=0)
         limit = sizes.to(distances).flip(1).repeat(1, 2).unsqueeze(1)
         boxes = decode_lrtb(dense.anchors[kept], distances).clamp(min=0).minimum(limit)
-        valid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-        group = (
-            torch.cat(levels, dim=1)
-            + len(dense.counts) * torch.arange(len(boxes), device=boxes.device)[:, None]
-        )
-        order = self._order(boxes[valid], scores[valid], group[valid])
-        image = group[valid][order] // len(dense.counts)
-        boxes, scores = boxes[valid][order], scores[valid][order]
-        picked = [(image == number).nonzero()[: config.post_nms, 0] for number in range(len(sizes))]
-        return [boxes[rows] for rows in picked], [scores[rows] for rows in picked]
+        return boxes, scores, torch.cat(levels)
 
     def _order(self, boxes: Tensor, scores: Tensor, group: Tensor) -> Tensor:
         """Return the boxes that survive NMS within their image and level, by falling score."""

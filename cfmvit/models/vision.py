@@ -184,7 +184,7 @@ class VisionTransformer(nn.Module):
 
     def _start(self, tokens: Tensor) -> Tensor:
         if self.class_token is not None:
-            first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
+            first = self.class_token.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
             tokens = torch.cat([first, tokens], dim=1)
         return self.norm_pre(tokens)
 

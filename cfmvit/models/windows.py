@@ -14,12 +14,14 @@ class Windows:
     the grid goes into every window, as if each were an image, and comes out as the mean of its copies.
 
     Attributes:
+        count: windows of an image.
         mask: (B * windows, 1, 1, prefix + size * size) boolean, True at real tokens; None when nothing is padded.
     """
 
     def __init__(self, tokens: Tensor, height: int, columns: int, size: int, prefix: int = 0) -> None:
         self.height, self.columns, self.size, self.prefix = height, columns, size, prefix
         self.rows_padded, self.columns_padded = -height % size, -columns % size
+        self.count = -(-height // size) * -(-columns // size)
         self.mask: Tensor | None = None
         if self.rows_padded or self.columns_padded:
             real = tokens.new_ones(tokens.shape[0], prefix + height * columns, 1)
@@ -30,7 +32,7 @@ class Windows:
         if not self.prefix:
             return self._split(tokens)
         windows = self._split(tokens[:, self.prefix :])
-        first = tokens[:, : self.prefix].repeat_interleave(len(windows) // len(tokens), dim=0)
+        first = tokens[:, None, : self.prefix].expand(-1, self.count, -1, -1).flatten(0, 1)
         return torch.cat([first, windows], dim=1)
 
     def join(self, windows: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ class Windows:
         if not self.prefix:
             return self._join(windows)
         tokens = self._join(windows[:, self.prefix :])
-        copies = windows[:, : self.prefix].unflatten(0, (len(tokens), -1))
+        copies = windows[:, : self.prefix].unflatten(0, (-1, self.count))
         return torch.cat([copies.mean(dim=1), tokens], dim=1)
 
     def _split(self, tokens: Tensor) -> Tensor:

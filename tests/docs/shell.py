@@ -89,7 +89,8 @@ def _cfmvit(words: list[str], folder: Path) -> list[str] | None:
         return words if arguments.list else None
     return (
         words
-        if arguments.command in ("info", "import", "detect", "evaluate") and _has_all(folder, arguments)
+        if arguments.command in ("info", "import", "detect", "evaluate", "export")
+        and _has_all(folder, arguments)
         else None
     )
 
@@ -98,7 +99,7 @@ def _has_all(folder: Path, arguments: argparse.Namespace) -> bool:
     data = [getattr(arguments, name, None) or "" for name in ("data", "place")]
     reads = [Path(name.partition(":")[2]) for name in data if ":" in name]
     reads += [Path(name.partition("@")[0]) for name in data if "@" in name]
-    reads += [getattr(arguments, name, None) for name in ("checkpoint", "results", "annotations")]
+    reads += [getattr(arguments, name, None) for name in ("checkpoint", "results", "annotations", "detector")]
     reads += [Path(place) for place in getattr(arguments, "images", ()) if "*" not in place]
     return all((folder / path).exists() for path in reads if path is not None)
 

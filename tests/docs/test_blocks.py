@@ -24,7 +24,7 @@ pytest_codeblocks = pytest.importorskip("pytest_codeblocks")
 # The weights first: other pages start from what that one makes.
 DOCS = sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name != "weights.md", page.name))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
-PEERS = ("torchvision", "open_clip", "timm", "transformers")
+PEERS = ("torchvision", "open_clip", "timm", "transformers", "onnxruntime")
 
 
 def blocks(*languages: str) -> list[Any]:
