@@ -36,9 +36,7 @@ def _tables(op: str, work: Work, boxes: int) -> Row:
 
 def _pack(op: str, images: int, pixels: int, channels: int) -> Row:
     tiles, stretches = images * -(-pixels // 32), -(-channels // 64)
-    return Row(
-        f"{op}, copy", PACK, tiles * stretches * 8, images * pixels * channels * ITEM * 2, trips=(0, 1)
-    )
+    return Row(f"{op}, copy", PACK, tiles * 8, images * pixels * channels * ITEM * 2, trips=(0, stretches))
 
 
 def _groups(op: str, boxes: int, groups: int) -> Row:
@@ -102,8 +100,8 @@ def pool_regions() -> list[Whole]:
         cached=boxes * (1 - share) * small.pixels * C * ITEM,
     )  # fmt: skip
     trips = (
-        made.images, TILE / made.images, made.height, min(32, made.rows) / 4, S / 64, 9, made.width, 2, 2,
-        (made.rows, made.kept), 2,
+        made.images, TILE / made.images, made.height, min(32, made.rows) / 4, S / 64, 9, made.width,
+        (made.rows, made.kept),
     )  # fmt: skip
     products = Row(
         f"{op}, large boxes", "products_kernel<BFloat16>", blocks * 4, (B * S * S + boxes * share) * C * ITEM, trips,
@@ -129,12 +127,10 @@ def score_regions() -> list[Whole]:
         (0, C / 32 / 16),
         launches=1 + 2 * chunks,
     )
-    warps, whole = (
-        -(-texts // 128) / 4,
-        n // 512,
-    )  # turns over vectors of four, all of them whole, and over four results
-    trips = ((warps, 0.0), (warps, 0.0), n / 128 - 4 * whole, whole)
-    scores = Row(f"{op}, scores", "scores_kernel<float, true>", 4 * R, R * (2 * row + n * SUM), trips, threads=128, dynamic=texts * SUM, launches=chunks)  # fmt: skip
+    # Turns over vectors of four texts, which are all whole, and over four results.
+    turns, whole = -(-texts // 128) / 2, n // 256
+    trips = (turns, turns, 0, n / 64 - 4 * whole, whole)
+    scores = Row(f"{op}, scores", "scores_kernel<float, true>", 2 * R, R * (2 * row + n * SUM), trips, part=0, threads=64, dynamic=texts * SUM, launches=chunks)  # fmt: skip
     return [Whole(op, (norms, scores), flops=4 * R * texts * C, launches=2 * chunks + 2)]
 
 

@@ -32,7 +32,8 @@ class Row(NamedTuple):
         warps: of all launches, which do the work.
         bytes: least traffic with the memory; by default the op's.
         trips: of the loops, as `sass.Kernel.usual` takes them.
-        part: of what can be skipped on the longest way, how much is not: rows narrower than what registers hold skip a share.
+        part: of what can be skipped on the longest way, how much is not, as it takes them: rows narrower than what registers hold
+            skip a share.
         threads: of a block.
         launches: of all that the op launches in turn with it.
         flops: of matrix products in turn with it.
@@ -88,12 +89,7 @@ def floor_of(op: str, flops: float, moved: float | None = None) -> float:
 
 def instructions(row: Row, kernel: sass.Kernel) -> float:
     """Return how many a warp issues."""
-    longest = sum(kernel.usual(row.trips).values())
-    if row.part == 1:
-        return longest
-    sums = next(i for i, x in enumerate(kernel.instructions) if x.kind == "shuffle")
-    least = len(kernel.shortest(through=sums))
-    return least + row.part * (longest - least)
+    return sum(kernel.usual(row.trips, row.part).values())
 
 
 class Prediction(NamedTuple):

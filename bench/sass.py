@@ -166,11 +166,12 @@ class Kernel:
             front = following
         raise ValueError(f"{self.name}: no way on from {self.instructions[start].address:#x}")
 
-    def usual(self, trips: Sequence[float | tuple[float, float]] = ()) -> dict[str, float]:
+    def usual(self, trips: Sequence[float | tuple[float, float]] = (), part: float = 1) -> dict[str, float]:
         """Instructions by class of the longest way to an exit that calls no function, a loop's as often as `trips` says.
 
         Loops go by address; those without trips are never entered. So rare ways count where they are as long as the usual one,
-        but in loops whose trips are a pair: what can be skipped of their bodies counts by the second number, a share of it.
+        but for a `part` of less than one: of what can be skipped on the way by all those loops and the first exchange between
+        lanes, that share counts. Of a loop whose trips are a pair, the second is such a share of its body.
         """
         edges = {
             i: [j for j in self.successors(i) if not self._rare(i, j)] for i in range(len(self.instructions))
@@ -192,11 +193,13 @@ class Kernel:
         times = dict.fromkeys(reached, 1.0)
         for loop, (count, _) in zip(loops, pairs, strict=True):
             times |= {i: times[i] * count for i in loop if i in times}
-        heads = {loop[0] for loop in loops}
-        for loop, (_, part) in zip(reversed(loops), reversed(pairs), strict=True):  # inner ones first
-            if part < 1 and times[loop[0]]:
-                most, least = (self._once(loop, edges, times, heads, sign) for sign in (1, -1))
-                kept = (least + part * (most - least)) / most
+        passed = {loop[0] for loop in loops}
+        passed |= set([i for i, x in enumerate(self.instructions) if x.kind == "shuffle"][:1])
+        whole = range(len(self.instructions)), (1.0, part)
+        for loop, (_, share) in [*zip(loops, pairs, strict=True)][::-1] + [whole]:  # inner ones first
+            if share < 1 and times[loop[0]]:
+                most, least = (self._once(loop, edges, times, passed, sign) for sign in (1, -1))
+                kept = (least + share * (most - least)) / most
                 times |= {i: times[i] * kept for i in loop if i in times}
         longest: dict[int, tuple[float, int | None]] = {}
         for i in sorted(reached, reverse=True):
@@ -214,17 +217,17 @@ class Kernel:
         return counts
 
     def _once(
-        self, loop: range, edges: dict[int, list[int]], times: dict[int, float], heads: set[int], sign: int
+        self, loop: range, edges: dict[int, list[int]], times: dict[int, float], passed: set[int], sign: int
     ) -> float:
-        """What one turn of a loop issues on its longest way, or for a negative sign on its shortest that enters the inner loops."""
-        best: dict[int, tuple[int, float]] = {}  # inner loops entered, signed instructions
+        """What one turn of a loop issues on its longest way, or for a negative sign on its shortest by most that are to be passed."""
+        best: dict[int, tuple[int, float]] = {}  # of those passed, signed instructions
         for i in reversed(loop):
             if times.get(i):
                 ways = [best[j] for j in edges[i] if j > i and j in best]
-                ways += [(0, 0.0)] * (loop[0] in edges[i])
+                ways += [(0, 0.0)] * (loop[0] in edges[i] or self.instructions[i].opcode == "EXIT")
                 if ways:
-                    entered, issued = max(ways)
-                    best[i] = (entered + (sign < 0 and i in heads), issued + sign * times[i])
+                    found, issued = max(ways)
+                    best[i] = (found + (sign < 0 and i in passed), issued + sign * times[i])
         return abs(best[loop[0]][1])
 
     def _rare(self, i: int, j: int) -> bool:

@@ -6,6 +6,7 @@
 // few that it costs more than reading their pixels element by element.
 #pragma once
 
+#include "kernels/fast_division.cuh"
 #include "kernels/regions_pack.cuh"
 
 namespace cfmvit::kernels {
@@ -21,40 +22,48 @@ struct Bins {
   }
 };
 
-// A box's map, from a channel on.
+// The same address of global memory, added up here and not again, from its parts, wherever it is used.
+template <typename T>
+__device__ __forceinline__ const T* added_up(const T* address) {
+#ifdef __CUDACC__
+  size_t sum = __cvta_generic_to_global(address);
+  asm("" : "+l"(sum));
+  address = static_cast<const T*>(__cvta_global_to_generic(sum));
+#endif
+  return address;
+}
+
+// A box's map, from a channel on, and what the box's bins read of it.
 template <typename S>
 struct Source {
   const S* data;
   const acc_t<S>* scale;  // factors (height * width) of the pixels, or null
   int64_t row, width;
-  int32_t pixel;
+  uint32_t pixel;
+  const int32_t *begin_y, *begin_x;
+  const Tap<acc_t<S>>*taps_y, *taps_x;
 };
 
 // Sum of the taps of a bin of a box, for V neighbouring channels. Neighbours in a row are read before the
 // first of them is needed.
 template <int V, bool kScaled, typename S, typename T>
-__device__ __forceinline__ void gather_bin(const Source<S>& from, const Tables<T>& tables, int64_t box,
-                                           int32_t p, int32_t q, T (&sum)[V]) {
+__device__ __forceinline__ void gather_bin(const Source<S>& from, int32_t p, int32_t q, T (&sum)[V]) {
   constexpr int kAhead = 16 / sizeof(T);  // float: of sampling ratio 2 all that a bin reads of a row
-  const int32_t* const begin_y = tables.y.begins(box) + p;
-  const int32_t* const begin_x = tables.x.begins(box) + q;
-  const Tap<T>* const taps_y = tables.y.taps(box);
-  const Tap<T>* const taps_x = tables.x.taps(box);
-  const int32_t first_y = begin_y[0], end_y = begin_y[1], end_x = begin_x[1];
-  for (int32_t j = begin_x[0]; j < end_x; j += kAhead) {
+  const int32_t first_y = from.begin_y[p], end_y = from.begin_y[p + 1], end_x = from.begin_x[q + 1];
+  for (int32_t j = from.begin_x[q]; j < end_x; j += kAhead) {
     const S* column[kAhead];
     const T* scale[kAhead];
     T weight_x[kAhead];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      const Tap<T> x = taps_x[min(j + k, end_x - 1)];  // again the last where there are no more
-      column[k] = from.data + int64_t{x.pixel} * from.pixel;
+      const Tap<T> x = from.taps_x[min(j + k, end_x - 1)];  // again the last where there are no more
+      column[k] = added_up(from.data + uint64_t{static_cast<uint32_t>(x.pixel)} * from.pixel);
       if (kScaled) scale[k] = from.scale + x.pixel;
       weight_x[k] = x.weight;
     }
 #pragma unroll 2
     for (int32_t i = first_y; i < end_y; ++i) {
-      const Tap<T> y = taps_y[i];
+      const Tap<T> y = from.taps_y[i];
       Vec<S, V> value[kAhead];
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
@@ -91,15 +100,22 @@ struct Gather {
     const int32_t map = tables.map[box], images = static_cast<int32_t>(maps.images);
     const Level<const S>& on = maps.level[map / images];
     const int64_t image = map % images;
-    return {on.data + image * on.image + c * on.channel, scale + image * on.height * on.width, on.row,
-            on.width, on.pixel};
+    return {on.data + image * on.image + c * on.channel,
+            scale + image * on.height * on.width,
+            on.row,
+            on.width,
+            static_cast<uint32_t>(on.pixel),
+            added_up(tables.y.begins(box)),
+            added_up(tables.x.begins(box)),
+            added_up(tables.y.taps(box)),
+            added_up(tables.x.taps(box))};
   }
 
   // V channels of a bin. from: the box's map, from the first of them on, where it has one.
   template <int V, bool kScaled>
-  __device__ Vec<S, V> bin(const Source<S>& from, int64_t box, int32_t p, int32_t q) const {
+  __device__ static Vec<S, V> bin(const Source<S>& from, int32_t p, int32_t q) {
     acc_t<S> sum[V] = {};
-    gather_bin<V, kScaled>(from, tables, box, p, q, sum);
+    gather_bin<V, kScaled>(from, p, q, sum);
     Vec<S, V> result{};
 #pragma unroll
     for (int v = 0; v < V; ++v) result.set(v, sum[v]);
@@ -111,7 +127,7 @@ struct Gather {
     Vec<S, 1> result{};
     if (tables.map[box] >= 0) {
       const Source<S> from = source(box, c);
-      result = scale == nullptr ? bin<1, false>(from, box, p, q) : bin<1, true>(from, box, p, q);
+      result = scale == nullptr ? bin<1, false>(from, p, q) : bin<1, true>(from, p, q);
     }
     *out.at(box, p, q, c) = result.at[0];
   }
@@ -144,7 +160,8 @@ __device__ void store_tile(const Bins<S>& out, const S* tile, int64_t box, int32
 // Threads along x own vectors of channels, along y bins. tile_bins: those of a tile in shared memory,
 // (blockDim.x vectors, tile_bins), that goes where results are not in vectors; 0 where they are.
 template <typename S, bool kScaled>
-__global__ void __launch_bounds__(kGatherThreads, 3) gather_kernel(Gather<S> op, int32_t tile_bins) {
+__global__ void __launch_bounds__(kGatherThreads, 3)
+    gather_kernel(Gather<S> op, int32_t tile_bins, Divider by_bins_x) {
   constexpr int V = kMapVec<S>;
   const int64_t box = blockIdx.x;
   const int32_t bins_x = op.tables.x.bins, bins = bins_x * op.tables.y.bins;
@@ -159,15 +176,16 @@ __global__ void __launch_bounds__(kGatherThreads, 3) gather_kernel(Gather<S> op,
     for (int32_t first = 0, end; first < bins; first = end) {
       end = tile_bins == 0 ? bins : min(first + tile_bins, bins);
       for (int32_t bin = first + threadIdx.y; bin < end && mine < op.channels; bin += blockDim.y) {
-        const int32_t p = bin / bins_x, q = bin % bins_x;
+        int32_t q = bin;
+        const int32_t p = by_bins_x.split(q);
         Vec<S, V> result{};
-        if (known) result = op.template bin<V, kScaled>(from, box, p, q);
+        if (known) result = op.template bin<V, kScaled>(from, p, q);
         if (tile_bins == 0) {
           *reinterpret_cast<Vec<S, V>*>(op.out.at(box, p, q, mine)) = result;
         } else {
           S* const to = tile + threadIdx.x * V * tile_bins + bin - first;
 #pragma unroll
-          for (int v = 0; v < V; ++v) from_acc(result[v], to[v * tile_bins]);
+          for (int v = 0; v < V; ++v) to[v * tile_bins] = result.element(v);
         }
       }
       if (tile_bins == 0) continue;
@@ -256,7 +274,8 @@ void gather(Gather<S> op, const Pyramid<S>& packed, int64_t boxes, cudaStream_t 
   launch(op.scale == nullptr ? gather_kernel<S, false> : gather_kernel<S, true>,
          dim3(boxes_x, blocks(vecs, along)),
          dim3(static_cast<unsigned>(along), static_cast<unsigned>(across)),
-         static_cast<size_t>(along * 16 * tile_bins), stream, op, static_cast<int32_t>(tile_bins));
+         static_cast<size_t>(along * 16 * tile_bins), stream, op, static_cast<int32_t>(tile_bins),
+         Divider(op.tables.x.bins));
 }
 
 }  // namespace cfmvit::kernels

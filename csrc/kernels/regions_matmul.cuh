@@ -167,12 +167,15 @@ __device__ unsigned load_weights(const Tables<float>& tables, int32_t image, int
 template <typename S>
 __device__ void fetch_row(S (&to)[kTilePixels][kTileChannels], const S* from, int64_t stride, int pixels,
                           int channels) {
-  constexpr int kVec = 16 / sizeof(S), kChunks = kTileChannels / kVec;
-#pragma unroll 2
-  for (int i = 0; i < kTilePixels * kChunks / kMatmulThreads; ++i) {
-    const int at = i * kMatmulThreads + static_cast<int>(threadIdx.x), x = at / kChunks, chunk = at % kChunks;
-    const bool valid = x < pixels && chunk * kVec < channels;
-    copy_async(&to[x][(chunk ^ x % kChunks) * kVec], valid ? from + x * stride + chunk * kVec : from, valid);
+  constexpr int kVec = 16 / sizeof(S), kChunks = kTileChannels / kVec, kStep = kMatmulThreads / kChunks;
+  static_assert(kStep % kChunks == 0);  // so a thread's chunks all have the same number and permutation
+  const int x = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
+  S* const target = &to[x][(chunk ^ x % kChunks) * kVec];
+  const S* const source = from + x * stride + chunk * kVec;
+#pragma unroll
+  for (int first = 0; first < kTilePixels; first += kStep) {
+    const bool valid = first + x < pixels && chunk * kVec < channels;
+    copy_async(target + first * kTileChannels, valid ? source + first * stride : from, valid);
   }
 }
 

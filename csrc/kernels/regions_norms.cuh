@@ -10,6 +10,15 @@ namespace cfmvit::kernels {
 template <typename T>
 constexpr T kSmallestNorm = T(1e-12);
 
+template <typename T>
+__device__ T inverse_root(T x) {
+#ifdef __CUDACC__
+  return rsqrt(x);
+#else
+  return 1 / std::sqrt(x);
+#endif
+}
+
 // Sum: the type of the sum of squares.
 template <typename S, typename Sum = acc_t<S>>
 __device__ acc_t<S> inverse_norm(const S* token, int64_t stride, int64_t channels) {
@@ -18,8 +27,8 @@ __device__ acc_t<S> inverse_norm(const S* token, int64_t stride, int64_t channel
     const Sum x = to_acc(token[c * stride]);
     sum += x * x;
   }
-  const Sum norm = std::sqrt(warp_sum(sum));
-  return static_cast<acc_t<S>>(1 / (norm > kSmallestNorm<Sum> ? norm : kSmallestNorm<Sum>));
+  const Sum inverse = inverse_root(warp_sum(sum)), most = 1 / kSmallestNorm<Sum>;
+  return static_cast<acc_t<S>>(inverse < most ? inverse : most);
 }
 
 // Runs body(i) for i in [0, count), a warp each; no loop around it, for its state would be spilled at the
@@ -42,9 +51,10 @@ struct InverseNorms {
   int64_t channels;
 
   __device__ void operator()(int64_t i) const {
-    const int64_t grid = tokens.height * tokens.width, image = i / grid, pixel = i % grid;
-    const S* const token = tokens.data + image * tokens.image + pixel / tokens.width * tokens.row +
-                           pixel % tokens.width * tokens.pixel;
+    const int64_t grid = tokens.height * tokens.width, image = i / grid;
+    const auto pixel = static_cast<uint32_t>(i - image * grid), width = static_cast<uint32_t>(tokens.width);
+    const int64_t y = pixel / width, x = pixel % width;
+    const S* const token = tokens.data + image * tokens.image + y * tokens.row + x * tokens.pixel;
     const acc_t<S> inverse = inverse_norm<S, Sum>(token, tokens.channel, channels);
     if (threadIdx.x % 32 == 0) out[i] = inverse;
   }

@@ -131,7 +131,9 @@ Pyramid<const S> as_constant(const Pyramid<S>& maps) {
 template <typename S>
 void pack(const Pyramid<const S>& from, const Pyramid<S>& to, int32_t channels, cudaStream_t stream) {
   const Tiles tiles = Tiles::of(from, [](const auto& level) { return packs_across(level); });
-  const int64_t stretches = ceil_div(to.level[0].pixel, kPackChannels<S>);
+  // A block finds its pixels once for all channels, unless tiles are too few to fill a GPU.
+  constexpr int64_t kMany = 1024;
+  const int64_t stretches = tiles.count < kMany ? ceil_div(to.level[0].pixel, kPackChannels<S>) : 1;
   launch(pack_kernel<S>, grid_size(tiles.count, std::min(stretches, kMostBlocksYZ)), kPackThreads, 0, stream,
          from, to, tiles, channels);
 }

@@ -6,10 +6,11 @@
 #include <limits>
 
 #include "kernels/vectors.cuh"
+#include "kernels/warp_sum.cuh"
 
 namespace cfmvit::kernels {
 
-constexpr int kScoreThreads = 128;
+constexpr int kScoreThreads = 64;  // more would repeat the sums that threads exchange
 
 // Products of a tower's embeddings with those of the texts, (R, 1 + n), the background first. Rows begin at
 // multiples of 16 bytes, as `inverse` and `exponent` of the texts do.
@@ -34,19 +35,22 @@ struct Scores {
   int32_t texts;
 };
 
-// exp(x) to about 2 units in the last place for x near zero; what is below 1e-38 is zero.
-__device__ inline float fast_exp(float x) {
+// Logits are kept in units of log 2, which spares each exponential a product.
+constexpr double kLog2E = 1.4426950408889634;
+
+// 2^x to about 2 units in the last place for x near zero; what is below 1e-38 is zero.
+__device__ inline float fast_exp2(float x) {
 #ifdef __CUDACC__
   float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
   return power;
 #else
-  return std::exp(x);
+  return std::exp2(x);
 #endif
 }
-__device__ inline double fast_exp(double x) { return std::exp(x); }
+__device__ inline double fast_exp2(double x) { return std::exp2(x); }
 
-// The largest of some numbers and the sum of exp(x - largest), NaN where one of them is NaN or infinity. It
+// The largest of some numbers and the sum of 2^(x - largest), NaN where one of them is NaN or infinity. It
 // begins with the lowest finite number, so that minus infinity adds nothing.
 template <typename T>
 struct SumOfExponentials {
@@ -57,16 +61,14 @@ struct SumOfExponentials {
     const T before = largest;
 #pragma unroll
     for (int i = 0; i < N; ++i) largest = std::fmax(x[i], largest);
-    sum *= fast_exp(before - largest);
+    sum *= fast_exp2(before - largest);
 #pragma unroll
-    for (int i = 0; i < N; ++i) sum += fast_exp(x[i] - largest);
+    for (int i = 0; i < N; ++i) sum += fast_exp2(x[i] - largest);
   }
-  __device__ T log() const { return largest + std::log(sum); }
+  __device__ T log2() const { return largest + std::log2(sum); }
 
-  __device__ static SumOfExponentials join(SumOfExponentials a, SumOfExponentials b) {
-    const T largest = std::fmax(a.largest, b.largest);
-    return {largest, a.sum * fast_exp(a.largest - largest) + b.sum * fast_exp(b.largest - largest)};
-  }
+  // The sum of 2^(x - other), other being no smaller than the largest.
+  __device__ T sum_below(T other) const { return sum * fast_exp2(largest - other); }
 };
 
 // Joins those of all threads, in an order that the block's size alone decides.
@@ -74,18 +76,20 @@ template <typename T>
 __device__ SumOfExponentials<T> join_block(SumOfExponentials<T> mine) {
   constexpr int kWarps = kScoreThreads / 32;
   __shared__ T largest[kWarps], sum[kWarps];
-  using Partial = SumOfExponentials<T>;
+  SumOfExponentials<T> all;
+  all.largest = mine.largest;
   for (int step = 16; step > 0; step /= 2) {
-    const T other = __shfl_xor_sync(kAllLanes, mine.largest, step);
-    mine = Partial::join(mine, {other, __shfl_xor_sync(kAllLanes, mine.sum, step)});
+    all.largest = std::fmax(all.largest, __shfl_xor_sync(kAllLanes, all.largest, step));
   }
+  mine.sum = warp_sum(mine.sum_below(all.largest));
+  mine.largest = all.largest;
   if (threadIdx.x % 32 == 0) {
     largest[threadIdx.x / 32] = mine.largest;
     sum[threadIdx.x / 32] = mine.sum;
   }
   __syncthreads();
-  Partial all{largest[0], sum[0]};
-  for (int w = 1; w < kWarps; ++w) all = Partial::join(all, {largest[w], sum[w]});
+  for (int w = 0; w < kWarps; ++w) all.largest = std::fmax(all.largest, largest[w]);
+  for (int w = 0; w < kWarps; ++w) all.sum += SumOfExponentials<T>{largest[w], sum[w]}.sum_below(all.largest);
   __syncthreads();
   return all;
 }
@@ -111,8 +115,8 @@ __global__ void __launch_bounds__(kScoreThreads, sizeof(T) < 8 ? 8 : 4)
   constexpr int V = 16 / sizeof(T);
   const int64_t region = blockIdx.x;
   const int32_t texts = op.texts, thread = static_cast<int32_t>(threadIdx.x);
-  const T factor = op.detector.inverse[region] / *op.detector.temperature;
-  const T vlm_factor = kBoth ? op.vlm.inverse[region] / *op.vlm.temperature : T(0);
+  const T factor = T(kLog2E) * op.detector.inverse[region] / *op.detector.temperature;
+  const T vlm_factor = kBoth ? T(kLog2E) * op.vlm.inverse[region] / *op.vlm.temperature : T(0);
   T* const out = op.out + region * (texts - 1) - 1;  // of text j
   T* const row = kept ? dynamic_shared<T>() : out;
   // Logits of the first `there` of V texts from the j-th on.
@@ -134,21 +138,27 @@ __global__ void __launch_bounds__(kScoreThreads, sizeof(T) < 8 ? 8 : 4)
     }
   };
 
+  // Calls run(j, there) for this thread's vectors of texts, of all of which but the last V are there.
+  const auto for_vectors = [&](const auto& run) {
+    int32_t j = thread * V;
+    for (; j <= texts - V; j += kScoreThreads * V) run(j, V);
+    if (j < texts) run(j, texts - j);
+  };
+
   SumOfExponentials<T> partial, vlm_partial;
-  for (int32_t j = thread * V; j < texts; j += kScoreThreads * V) {
+  for_vectors([&](int32_t j, int there) {
     T logit[V], vlm[V];
-    logits_of(j, texts - j, logit, vlm);
-    leave_out(texts - j, logit);
+    logits_of(j, there, logit, vlm);
+    leave_out(there, logit);
     partial.add(logit);
-    if (!kBoth) continue;
-    leave_out(texts - j, vlm);
+    if (!kBoth) return;
+    leave_out(there, vlm);
     vlm_partial.add(vlm);
-  }
-  const T total = join_block(partial).log(), vlm_total = kBoth ? join_block(vlm_partial).log() : T(0);
+  });
+  const T total = join_block(partial).log2(), vlm_total = kBoth ? join_block(vlm_partial).log2() : T(0);
 
   partial = {};
-  for (int32_t j = thread * V; j < texts; j += kScoreThreads * V) {
-    const int there = texts - j;
+  for_vectors([&](int32_t j, int there) {
     T score[V], vlm[V], w[V];
     logits_of(j, there, score, vlm);
     if (kBoth) load_numbers(op.exponent + j, there, w);
@@ -158,16 +168,16 @@ __global__ void __launch_bounds__(kScoreThreads, sizeof(T) < 8 ? 8 : 4)
       if (kBoth) score[v] = (1 - w[v]) * score[v] + w[v] * (vlm[v] - vlm_total);
       if (v < there && j + v > 0) row[j + v] = score[v];
     }
-    if (!kBoth || !op.renormalize) continue;
+    if (!kBoth || !op.renormalize) return;
     leave_out(there, score);
     partial.add(score);
-  }
-  const T shift = kBoth && op.renormalize ? join_block(partial).log() : T(0);
+  });
+  const T shift = kBoth && op.renormalize ? join_block(partial).log2() : T(0);
   const T sure =
       op.objectness == nullptr ? T(1) : std::pow(op.objectness[region * op.objectness_stride], T(op.power));
   __syncthreads();  // of rows
 #pragma unroll 4
-  for (int32_t j = thread + 1; j < texts; j += kScoreThreads) out[j] = fast_exp(row[j] - shift) * sure;
+  for (int32_t j = thread + 1; j < texts; j += kScoreThreads) out[j] = fast_exp2(row[j] - shift) * sure;
 }
 
 template <typename T>

@@ -26,6 +26,7 @@ template <typename S, int V, bool kInWords = (sizeof(S) < 4 && sizeof(S) * V % 4
 struct alignas(vec_alignment(sizeof(S) * V)) Vec {
   S at[V];
 
+  CFMVIT_INLINE S element(int v) const { return at[v]; }
   CFMVIT_INLINE auto operator[](int v) const { return to_acc(at[v]); }
   template <typename Real>
   CFMVIT_INLINE void set(int v, Real value) {
@@ -39,14 +40,15 @@ struct alignas(vec_alignment(sizeof(S) * V)) Vec<S, V, true> {
   static constexpr int kBits = 8 * sizeof(S), kPerWord = 32 / kBits;
   uint32_t words[V / kPerWord];
 
-  CFMVIT_INLINE float operator[](int v) const {
+  CFMVIT_INLINE S element(int v) const {
     const uint32_t bits = words[v / kPerWord] >> v % kPerWord * kBits;
     if constexpr (std::is_same_v<S, uint8_t>) {
-      return to_acc(static_cast<uint8_t>(bits));
+      return static_cast<uint8_t>(bits);
     } else {
-      return to_acc(S{static_cast<uint16_t>(bits)});
+      return S{static_cast<uint16_t>(bits)};
     }
   }
+  CFMVIT_INLINE float operator[](int v) const { return to_acc(element(v)); }
   CFMVIT_INLINE void set(int v, float value) {
     constexpr uint32_t kMask = (uint32_t{1} << kBits) - 1;
     S rounded;

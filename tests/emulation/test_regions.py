@@ -121,6 +121,19 @@ def test_few_boxes_and_many_bins(regions: Emulator, last: bool) -> None:
     check_align(regions, [channels_last(small) if last else small], boxes(2), (50, 45, 1, 1), last=last)
 
 
+@pytest.mark.long
+def test_a_block_copies_all_channels_of_many_maps(regions: Emulator) -> None:
+    maps, rois = rand(1030, 70, 1, 2, dtype=torch.bfloat16), boxes(8)
+    rois[:, 0] = torch.arange(8) * 147
+    shared = {
+        "scales": torch.ones(1, dtype=torch.float64),
+        "sampling": torch.tensor((7, 7, 2, 1)),
+        "channels_last": 0,
+    }
+    found = regions("align", {"map0": maps, "rois": rois, "levels": None, **shared})["out"]
+    assert_matches(found, reference.roi_align(maps.double(), rois, 1.0, 7, 7, 2, True))
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_multilevel(regions: Emulator, sampling: tuple[int, ...]) -> None:
     maps = [channels_last(rand(B, 40, h, w, dtype=torch.float32)) for h, w in ((12, 15), (6, 8), (3, 1))]
