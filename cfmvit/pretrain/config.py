@@ -47,6 +47,8 @@ class PretrainConfig:
         broken_shards: as ``cfmvit.data.open_captions`` takes it.
         max_skipped: how many corrupt samples a process passes over.
         checkpoint_activations: compute each block again in the backward pass rather than keep what is in it.
+        sharding: "fsdp" leaves to each of several processes a part of weights, gradients and optimizer state, for models that a
+            device can't hold whole with all three; see ``training.sharding``.
         eval_every: steps between evaluations on held-out data, see ``pretrain.held_out``; none by default.
         eval_data: the held-out data, in the forms of ``data``; by default the ``val`` split beside ``data``.
         eval_images: how many of its images are taken at most, the first ones.
@@ -68,6 +70,7 @@ class PretrainConfig:
     max_skipped: int = MAX_SKIPPED
     reconstruction_weight: float = 2.0
     checkpoint_activations: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     eval_every: int | None = None
     eval_data: str | None = None
     eval_images: int = 5000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,19 @@ from cfmvit.pretrain.flops import flops
 from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.pretrain.held_out import held_out
 from cfmvit.pretrain.starting import Start, make_model, starting_point
-from cfmvit.training import World, fit, format_config, join, param_groups, warmup_cosine, warmup_linear
+from cfmvit.training import (
+    Evaluation,
+    World,
+    fit,
+    format_config,
+    join,
+    param_groups,
+    warmup_cosine,
+    warmup_linear,
+)
 from cfmvit.training.peak import peak_tflops
 from cfmvit.training.run_folder import run_folder, settled, start_run
+from cfmvit.training.sharding import gathered
 from cfmvit.training.world import quiet
 
 _TOKENIZER, _MODEL = "tokenizer.json", "model"
@@ -65,13 +77,16 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
         print(format_config(config))
     optim = config.optim
     dataset, model = _prepared(config, output, resume, world)
+    sharded = config.sharding == "fsdp" and world.size > 1
+    whole = copy.deepcopy(model).cpu() if sharded else model  # for all that is not training
+    gradients = ContrastiveGradients(model, world, config.reconstruction_weight, sharded=sharded)
     with world.together(), quiet(world):
         assert model.tokenizer is not None
         tokens = _caption_length(model.tokenizer, dataset.texts(_LOOKED_AT), model.config.context_length)
         seconds_at_peak = _seconds_at_peak(config, model, tokens, world)
         groups = param_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2))
-        evaluation = held_out(config, model, world)
+        evaluation = held_out(config, whole, world)
     decay = warmup_linear if optim.decay == "linear" else warmup_cosine
     loader = SeededLoader(
         dataset,
@@ -91,7 +106,7 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
             model.tokenizer.save(output / _TOKENIZER)
     fit(
         model=model,
-        gradients=ContrastiveGradients(model, world, config.reconstruction_weight),
+        gradients=gradients,
         optimizer=optimizer,
         schedule=decay(optim.warmup, config.loop.steps),
         loader=loader,
@@ -100,14 +115,35 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
         world=world,
         start=start,
         name="pretrain",
-        evaluation=evaluation,
+        evaluation=_of_shards(evaluation, model, whole) if evaluation and sharded else evaluation,
         seconds_at_peak=seconds_at_peak,
     )
+    if sharded:
+        with world.reaching():
+            _fetch(model, whole)
     with world.together():
         if world.main:
-            model.save_pretrained(output / _MODEL)
+            whole.save_pretrained(output / _MODEL)
             print(f"pretrain: the model is in {output / _MODEL}")
-    return model
+    return whole
+
+
+def _of_shards(evaluation: Evaluation, model: CFMViT, whole: CFMViT) -> Evaluation:
+    """Return an evaluation of a model in shards by its plain copy, which each rank calls as often as it has images."""
+
+    def run() -> dict[str, float]:
+        _fetch(model, whole)
+        found = evaluation.run()
+        whole.cpu()
+        return found
+
+    return replace(evaluation, run=run)
+
+
+def _fetch(model: CFMViT, whole: CFMViT) -> None:
+    """Bring the weights of a model in shards into its plain copy, on every rank."""
+    whole.load_state_dict({name: gathered(value) for name, value in model.state_dict().items()})
+    whole.to(model.device)
 
 
 def _prepared(

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from cfmvit.models import CFMViT
+from cfmvit.models.blocks import Block
 from cfmvit.ops import info_nce
 from cfmvit.pretrain.objective import Branches, Draws, Embedded, clamp_scale, draw, total_loss
 from cfmvit.training.gradients import Batch, Values, check_finite, data_parallel, without_exchange
+from cfmvit.training.sharding import average_scalars, shard
 from cfmvit.training.world import World
 
 
@@ -21,12 +23,20 @@ class ContrastiveGradients:
     then each piece is embedded again, from the same random state, and its embeddings' gradients are followed back. That is
     the gradient of the whole batch to rounding, for one more forward pass and the memory of one piece
     (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021).
+
+    Args:
+        sharded: leave to each rank a part of the weights alone (``training.sharding``). They are others then: an optimizer is made
+            afterwards.
     """
 
-    def __init__(self, model: CFMViT, world: World, reconstruction_weight: float) -> None:
+    def __init__(
+        self, model: CFMViT, world: World, reconstruction_weight: float, *, sharded: bool = False
+    ) -> None:
         self._model, self._world, self._weight = model, world, reconstruction_weight
         self._branches = Branches(model)
-        self._parallel = data_parallel(self._branches, world)
+        if sharded:
+            shard(self._branches, [part for part in model.modules() if isinstance(part, Block)], world)
+        self._parallel = self._branches if sharded else data_parallel(self._branches, world)
         # A sum of more than two depends on its order, which follows the place of a weight among those that travel together. The
         # first backward pass of a process settles that: a run that goes on would begin with other sums than one that went on.
         self._settled = world.size <= 2
@@ -40,7 +50,9 @@ class ContrastiveGradients:
             self._model.zero_grad(set_to_none=True)
             generator.set_state(state)
             _set_random_state(self._world.device, states)
-        return self._gradients(batches, generator)
+        values = self._gradients(batches, generator)
+        average_scalars(self._branches, self._world)
+        return values
 
     def _gradients(self, batches: list[Batch], generator: torch.Generator) -> Values:
         world, device = self._world, self._world.device

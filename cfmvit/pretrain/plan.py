@@ -90,9 +90,16 @@ def make_plan(config: PretrainConfig, devices: int) -> Plan:
     """Plan a run on so many devices; its data are not looked at, a model to start from is read.
 
     Raises:
-        ValueError: no device, a batch that they do not divide, or a model that can't be made.
+        ValueError: no device, a batch that they do not divide, weights in shards, or a model that can't be made.
     """
     check("devices", devices, devices >= 1, "be at least 1")
+    whole = config.sharding == "none"
+    check(
+        "sharding",
+        config.sharding,
+        whole,
+        "be none for a plan, which counts weights that every device has whole",
+    )
     parts = devices * config.loop.accumulate
     rule = f"be a multiple of {devices} devices times loop.accumulate = {config.loop.accumulate}"
     check("batch_size", config.batch_size, config.batch_size % parts == 0, rule)

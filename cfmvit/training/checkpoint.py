@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cfmvit.training.checkpoint_folder import DamagedError, State, check_state, read_state
+from cfmvit.training.sharding import sharded_like
 
 FOLDER = "checkpoints"
 PREVIOUS = "checkpoints.previous"  # of a run that is being overwritten, until that has one of its own
@@ -76,7 +77,13 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """
     state = read_state(path)
     try:
-        model.load_state_dict(state.model)
+        own = model.state_dict()
+        model.load_state_dict(
+            {
+                name: sharded_like(value, own[name]) if name in own else value
+                for name, value in state.model.items()
+            }
+        )
         _restore(optimizer, dict(_parameters(model, optimizer)), state)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"resume: {path} belongs to another configuration: {error}") from error
@@ -110,5 +117,5 @@ def _restore(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], st
         if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
             raise ValueError(f"the optimizer has no {what} of the shape {tuple(value.shape)} for {name!r}")
         # Read tensors lie in the file's memory map.
-        found.setdefault(places[name], {})[what] = value.clone()
+        found.setdefault(places[name], {})[what] = sharded_like(value.clone(), parameters[name])
     optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})

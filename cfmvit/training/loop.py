@@ -20,6 +20,7 @@ from cfmvit.training.metrics import MetricsLog
 from cfmvit.training.optim import Schedule
 from cfmvit.training.precision import with_precision
 from cfmvit.training.saving import Saving
+from cfmvit.training.sharding import clip_gradients
 from cfmvit.training.speed import Speed
 from cfmvit.training.stopping import Stopped, stop_requests
 from cfmvit.training.world import World
@@ -198,7 +199,7 @@ def _step(
         generator = torch.Generator(world.device).manual_seed(_mix(config.seed, step))
         with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             values = gradients(loaded, generator)
-        norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf))
+        norm = clip_gradients(parameters, config.clip_grad)
         if not math.isfinite(norm):
             keys = [key for batch in loaded for key in batch.get("keys", [])]
             raise NonFiniteLossError(f"the gradient is not finite: {norm}; batch keys: {keys}")

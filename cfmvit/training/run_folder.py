@@ -42,6 +42,7 @@ _FREE = {
     "loop.save_every",
     "loop.timeout",
     "max_skipped",
+    "sharding",
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cfmvit.training.checkpoint import checkpoint_path, checkpoints, keep_last, optimizer_state
 from cfmvit.training.checkpoint_folder import State, write_state
 from cfmvit.training.gradients import NonFiniteLossError
+from cfmvit.training.sharding import gathered, is_sharded
 from cfmvit.training.world import World
 
 
@@ -34,10 +35,12 @@ class Saving:
         Raises:
             NonFiniteLossError, OSError: on every rank, where that could not be.
         """
-        with self._world.together():
-            self.check(wait_for_it=True)
+        self.finish()
+        if is_sharded(self._model) or self._world.main:
+            with self._world.reaching():
+                state = self._copied(step)
             if self._world.main:
-                self._writing = self._thread.submit(self._write, self._copied(step))
+                self._writing = self._thread.submit(self._write, state)
 
     def finish(self) -> None:
         """Wait until what was saved is on the disk.
@@ -71,9 +74,15 @@ class Saving:
         return State(step, model, optimizer, type(self._optimizer).__name__)
 
     def _copy(self, part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copy into memory that is kept for the next time: to get it takes longer than to fill it."""
+        """Copy into memory that is kept for the next time: to get it takes longer than to fill it.
+
+        Of shards every rank gathers one tensor after another, and the main one alone copies.
+        """
         copied = {}
-        for name, value in tensors.items():
+        for name, part_or_whole in tensors.items():
+            value = gathered(part_or_whole)
+            if not self._world.main:
+                continue
             place = self._copies.get(f"{part} {name}")
             if place is None:
                 place = torch.empty_like(

@@ -74,6 +74,7 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
             ["--plan", "--devices", "3"],
             "batch_size must be a multiple of 3 devices times loop.accumulate = 1",
         ),
+        (["--plan", "sharding=fsdp"], "sharding must be none for a plan"),
         (["--devices", "3"], "--devices must come with --plan"),
         (["--plan", "model=nothing"], "name must be one of cfm_vit_b16"),
         (["--plan", "--config", "b17"], "--config must be a file, or one of b16-24gb, b16, l16, scenes"),

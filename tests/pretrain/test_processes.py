@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +27,9 @@ from .small_run import config, losses, weights
 STEPS = 14
 
 
-def spread(data: str, steps: int = STEPS) -> PretrainConfig:
-    return replace(config(data), loop=LoopConfig(steps=steps, log_every=1, save_every=3, timeout=30))
+def spread(data: str, **options: Any) -> PretrainConfig:
+    loop = LoopConfig(steps=STEPS, log_every=1, save_every=3, timeout=30)
+    return replace(config(data), loop=loop, **options)
 
 
 def _run(
@@ -40,6 +42,7 @@ def _run(
     struck: tuple[int, ...],
     at: int,
     blow: signal.Signals,
+    sharding: str,
 ) -> None:
     """Pretrain; the ranks ``struck`` are sent a signal in step ``at`` of this start."""
     be_rank(rank, size, port)
@@ -54,7 +57,7 @@ def _run(
     ContrastiveGradients.__call__ = stopping  # type: ignore[method-assign]
     code = 0
     try:
-        pretrain(spread(data), Path(output), resume=resume)
+        pretrain(spread(data, sharding=sharding), Path(output), resume=resume)
     except (MissingRankError, Stopped) as error:
         Path(f"{output}-{rank}.error").write_text(str(error))
         code = 3 if isinstance(error, MissingRankError) else 4
@@ -71,9 +74,10 @@ def launch(
     struck: tuple[int, ...] = (),
     at: int = 0,
     blow: signal.Signals = signal.SIGKILL,
+    sharding: str = "none",
 ) -> list[int | None]:
     imports = ["cfmvit.pretrain", "torch.utils.tensorboard"]
-    return exit_codes(_run, size, data, str(output), resume, struck, at, blow, imports=imports)
+    return exit_codes(_run, size, data, str(output), resume, struck, at, blow, sharding, imports=imports)
 
 
 def assert_same_run(found: Path, whole: Path) -> None:
@@ -131,6 +135,18 @@ def test_another_number_of_processes_goes_on_alike(whole: Path, scenes: str, tmp
     assert Path(f"{folder}-0.error").read_text().startswith("rank 1 of 2 did not answer at step 8: ")
     pretrain(spread(scenes), folder, resume=True)
     assert losses(folder) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_a_run_in_shards_is_that_of_whole_weights(whole: Path, scenes: str, tmp_path: Path) -> None:
+    """To rounding; killed, it goes on bit for bit in shards, and whole in one process, from the same checkpoint."""
+    assert launch(2, scenes, tmp_path / "shards", sharding="fsdp") == [0, 0]
+    assert losses(tmp_path / "shards") == pytest.approx(losses(whole), rel=1e-5)
+    assert launch(2, scenes, tmp_path / "run", struck=(1,), at=8, sharding="fsdp") == [3, -signal.SIGKILL]
+    shutil.copytree(tmp_path / "run", tmp_path / "alone")
+    assert launch(2, scenes, tmp_path / "run", resume=True, sharding="fsdp") == [0, 0]
+    assert_same_run(tmp_path / "run", tmp_path / "shards")
+    pretrain(spread(scenes), tmp_path / "alone", resume=True)
+    assert losses(tmp_path / "alone") == pytest.approx(losses(whole), rel=1e-4)
 
 
 @pytest.mark.long

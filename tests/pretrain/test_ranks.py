@@ -14,6 +14,7 @@ from torch import distributed as dist
 from cfmvit.models import CFMViT, create_model
 from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.training import NonFiniteLossError, World
+from cfmvit.training.sharding import clip_gradients, gathered
 from tests.processes import run_ranks
 
 CPU = torch.device("cpu")
@@ -42,13 +43,18 @@ def part(whole: dict[str, Any], first: int, count: int) -> dict[str, Any]:
     return {name: value[first : first + count] for name, value in whole.items()}
 
 
-def gradients(world: World, pieces: int, **options: Any) -> tuple[dict[str, float], list[Tensor | None]]:
+def gradients(
+    world: World, pieces: int, sharded: bool = False, **options: Any
+) -> tuple[dict[str, float], list[Tensor | None]]:
     """Losses, mean over ranks, and the gradient of every weight."""
     model, size = make(**options), BATCH // (world.size * pieces)
     parts = [part(batch(), (world.rank * pieces + piece) * size, size) for piece in range(pieces)]
-    found = ContrastiveGradients(model, world, 2.0)(parts, torch.Generator().manual_seed(7))
+    step = ContrastiveGradients(model, world, 2.0, sharded=sharded)
+    found = step(parts, torch.Generator().manual_seed(7))
     means = world.mean(torch.stack([value.double() for value in found.values()])).tolist()
-    return dict(zip(found, means, strict=True)), [p.grad for p in model.parameters()]
+    return dict(zip(found, means, strict=True)), [
+        None if p.grad is None else gathered(p.grad) for p in model.parameters()
+    ]
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -60,9 +66,9 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def assert_whole(world: World, pieces: int, options: dict[str, Any]) -> None:
+def assert_whole(world: World, pieces: int, options: dict[str, Any], sharded: bool = False) -> None:
     losses, expected = gradients(World(CPU), 1, **options)
-    found, grads = gradients(world, pieces, **options)
+    found, grads = gradients(world, pieces, sharded, **options)
     assert found.keys() == losses.keys()
     for name, value in losses.items():
         assert found[name] == pytest.approx(value, rel=1e-5), name
@@ -110,9 +116,24 @@ def _join(rank: int, world: int, store: str) -> World:
 def _same(rank: int, size: int, store: str) -> None:
     world = _join(rank, size, store)
     for options in OPTIONS:
-        for pieces in (1, 2):
-            assert_whole(world, pieces, options)
+        for pieces, sharded in ((1, False), (2, False), (2, True)):
+            assert_whole(world, pieces, options, sharded)
+    _clip(world)
     dist.destroy_process_group()
+
+
+def _clip(world: World) -> None:
+    """Shards and scalars beside them are scaled by the norm of all."""
+    found = []
+    for where, sharded in ((World(CPU), False), (world, True)):
+        model, size = make(), BATCH // where.size
+        step = ContrastiveGradients(model, where, 2.0, sharded=sharded)
+        step([part(batch(), where.rank * size, size)], torch.Generator().manual_seed(7))
+        norm = clip_gradients(list(model.parameters()), 0.1)
+        found.append((norm, [gathered(p.grad) for p in model.parameters() if p.grad is not None]))
+    (norm, expected), (mine, grads) = found
+    assert mine == pytest.approx(norm, rel=1e-5) and norm > 0.1
+    assert max((a - b).norm() for a, b in zip(grads, expected, strict=True)) < 1e-5
 
 
 @pytest.mark.parametrize("size", [2, 4])
