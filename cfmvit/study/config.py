@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from cfmvit.data.photographs import PhotographsConfig
 from cfmvit.data.scenes import ScenesConfig
 from cfmvit.demo.presets import PRESETS
 from cfmvit.detection import FinetuneConfig
@@ -30,13 +31,19 @@ class Settings:
     """Everything that a cell's figures depend on, except its measures.
 
     Attributes:
-        scenes: the data, the same for every seed.
+        data: what is trained on, the same for every seed: made ``scenes``, or scenes of ``photographs``.
+        measured: what the figures are of, without any training on it: ``scenes``, ``photographs``, or what
+            ``cfmvit.data.open_detection`` and ``open_captions`` open, such as ``coco:DIR``; by default ``data``.
+        scenes, photographs: how they are made.
         pretrain, finetune: whose ``data``, ``model`` and ``loop.seed`` the study sets.
         control: ``"no pretraining"`` leaves the weights fresh; ``"shuffled names"`` measures with the categories' names
             exchanged; ``"oracle"`` finetunes with the boxes of novel categories too.
     """
 
+    data: Literal["scenes", "photographs"] = "scenes"
+    measured: str = ""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    photographs: PhotographsConfig = field(default_factory=PhotographsConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     control: Control = "none"
@@ -144,14 +151,18 @@ def study_cells(study: Study) -> Iterator[Cell]:
 def _settings(study: Study, name: str, changes: Sequence[str]) -> list[str]:
     """Return a row's settings as changes of the defaults, once they have been found sound."""
     chosen = PRESETS[study.preset]
-    start = format_config(Settings(chosen.scenes, chosen.pretrain, chosen.finetune))
+    start = format_config(Settings(scenes=chosen.scenes, pretrain=chosen.pretrain, finetune=chosen.finetune))
     every = [line.replace(" = ", "=", 1) for line in start.splitlines()] + [*study.settings, *changes]
     try:
         for change in [*study.settings, *changes]:
             fixed = change.partition("=")[0] in _FIXED
             check(change.partition("=")[0], change, not fixed, "be left to the study")
         settings = load_config(Settings, None, every)
-        settings.scenes.check()
+        used = {settings.data, settings.measured}
+        if "scenes" in used:
+            settings.scenes.check()
+        if "photographs" in used:
+            settings.photographs.check()
         model = model_config(settings.pretrain.model, **settings.pretrain.model_options)
     except ValueError as error:
         raise ValueError(f"study: cell {name}: {error}") from error

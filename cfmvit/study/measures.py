@@ -90,7 +90,7 @@ def _zero_shot(found: Figures, study: Study, stages: Stages, scale: float) -> No
 
 def _retrieval(found: Figures, stages: Stages) -> None:
     """Captions and images of the validation split, at the size of pretraining images."""
-    dataset = open_captions(stages.data, split="val", image_size=stages.image_size, augment=False)
+    dataset = open_captions(stages.measured, split="val", image_size=stages.image_size, augment=False)
     samples = [dataset.load_whole(index) for index in range(len(dataset))]
     pairs = ((image, samples[other][1]) for (image, _), other in zip(samples, _order(stages, len(samples))))
     recall = evaluate_retrieval(stages.model, pairs, ks=(1,))
@@ -130,7 +130,7 @@ def _forgetting(found: Figures, study: Study, stages: Stages) -> None:
 
 
 def _boxes(stages: Stages, image_size: int) -> DetectionDataset:
-    return open_detection(stages.data, split="val", base_only=False, image_size=image_size)
+    return open_detection(stages.measured, split="val", base_only=False, image_size=image_size)
 
 
 def _classes(stages: Stages, model: CFMViT, dataset: DetectionDataset) -> Tensor:

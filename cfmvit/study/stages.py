@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 
 from cfmvit.data import open_captions
-from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
+from cfmvit.data.photographs import PhotographsConfig, make_photographs
+from cfmvit.data.scenes import ScenesConfig, make_scenes
 from cfmvit.detection import Detector, FinetuneConfig, finetune
 from cfmvit.models import CFMViT, Tokenizer, create_model
 from cfmvit.models.config import model_config
@@ -21,6 +23,8 @@ from cfmvit.pretrain.config import VOCAB_SIZE
 from cfmvit.study.config import Cell
 from cfmvit.training.checkpoint import checkpoints
 from cfmvit.training.device import choose_device
+
+Made = ScenesConfig | PhotographsConfig
 
 
 def key_of(*parts: Any) -> str:
@@ -53,14 +57,27 @@ class Stages:
 
     @cached_property
     def data(self) -> str:
-        """The scenes, as ``cfmvit.data`` names them."""
-        return self._scenes(self._settings.scenes)
+        """What is trained on, as ``cfmvit.data`` names it."""
+        return self._made(self._config)
+
+    @cached_property
+    def measured(self) -> str:
+        """What is measured on, as ``cfmvit.data`` names it."""
+        settings = self._settings
+        if settings.measured in ("scenes", "photographs"):
+            return self._made(getattr(settings, settings.measured))
+        return settings.measured or self.data
+
+    @property
+    def _config(self) -> Made:
+        config: Made = getattr(self._settings, self._settings.data)
+        return config
 
     @property
     def pretraining(self) -> Path:
         """Folder of the pretraining, or of the fresh weights that stand for one."""
         kind = "fresh" if self._settings.control == "no pretraining" else "pretrain"
-        return self._root / f"{kind}-{key_of(asdict(self._settings.scenes), asdict(self._settings.pretrain))}"
+        return self._root / f"{kind}-{key_of(asdict(self._config), asdict(self._settings.pretrain))}"
 
     @cached_property
     def model(self) -> CFMViT:
@@ -81,34 +98,34 @@ class Stages:
         return create_model(config.model, tokenizer=tokenizer, **config.model_options)
 
     @property
-    def _boxes(self) -> tuple[ScenesConfig, FinetuneConfig]:
-        """The scenes and the configuration of the finetuning: an oracle's with the boxes of novel categories."""
-        scenes, config = self._settings.scenes, self._settings.finetune
+    def _boxes(self) -> tuple[Made, FinetuneConfig]:
+        """The data and the configuration of the finetuning: an oracle's with the boxes of novel categories."""
         if self._settings.control != "oracle":
-            return scenes, config
-        none = SplitConfig(images=0, size=scenes.pretrain.size)
-        seen = replace(scenes, novel_boxes=True, pretrain=none, val=none)
-        return seen, replace(config, vocabulary="all")
+            return self._config, self._settings.finetune
+        return replace(self._config, novel_boxes=True), replace(self._settings.finetune, vocabulary="all")
 
     @property
     def finetuning(self) -> Path:
         """Folder of the finetuning."""
-        scenes, config = self._boxes
-        return self._root / f"finetune-{key_of(self.pretraining.name, asdict(scenes), asdict(config))}"
+        data, config = self._boxes
+        return self._root / f"finetune-{key_of(self.pretraining.name, asdict(data), asdict(config))}"
 
     @cached_property
     def detector(self) -> Detector:
         """The detector that was finetuned from the model."""
-        folder, (scenes, config) = self.finetuning, self._boxes
+        folder, (data, config) = self.finetuning, self._boxes
         if not (folder / "detector").exists():
             assert self.model is not None  # there before what is made of it
-            chosen = replace(config, data=self._scenes(scenes), model=str(self.pretraining / "model"))
+            chosen = replace(config, data=self._made(data), model=str(self.pretraining / "model"))
             finetune(chosen, folder, **_going_on(folder))
         return Detector.from_pretrained(folder / "detector").to(self.device).eval()
 
-    def _scenes(self, config: ScenesConfig) -> str:
-        folder = self._root / f"scenes-{key_of(asdict(config))}"
-        return f"lvis:{make_scenes(folder, config)}"
+    def _made(self, config: Made) -> str:
+        make: Callable[[Path, Any], Path] = (
+            make_scenes if isinstance(config, ScenesConfig) else make_photographs
+        )
+        name = "scenes" if isinstance(config, ScenesConfig) else "photographs"
+        return f"lvis:{make(self._root / f'{name}-{key_of(asdict(config))}', config)}"
 
 
 def _going_on(folder: Path) -> dict[str, bool]:

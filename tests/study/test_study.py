@@ -153,6 +153,7 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(
         ("pretrain.batch_size=0", "cell feature: config: batch_size must be positive, got 0"),
         ("pretrain.model_options.widht=32", "cell feature: create_model: unknown option 'widht'"),
         ("scenes.colours=99", "cell feature: make_scenes: colours must lie in"),
+        ("data=photographs", "cell feature: photographs: source must look like shards:DIR, got ''"),
         ("finetune.data=lvis:x", "cell feature: config: finetune.data must be left to the study"),
         ('cells.pixel=["pretrain.optim.lr=-1"]', "cell pixel: config: optim.lr must be positive, got -1"),
     ],
@@ -171,7 +172,7 @@ def test_an_unknown_study_names_those_that_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", shipped_studies())
 def test_the_shipped_studies_are_sound(name: str) -> None:
-    plan = load_study(name, ["preset=full", "seeds=2"])
+    plan = load_study(name, ["preset=full", "seeds=2", "photographs.source=shards:photos"])
     cells = list(study_cells(plan))
     assert plan.title
     assert plan.compare
