@@ -133,9 +133,10 @@ def start_run(
 
     Raises:
         FileNotFoundError: ``resume`` without a checkpoint.
-        ValueError: ``resume`` with another configuration than the run was started with, with other data, with fewer steps
-            than are done, or from a damaged checkpoint.
+        ValueError: processes that see other data; ``resume`` with another configuration than the run was started with, with
+            other data, with fewer steps than are done, or from a damaged checkpoint.
     """
+    check_same_data(data, world)
     start = _resumed(config, output, model, optimizer, data, world) if resume else 0
     with world.together():
         if world.main:
@@ -146,6 +147,23 @@ def start_run(
             with atomic_write(output / _DATA, "w") as file:
                 file.write(data + "\n")
     return start
+
+
+def check_same_data(data: str, world: World) -> None:
+    """Refuse processes that see different data, such as a folder that is not the same on every machine.
+
+    Args:
+        data: fingerprint of what this process sees.
+
+    Raises:
+        ValueError: on every rank, naming the first that differs from rank 0.
+    """
+    told = world.gather(data)
+    for rank, other in enumerate(told):
+        if other != told[0]:
+            raise ValueError(
+                f"data: all processes must see the same, got {told[0]} on rank 0 and {other} on rank {rank}"
+            )
 
 
 def _resumed(

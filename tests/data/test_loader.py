@@ -12,6 +12,7 @@ import torch
 
 from cfmvit.data import CorruptSample, SeededLoader
 from cfmvit.data.remarks import Remarks
+from cfmvit.data.skipped import by_place
 
 
 class Numbers:
@@ -169,3 +170,32 @@ def test_odd_samples_are_counted_and_the_first_named(caplog: pytest.LogCaptureFi
     messages = [record.getMessage() for record in caplog.records]
     assert messages[:2] == ["0.jpg: it is turned", "0.jpg: it is small"]
     assert messages[20:] == ["further odd samples are counted, not named"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_corrupt_samples_than_allowed_are_an_error(workers: int) -> None:
+    corrupt = (2, 3, 5)
+    assert len(take(make(Numbers(8, corrupt), workers=workers, max_skipped=3), 8)) == 8
+    words = r"more than max_skipped = 2 corrupt samples: 3 in photos; the first are photos/\d\.jpg \(truncated\); "
+    with pytest.raises(ValueError, match=words):
+        take(make(Numbers(8, corrupt), workers=workers, max_skipped=2), 8)
+
+
+def test_corrupt_samples_are_counted_where_they_lie() -> None:
+    shards = [
+        f"s3://bucket/train-{n:03}.tar:folder/{k}"
+        for n, k in ((4, 1), (2, 1), (4, 2), (4, 3), (1, 9), (0, 1))
+    ]
+    assert by_place([*shards, "photos/a.jpg", "photos/b.jpg"]) == (
+        "3 in s3://bucket/train-004.tar, 2 in photos, 1 in s3://bucket/train-002.tar and others in 2 more places"
+    )
+
+
+def test_shards_change_the_order_alone() -> None:
+    """Samples of shards come once an epoch, whatever the shards; ranks share each batch."""
+    sizes = np.array([3, 17, 1, 19])
+    whole = take(make(Numbers(40), 8, sizes=sizes), 10)
+    assert sorted(i for batch in whole[:5] for i in batch["index"]) == list(range(40))
+    ranks = [take(make(Numbers(40), 8, sizes=sizes, rank=rank, world_size=4), 10) for rank in range(4)]
+    for step, batch in enumerate(whole):
+        assert [i for rank in ranks for i in rank[step]["index"]] == batch["index"]

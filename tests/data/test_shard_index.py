@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cfmvit.bench.loading import make_shards, opening
+from cfmvit.cli import main
 from cfmvit.data import CorruptSample, open_captions, shard_index
+from cfmvit.data.indexing import share_indexing
 from cfmvit.data.shard_index import RECORD_BYTES, SUFFIX
 
 from .conftest import add, jpeg
@@ -156,3 +159,33 @@ def test_a_shard_that_goes_away_or_shrinks_costs_its_samples(tmp_path: Path) -> 
     path.unlink()
     with pytest.raises(CorruptSample, match="No such file"):
         data.load(0, np.random.default_rng(0))
+
+
+def test_processes_share_the_indexing(tmp_path: Path) -> None:
+    for number in range(5):
+        shard(tmp_path / f"train-{number}.tar", ["one"])
+    share_indexing(f"shards:{tmp_path}", "train", 1, 2)
+    assert sorted(p.name for p in tmp_path.glob(f"*{SUFFIX}")) == [f"train-{n}.tar{SUFFIX}" for n in (1, 3)]
+    share_indexing(f"coco:{tmp_path}", "train", 0, 2)
+
+
+def test_the_command_makes_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train-0", "train-1", "val-0"):
+        shard(tmp_path / f"{name}.tar", ["one", "two"])
+    assert main(["index", f"shards:{tmp_path}"]) == 0
+    assert capsys.readouterr().out == f"index: 6 samples in 3 shards, {3 * (92 + 64)} bytes\n"
+    (tmp_path / "train-1.tar").write_bytes(b"junk" * 300)
+    assert main(["index", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith("index: 4 samples in 2 shards")
+    assert "train-1.tar is not a whole tar" in printed.err
+    assert main(["index", str(tmp_path / "other-*.tar")]) == 2
+    assert "no shards match" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_ten_million_samples_open_in_seconds(tmp_path: Path) -> None:
+    make_shards(tmp_path, 1000)
+    found = opening(tmp_path)
+    assert found["samples"] == 10_000_000
+    assert found["open_s"] < 5 and found["added_mb"] < 300

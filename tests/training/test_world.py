@@ -10,6 +10,7 @@ import torch
 
 from cfmvit.data import CorruptSample
 from cfmvit.training import MissingRankError, World, join
+from cfmvit.training.run_folder import check_same_data
 from tests.processes import be_rank, free_port, run_ranks
 
 
@@ -44,6 +45,11 @@ def _agree(rank: int, size: int, port: int, folder: str) -> None:
         assert world.gather(rank) == [0, 1]
         assert world.from_main(lambda: {"made by": rank}) == {"made by": 0}
         assert world.share(torch.arange(6)).tolist() == [[0, 1, 2], [3, 4, 5]][rank]
+        check_same_data("2 samples", world)
+        with pytest.raises(
+            ValueError, match="must see the same, got 2 samples on rank 0 and 3 samples on rank 1"
+        ):
+            check_same_data(f"{2 + rank} samples", world)
         # An error of one rank is everybody's, in its words and kind.
         with (
             pytest.raises(FileNotFoundError, match=r"^rank 1: no shard" if rank == 0 else "no shard"),
