@@ -1,6 +1,7 @@
 """Data: embedded scenes, COCO, LVIS, WebDataset shards; a loader whose batches are addressed by number.
 
-A place is named by ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB`` or ``annotations.json@image_folder``.
+A place is named by ``coco:DIR``, ``lvis:DIR``, ``shards:GLOB``, ``annotations.json@image_folder`` or, for captions,
+``pairs.csv`` or ``pairs.tsv``.
 """
 
 from cfmvit.data.captions import CaptionDataset, open_captions

@@ -62,7 +62,7 @@ def pretrain(
     """
     if not config.data:
         raise ValueError(
-            "pretrain: data must be given, as coco:DIR, lvis:DIR, shards:GLOB or captions.json@image_folder"
+            "pretrain: data must be given, as coco:DIR, lvis:DIR, shards:GLOB, captions.json@image_folder, pairs.csv or pairs.tsv"
         )
     with (
         join(config.device, config.loop.timeout) as world,
