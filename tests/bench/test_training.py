@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cfmvit.bench import scale, training
+from cfmvit.bench import scale, training_steps
 from cfmvit.models import model_config
 from cfmvit.pretrain.flops import flops
 
@@ -28,8 +28,8 @@ def test_the_page_has_the_clusters_as_the_command_makes_them() -> None:
 def test_open_clips_towers_are_of_the_same_size() -> None:
     """But for its class tokens, which are one of 64 tokens, and their projection."""
     pytest.importorskip("open_clip")
-    config = model_config("cfm_vit_tiny", **training.ALONE)
-    step = training.open_clips(config, 2, CPU, "fp32")
+    config = model_config("cfm_vit_tiny", depth=2, **training_steps.ALONE)
+    step = training_steps.open_clips(config, 2, CPU, "fp32")
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         step()
     assert counter.get_total_flops() == pytest.approx(
