@@ -15,6 +15,7 @@ from cfmvit.data.caption_table import SUFFIXES, table_captions
 from cfmvit.data.images import decode_rgb
 from cfmvit.data.pairs import Pairs, ShardPairs, file_pairs
 from cfmvit.data.shards import BrokenShards, open_shards
+from cfmvit.data.skipped import MAX_SKIPPED
 from cfmvit.data.specs import resolve
 from cfmvit.data.transforms import center_crop, random_resized_crop
 
@@ -104,6 +105,7 @@ def open_captions(
     crop_scale: tuple[float, float] = (0.5, 1.0),
     flip: bool = True,
     broken_shards: BrokenShards = "error",
+    max_skipped: int = MAX_SKIPPED,
 ) -> CaptionDataset:
     """Open image-text pairs.
 
@@ -117,6 +119,7 @@ def open_captions(
         crop_scale: range of the share of the area that a crop keeps.
         broken_shards: ``"skip"`` those that are missing, no whole tar or without a pair, with a count, or take one for an
             ``"error"``.
+        max_skipped: how many shards are skipped.
 
     Raises:
         FileNotFoundError, ValueError: naming what is missing or malformed. Empty captions are dropped and counted in
@@ -129,7 +132,7 @@ def open_captions(
     source = resolve(spec, split, "captions")
     pairs: Pairs
     if source.shards:
-        pairs = ShardPairs(open_shards(source.shards, "captions", broken_shards))
+        pairs = ShardPairs(open_shards(source.shards, "captions", broken_shards, max_skipped))
         left = f"{len(pairs)} images in {len(pairs.sizes)} of {len(source.shards)} shards"
     else:
         listed = (

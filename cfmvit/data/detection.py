@@ -19,6 +19,7 @@ from cfmvit.data.masks import decode_mask, has_mask
 from cfmvit.data.repeat_factors import repeat_factors
 from cfmvit.data.shard_boxes import shard_annotations, shard_entries
 from cfmvit.data.shards import BrokenShards, ShardSample
+from cfmvit.data.skipped import MAX_SKIPPED
 from cfmvit.data.specs import resolve
 from cfmvit.data.transforms import Objects, fit, jitter, resize
 
@@ -226,6 +227,7 @@ def open_detection(
     size_mismatch: SizeMismatch = "scale",
     orientation: Orientation = "auto",
     broken_shards: BrokenShards = "error",
+    max_skipped: int = MAX_SKIPPED,
 ) -> DetectionDataset:
     """Open a detection data set.
 
@@ -246,6 +248,7 @@ def open_detection(
             and counted.
         broken_shards: ``"skip"`` those that are missing, no whole tar or without a box, with a count, or take one for an
             ``"error"``.
+        max_skipped: how many shards are skipped.
 
     Raises:
         FileNotFoundError, ValueError: naming what is missing or malformed. Annotations that can't be used are dropped,
@@ -265,7 +268,7 @@ def open_detection(
         )
     source = resolve(spec, split, "detection")
     if source.shards:
-        found = shard_entries(source.shards, broken_shards)
+        found = shard_entries(source.shards, broken_shards, max_skipped)
     else:
         found = file_entries(source.annotations, source.images, vocabulary)
     wanted = {category.id for category in found.split.categories if not (base_only and category.novel)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,8 +18,10 @@ from cfmvit.data.shards import BrokenShards, ShardSample, open_shards, parsed_js
 from cfmvit.data.specs import CATEGORIES
 from cfmvit.data.storage import beside
 
+_LOG = logging.getLogger(__name__)
 
-def shard_entries(names: tuple[str, ...], broken: BrokenShards) -> Found:
+
+def shard_entries(names: tuple[str, ...], broken: BrokenShards, max_skipped: int) -> Found:
     """Return the samples with their annotations, and the categories. Samples without a usable box are dropped.
 
     A sample's json has a ``category_id`` and a ``box_xyxy``, or two lists of as many.
@@ -31,12 +34,13 @@ def shard_entries(names: tuple[str, ...], broken: BrokenShards) -> Found:
     known = {category.id for category in categories}
     entries: list[DetectionEntry] = []
     dropped: list[str] = []
-    corrupt = boxes = 0
-    shards = open_shards(names, "detection", broken)
+    corrupt = boxes = unlabelled = 0
+    shards = open_shards(names, "detection", broken, max_skipped)
     for number in range(1, len(shards) + 1):
         try:
             sample, files = shards.read(number - 1, "json")
             if "json" not in files:
+                unlabelled += 1
                 continue
             label = parsed_json(sample, files["json"])
         except CorruptSample as error:
@@ -57,6 +61,8 @@ def shard_entries(names: tuple[str, ...], broken: BrokenShards) -> Found:
             annotations.append({"id": boxes, "image_id": number, "category_id": category, "bbox": box})
         if annotations:
             entries.append(DetectionEntry(number, sample, annotations))
+    if unlabelled:
+        _LOG.warning("left out %d of %d samples, which have no .json", unlabelled, len(shards))
     log_corrupt_count(corrupt, len(shards))
     log_dropped(dropped, Path(names[0]).parent, "their box is not finite or has no area")
     split = CategorySplit(categories, (), "as categories.json says")

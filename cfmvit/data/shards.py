@@ -124,7 +124,7 @@ def parsed_json(sample: ShardSample, content: bytes) -> dict[str, Any]:
     return found
 
 
-def open_shards(names: Sequence[str], purpose: str, broken: BrokenShards = "error") -> Shards:
+def open_shards(names: Sequence[str], purpose: str, broken: BrokenShards, max_skipped: int) -> Shards:
     """Open shards by their indexes; those without one get it first, on all cores.
 
     What is left out of them is counted in the log.
@@ -133,9 +133,10 @@ def open_shards(names: Sequence[str], purpose: str, broken: BrokenShards = "erro
         purpose: ``"captions"``, of samples with an image and a text or a json, or ``"detection"``, of those with a json.
         broken: a shard that is missing, cut off, compressed, no tar, or without such a sample is an ``"error"``, or logged,
             counted and left out (``"skip"``).
+        max_skipped: how many are left out.
 
     Raises:
-        ValueError: a broken shard, no such sample in any of them, or shards that differ in what their captions are in.
+        ValueError: a broken shard, or more of them than are left out, no such sample in any of them, or shards that differ in what their captions are in.
         OSError: an index can't be written anywhere.
     """
     wanted = f"a .{' or .'.join((*TEXTS, 'json'))}" if purpose == "captions" else "a .json"
@@ -151,7 +152,13 @@ def open_shards(names: Sequence[str], purpose: str, broken: BrokenShards = "erro
     if reasons and broken == "error":
         others = f"; so are {len(reasons) - 1} others of {len(names)} shards" if len(reasons) > 1 else ""
         raise ValueError(f"data: {next(iter(reasons.values()))}{others}")
-    for reason in reasons.values():
+    first = list(reasons.values())[:_NAMED]
+    if len(reasons) > max_skipped:
+        raise ValueError(
+            f"data: more than max_skipped = {max_skipped} broken shards, {len(reasons)} of {len(names)}; the first are "
+            + "; ".join(first)
+        )
+    for reason in first:
         _LOG.warning("skipped the broken shard: %s", reason)
     left_out = Counter({"shards that are broken": len(reasons)})
     for head in found.values():

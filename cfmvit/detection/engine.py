@@ -77,7 +77,7 @@ class FinetuneConfig:
             LVIS's 0.001; none are by default.
         checkpoint_activations: compute each block of the image tower again in the backward pass rather than keep what is in it.
         vocabulary, negatives, size_mismatch, orientation, broken_shards: as ``cfmvit.data.open_detection`` takes them.
-        max_skipped: how many corrupt samples a process passes over.
+        max_skipped: how many corrupt samples a process passes over, and how many broken shards.
         device: ``auto`` takes a GPU when there is one.
     """
 
@@ -235,6 +235,7 @@ def _open(config: FinetuneConfig) -> DetectionDataset:
         size_mismatch=config.size_mismatch,
         orientation=config.orientation,
         broken_shards=config.broken_shards,
+        max_skipped=config.max_skipped,
     )
 
 

@@ -45,7 +45,7 @@ class PretrainConfig:
         crop_scale: range of the area kept by the random resized crop.
         flip: mirror half of the images, where ``augment``. Captions that tell left from right want it off.
         broken_shards: as ``cfmvit.data.open_captions`` takes it.
-        max_skipped: how many corrupt samples a process passes over.
+        max_skipped: how many corrupt samples a process passes over, and how many broken shards.
         checkpoint_activations: compute each block again in the backward pass rather than keep what is in it.
         sharding: "fsdp" leaves to each of several processes a part of weights, gradients and optimizer state, for models that a
             device can't hold whole with all three; see ``training.sharding``.

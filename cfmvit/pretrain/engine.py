@@ -173,6 +173,7 @@ def _open(config: PretrainConfig, image_size: int) -> CaptionDataset:
         crop_scale=config.crop_scale,
         flip=config.flip,
         broken_shards=config.broken_shards,
+        max_skipped=config.max_skipped,
     )
     if not 2 <= config.batch_size <= len(dataset):
         raise ValueError(

@@ -114,7 +114,7 @@ def test_long_names_are_found_again(tmp_path: Path, form: int) -> None:
 
 
 def test_shards_that_cannot_be_used_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    good = shard(tmp_path / "a.tar", ["one"])
+    shard(tmp_path / "a.tar", ["one"])
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         add(tar, "x.jpg", jpeg(1))
         add(tar, "x.cls", b"3")
@@ -133,7 +133,10 @@ def test_shards_that_cannot_be_used_are_named(tmp_path: Path, caplog: pytest.Log
         "left out 3 shards that are broken, of 4 shards",
     ):
         assert words in caplog.text
-    assert good.is_file()
+    with pytest.raises(
+        ValueError, match=r"more than max_skipped = 2 broken shards, 3 of 4; the first are .*b\.tar has"
+    ):
+        texts(Path(spec), broken_shards="skip", max_skipped=2)
 
 
 def test_shards_with_other_keys_are_refused(tmp_path: Path) -> None:
