@@ -69,8 +69,8 @@ class Saving:
     def _copied(self, step: int) -> State:
         model = self._copy("model", self._model.state_dict())
         optimizer = self._copy("optimizer", optimizer_state(self._model, self._optimizer))
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize(self._world.device)
         return State(step, model, optimizer, type(self._optimizer).__name__)
 
     def _copy(self, part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

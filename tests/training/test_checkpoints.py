@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +20,9 @@ from torch import nn
 from cfmvit.training import World, param_groups, saving
 from cfmvit.training.checkpoint import checkpoints, last_whole, load_checkpoint
 from cfmvit.training.checkpoint_folder import read_state
+from cfmvit.training.run_folder import run_folder
 from cfmvit.training.saving import Saving
+from tests.processes import exit_codes
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS")
 
@@ -86,6 +91,34 @@ def test_the_two_last_are_kept(tmp_path: Path) -> None:
         run.save()
     assert [path.name for path in checkpoints(tmp_path)] == ["00000003", "00000004"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000003", "00000004"]
+
+
+def _die(rank: int, size: int, port: int, output: str, module: str, function: str) -> None:
+    """Save once, and be killed where the second save comes to call a function."""
+    run = Run(Path(output))
+    run.save()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[module], function, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        run.save()
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "left"),
+    [
+        ("checkpoint_folder", "sync", 1),  # all is written, nothing is on the disk for sure
+        ("saving", "keep_last", 2),
+    ],
+)
+def test_a_kill_while_it_is_written_leaves_the_one_before(
+    tmp_path: Path, module: str, function: str, left: int
+) -> None:
+    arguments = (str(tmp_path), f"cfmvit.training.{module}", function)
+    assert exit_codes(_die, 1, *arguments, imports=["cfmvit.training"]) == [-signal.SIGKILL]
+    assert last_whole(tmp_path).name == f"{left:08d}"
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2, "what was half-written lies beside it"
+    with run_folder(tmp_path, World(torch.device("cpu")), resume=True, overwrite=False, product="model"):
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == [f"{step:08d}" for step in range(1, left + 1)]
 
 
 @pytest.mark.parametrize("name", FILES)
