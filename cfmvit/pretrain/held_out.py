@@ -67,12 +67,15 @@ class HeldOut:
             NonFiniteLossError: an embedding is NaN or infinite, on whatever rank.
             ValueError: no image can be decoded.
         """
-        device = self._world.device.type
-        with frozen(self._model), torch.autocast(device, torch.bfloat16, enabled=self._precision == "bf16"):
+        with frozen(self._model):
             found = self._retrieval()
             if self._regions is not None:
                 found |= self._region_accuracy(self._regions)
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def _embedding(self) -> torch.autocast:
+        """Return the precision to embed in; what is compared after that is in float32, where fewer embeddings are tied."""
+        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._precision == "bf16")
 
     def _share(self, count: int) -> range:
         return range(self._world.rank, min(count, self._limit), self._world.size)
@@ -80,7 +83,7 @@ class HeldOut:
     def _retrieval(self) -> dict[str, float]:
         nothing = torch.zeros(0, self._model.embed_dim)
         image, text, owner = [nothing], [nothing], []
-        with self._world.together():
+        with self._world.together(), self._embedding():
             for images, captions in self._batches(self._share(len(self._captions))):
                 before = sum(map(len, image))
                 owner += [before + place for place, several in enumerate(captions) for _ in several]
@@ -123,14 +126,15 @@ class HeldOut:
                 yield torch.stack([image for image, _ in sound]), [captions for _, captions in sound]
 
     def _region_accuracy(self, dataset: DetectionDataset) -> dict[str, float]:
-        with self._world.together():
+        with self._world.together(), self._embedding():
             embedded = embed_regions(self._model, dataset, self._share(len(dataset)))
         parts = self._gathered(*embedded)
         with self._world.together():
             if not parts:
                 return {}
             embeddings, labels = (torch.cat(part) for part in zip(*parts))
-            classes = class_embeddings(self._model, [c.name for c in dataset.categories], _TEMPLATES)
+            with self._embedding():
+                classes = class_embeddings(self._model, [c.name for c in dataset.categories], _TEMPLATES)
             novel = [number for number, category in enumerate(dataset.categories) if category.novel]
             found = topk_accuracy(embeddings, classes.float().cpu(), labels, novel=novel)
             return {f"regions_{name}": value for name, value in found.items()}

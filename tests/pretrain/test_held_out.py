@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from cfmvit.cli import main
 from cfmvit.data import open_captions, open_detection
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.evaluation import class_embeddings, classify_regions, evaluate_retrieval
-from cfmvit.models import CFMViT
+from cfmvit.models import CFMViT, Tokenizer, create_model
 from cfmvit.pretrain import pretrain
 from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.pretrain.held_out import held_out
 from cfmvit.training import LoopConfig, NonFiniteLossError, World
 from tests.processes import be_rank, exit_codes
 
-from .small_run import config, weights
+from .small_run import TINY, config, weights
 
 FOUND = {f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
 
@@ -136,6 +137,28 @@ def test_corrupt_images_are_left_out_and_weights_that_are_not_finite_are_an_erro
         model.visual.norm.weight[0] = torch.nan
     with pytest.raises(NonFiniteLossError, match="an embedding of the held-out data is not finite"):
         evaluation.run()
+
+
+def test_embeddings_in_bfloat16_are_compared_in_float32(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in bfloat16 would tie many of them, and ties count against the model."""
+    compared = []
+
+    def watch(name: str, real: Any) -> None:
+        def compare(*arguments: Any, **options: Any) -> Any:
+            compared.append((name, torch.is_autocast_enabled("cpu"), arguments[0].dtype))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, compare)
+
+    module = sys.modules[held_out.__module__]
+    watch("retrieval_recall", module.retrieval_recall)
+    watch("topk_accuracy", module.topk_accuracy)
+    tokenizer = Tokenizer.train(open_captions(data, image_size=64).texts(), 400)
+    model = create_model("cfm_vit_tiny", tokenizer=tokenizer, **TINY)
+    settings = config(data, eval_every=1, loop=LoopConfig(steps=1, precision="bf16"))
+    evaluation = held_out(settings, model, World(torch.device("cpu")))
+    assert evaluation is not None and evaluation.run().keys() >= FOUND
+    assert compared == [(name, False, torch.float32) for name in ("retrieval_recall", "topk_accuracy")]
 
 
 @pytest.mark.parametrize(
