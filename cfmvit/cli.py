@@ -183,6 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _device_option(detect)
     detect.add_argument("--json", action="store_true", help="print the detections as JSON")
+    detect.add_argument(
+        "--explain",
+        action="store_true",
+        help="give both scores of each box, and write a map of where the picture resembles each label",
+    )
     detect.set_defaults(run=_detect)
 
     export = commands.add_parser(
@@ -404,6 +409,7 @@ def _detect(arguments: argparse.Namespace) -> None:
         arguments.device,
         arguments.precision,
         arguments.vocabulary,
+        arguments.explain,
     )
 
 

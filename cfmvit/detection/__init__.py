@@ -11,6 +11,7 @@ from cfmvit.detection.config import (
 from cfmvit.detection.detector import Detector
 from cfmvit.detection.encoded import Encoded
 from cfmvit.detection.engine import FinetuneConfig, FinetuneOptim, finetune
+from cfmvit.detection.explanation import similarity_maps
 from cfmvit.detection.inference import predict_dataset
 from cfmvit.detection.region_classification import classify_regions
 from cfmvit.detection.result import Detections
@@ -33,5 +34,6 @@ __all__ = [
     "finetune",
     "pipeline",
     "predict_dataset",
+    "similarity_maps",
     "tiny_config",
 ]

@@ -11,10 +11,11 @@ from cfmvit._io import atomic_write
 from cfmvit._require import require
 from cfmvit._terminal import printable
 from cfmvit.detection.detector import Detector, Precision
+from cfmvit.detection.explanation import MOST_MAPS, write_maps
 from cfmvit.detection.folder import RESULTS, detect_folder
 from cfmvit.detection.image_input import read_image
 from cfmvit.detection.places import find_images
-from cfmvit.detection.result import Detections
+from cfmvit.detection.result import PARTS, Detections
 from cfmvit.detection.vocabulary import Vocabulary, clean_labels
 from cfmvit.report import overlay
 from cfmvit.training.device import choose_device
@@ -30,6 +31,7 @@ def detect(
     device: str = "auto",
     precision: Precision = "auto",
     vocabulary: Path | None = None,
+    explain: bool = False,
 ) -> Path:
     """Find objects, print them and write overlays.
 
@@ -46,6 +48,8 @@ def detect(
         precision: as ``Detector.encode`` takes it.
         vocabulary: file that keeps the labels' embeddings. Where there is one, it is read, and ``labels`` may be None; else it is
             written.
+        explain: give the detector's and the frozen tower's probability and the centerness of each score, and write a map of the
+            frozen tower's similarity to each label, see ``write_maps``.
 
     Returns:
         the overlay's path, or the folder.
@@ -69,12 +73,16 @@ def detect(
     pixels = read_image(files[0]) if alone else None
     detector = Detector.from_pretrained(checkpoint).to(choose_device(device))
     text = _vocabulary(detector, names, vocabulary)
+    if explain and len(text.labels) > MOST_MAPS:
+        raise ValueError(
+            f"detect: explained labels, each of which gets a map, must be at most {MOST_MAPS}, got {len(text.labels)}"
+        )
 
     def choose(found: Detections) -> Detections:
         return found.salient() if threshold is None else found[found.scores > threshold]
 
     if pixels is None:
-        result = detect_folder(detector, files, text, path, choose, precision=precision)
+        result = detect_folder(detector, files, text, path, choose, explain=explain, precision=precision)
         skipped = f", {result.skipped} can't be read" if result.skipped else ""
         hidden = f" ({result.hidden} of lower scores are not shown)" if result.hidden else ""
         print(
@@ -82,22 +90,27 @@ def detect(
             f"{printable(str(path))}"
         )
         return path
-    everything = detector.predict(pixels, text, threshold=0.0, precision=precision)
+    everything = detector.predict(pixels, text, threshold=0.0, explain=explain, precision=precision)
     found = choose(everything)
     base = set(detector.config.base_labels)
     drawn = overlay(pixels, found, {label for label in found.labels if label not in base})
     with atomic_write(path) as file:
         drawn.save(file, format=kind)
+    maps = write_maps(detector, pixels, text, path) if explain else []
     if as_json:
         print(json.dumps(found.to_list(), indent=2))
         return path
     for item in found.to_list():
         corners = ", ".join(f"{value:.1f}" for value in item["box"].values())
-        print(f"{item['score']:.3f}  {printable(item['label']):<24} ({corners})")
+        parts = [f"{name} {item[name]:.3f}" for name in PARTS if item.get(name) is not None]
+        why = f"  {', '.join(parts)}" if parts else ""
+        print(f"{item['score']:.3f}  {printable(item['label']):<24} ({corners}){why}")
     hidden = (
         "" if len(found) or not len(everything) else _hidden(everything.scores[0].item(), len(everything))
     )
     print(f"{len(found)} found{hidden}; overlay: {printable(str(path))}")
+    for drawn_to in maps:
+        print(f"map: {printable(str(drawn_to))}")
     return path
 
 

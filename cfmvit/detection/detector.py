@@ -20,7 +20,7 @@ from cfmvit.detection.backbone import finetuned_attention, frozen_attention
 from cfmvit.detection.checkpoint import load_detector, save_detector, shipped_checkpoint
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.encoded import Encoded
-from cfmvit.detection.ensemble import frozen_embeddings, region_scores
+from cfmvit.detection.ensemble import frozen_embeddings, region_scores, score_parts
 from cfmvit.detection.image_input import Prepared, prepare, read_image
 from cfmvit.detection.postprocess import Picked, pick, to_original
 from cfmvit.detection.proposals import ProposalNetwork
@@ -173,6 +173,7 @@ class Detector(nn.Module):
         max_detections: int | None = None,
         novel: Collection[str] | None = None,
         masks: bool = True,
+        explain: bool = False,
         precision: Precision = "auto",
         batch_size: int = 8,
     ) -> Detections | list[Detections] | Iterator[Detections]:
@@ -186,6 +187,7 @@ class Detector(nn.Module):
             max_detections: at most so many an image; the configuration's by default.
             novel: the labels to weigh as novel in the ensemble. By default those that the detector was not finetuned on.
             masks: predict masks too, where the detector has a head for them.
+            explain: give the parts of each score too, as ``Detections.parts``.
             precision: as for ``encode``.
             batch_size: images that are encoded together.
 
@@ -205,7 +207,13 @@ class Detector(nn.Module):
         text = labels if isinstance(labels, Vocabulary) else self.vocabulary(labels)
         base = self._base(text.labels, novel)
         found = partial(
-            self._find, text=text, base=base, threshold=threshold, limit=max_detections, masks=masks
+            self._find,
+            text=text,
+            base=base,
+            threshold=threshold,
+            limit=max_detections,
+            masks=masks,
+            explain=explain,
         )
         if isinstance(image, Encoded):
             return found(image)
@@ -278,6 +286,7 @@ class Detector(nn.Module):
         threshold: float | None,
         limit: int | None,
         masks: bool,
+        explain: bool,
     ) -> list[Detections]:
         if not len(encoded):
             return []
@@ -305,7 +314,19 @@ class Detector(nn.Module):
             bf16 = torch.autocast(device.type, torch.bfloat16, enabled=encoded.precision == "bf16")
             with bf16:
                 drawn = self._masks(encoded.maps, picked) if masks else [None] * len(picked)
-        return [to_original(p, text.labels, image, m) for p, image, m in zip(picked, encoded.images, drawn)]
+        found = [to_original(p, text.labels, image, m) for p, image, m in zip(picked, encoded.images, drawn)]
+        if explain:
+            for number, (detections, p) in enumerate(zip(found, picked)):
+                detections.parts = score_parts(
+                    encoded.embeds[number][p.rows],
+                    text.embeddings.to(device),
+                    self.temperature,
+                    encoded.centers[number][p.rows],
+                    None if encoded.frozen is None else encoded.frozen[number][p.rows],
+                    config.scores,
+                    p.label_ids,
+                )
+        return found
 
     def _features(self, images: Tensor, *, dense: bool = False) -> tuple[list[Tensor], Tensor | None]:
         """Return the pyramid's maps and, if wanted, the frozen tower's dense features, (B, N, E)."""

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from cfmvit.detection.config import ScoreConfig
+from cfmvit.detection.result import ScoreParts
 from cfmvit.ops import pool_regions, score_regions
 
 Part = Literal["ensemble", "detector", "frozen"]
@@ -76,3 +77,27 @@ def region_scores(
         objectness=centers,
         objectness_power=config.center_power,
     )
+
+
+def score_parts(
+    embeds: Tensor,
+    text: Tensor,
+    temperature: Tensor,
+    centers: Tensor,
+    frozen: Tensor | None,
+    config: ScoreConfig,
+    labels: Tensor,
+) -> ScoreParts:
+    """Return, on the CPU, what the scores of detections are made of.
+
+    Args:
+        embeds, text, temperature, centers, frozen: as for ``region_scores``, of n detections.
+        labels: (n,) int64, each one's label.
+    """
+
+    def of_label(rows: Tensor, temperature: Tensor | float) -> Tensor:
+        scores = score_regions(rows, text, temperature=temperature)
+        return scores.gather(1, labels[:, None])[:, 0].cpu()
+
+    alone = None if frozen is None else of_label(frozen, config.vlm_temperature)
+    return ScoreParts(of_label(embeds, 0.01 * temperature), alone, centers.float().cpu())

@@ -14,6 +14,7 @@ import torch
 from cfmvit._io import atomic_write
 from cfmvit.data.images import CorruptSample, log_corrupt
 from cfmvit.detection.detector import Detector, Precision
+from cfmvit.detection.explanation import write_maps
 from cfmvit.detection.image_input import Prepared, prepare, read_image
 from cfmvit.detection.places import OVERLAY
 from cfmvit.detection.result import Detections
@@ -48,6 +49,7 @@ def detect_folder(
     output: Path,
     choose: Callable[[Detections], Detections],
     *,
+    explain: bool = False,
     precision: Precision = "auto",
     batch_size: int = 8,
 ) -> Folder:
@@ -59,6 +61,7 @@ def detect_folder(
 
     Args:
         choose: which detections of a picture are kept.
+        explain: add the parts of each score to the results, and the maps of ``write_maps`` to the overlays.
 
     Raises:
         ValueError: none of the pictures can be read.
@@ -73,7 +76,12 @@ def detect_folder(
         for batch in _batches(detector, files, batch_size, found):
             pictures = [picture for _, picture, _ in batch]
             everything = detector.predict(
-                [p for *_, p in batch], text, threshold=0.0, precision=precision, batch_size=batch_size
+                [p for *_, p in batch],
+                text,
+                threshold=0.0,
+                explain=explain,
+                precision=precision,
+                batch_size=batch_size,
             )
             for (path, _, _), picture, detections in zip(batch, pictures, everything):
                 chosen, number = choose(detections), len(found.images) + 1
@@ -86,6 +94,8 @@ def detect_folder(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(target) as file:
                     drawn.save(file, format="PNG")
+                if explain:
+                    write_maps(detector, picture, text, target)
             bar.update(min(batch_size, len(files) - bar.n))
     finally:
         bar.close()

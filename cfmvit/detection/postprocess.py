@@ -22,11 +22,13 @@ class Picked:
         boxes: (n, 4) xyxy.
         scores: (n,).
         label_ids: (n,) int64.
+        rows: (n,) int64, which proposal each was.
     """
 
     boxes: Tensor
     scores: Tensor
     label_ids: Tensor
+    rows: Tensor
 
 
 def pick(boxes: Tensor, scores: Tensor, config: ScoreConfig, threshold: float, limit: int) -> Picked:
@@ -45,7 +47,7 @@ def pick(boxes: Tensor, scores: Tensor, config: ScoreConfig, threshold: float, l
     row, label = index // max(1, scores.shape[1]), index % max(1, scores.shape[1])
     nms = require("torchvision.ops", extra="detection").batched_nms
     kept = nms(boxes[row], flat[index], label, config.nms)[:limit]
-    return Picked(boxes[row[kept]], flat[index[kept]], label[kept])
+    return Picked(boxes[row[kept]], flat[index[kept]], label[kept], row[kept])
 
 
 def to_original(picked: Picked, labels: tuple[str, ...], image: Prepared, masks: Tensor | None) -> Detections:

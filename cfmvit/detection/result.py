@@ -12,6 +12,34 @@ from torch import Tensor
 from cfmvit._require import require
 from cfmvit.detection.box_masks import BoxMasks
 
+PARTS = ("detector", "frozen", "centerness")
+
+
+@dataclass(frozen=True)
+class ScoreParts:
+    """What n scores were made of: ``detector ** (1 - w) * frozen ** w``, renormalised, times a power of ``centerness``.
+
+    Attributes:
+        detector: (n,) float32, the probability of the label by the finetuned half, over all labels and background.
+        frozen: (n,) float32, the same by the frozen tower; None where it is not used.
+        centerness: (n,) float32, of the proposal.
+    """
+
+    detector: Tensor
+    frozen: Tensor | None
+    centerness: Tensor
+
+    def __getitem__(self, index: Any) -> ScoreParts:
+        """Return the parts that a slice or a tensor selects."""
+        frozen = None if self.frozen is None else self.frozen[index]
+        return ScoreParts(self.detector[index], frozen, self.centerness[index])
+
+    def to_list(self) -> list[dict[str, float | None]]:
+        """Return ``[{"detector", "frozen", "centerness"}]``."""
+        frozen = [None] * len(self.detector) if self.frozen is None else self.frozen.tolist()
+        rows = zip(self.detector.tolist(), frozen, self.centerness.tolist())
+        return [dict(zip(PARTS, row)) for row in rows]
+
 
 @dataclass
 class Detections:
@@ -23,6 +51,7 @@ class Detections:
         label_ids: (n,) int64, index into the labels that were asked for.
         labels: n names.
         masks: n masks at the original size, drawn when asked for (``masks[row]``, ``masks.dense()``), or None.
+        parts: what the scores were made of, where ``predict`` was told to explain them.
     """
 
     boxes: Tensor
@@ -30,6 +59,7 @@ class Detections:
     label_ids: Tensor
     labels: list[str]
     masks: BoxMasks | None = None
+    parts: ScoreParts | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -39,7 +69,8 @@ class Detections:
         rows = torch.arange(len(self))[index].reshape(-1)
         masks = None if self.masks is None else self.masks[rows]
         labels = [self.labels[row] for row in rows.tolist()]
-        return Detections(self.boxes[rows], self.scores[rows], self.label_ids[rows], labels, masks)
+        parts = None if self.parts is None else self.parts[rows]
+        return Detections(self.boxes[rows], self.scores[rows], self.label_ids[rows], labels, masks, parts)
 
     def salient(self, fraction: float = 0.25, floor: float = 0.02) -> Detections:
         """Return the best label of each place, of places whose score comes near the image's best one.
@@ -59,15 +90,22 @@ class Detections:
         return self[keep[self.scores[keep] >= least]]
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Return ``[{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}]``, transformers' convention."""
+        """Return ``[{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}]``, transformers' convention, and the parts of
+        explained scores.
+        """
         corners = ("xmin", "ymin", "xmax", "ymax")
         return [
-            {"score": score, "label": label, "box": dict(zip(corners, box))}
-            for score, label, box in zip(self.scores.tolist(), self.labels, self.boxes.tolist())
+            {"score": score, "label": label, "box": dict(zip(corners, box)), **part}
+            for score, label, box, part in zip(
+                self.scores.tolist(), self.labels, self.boxes.tolist(), self._parts()
+            )
         ]
 
+    def _parts(self) -> list[dict[str, float | None]]:
+        return [{} for _ in range(len(self))] if self.parts is None else self.parts.to_list()
+
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Return COCO results: xywh boxes, and masks as compressed RLE.
+        """Return COCO results: xywh boxes, and masks as compressed RLE; and the parts of explained scores.
 
         Args:
             category_ids: the data set's id of each label that was asked for.
@@ -75,8 +113,16 @@ class Detections:
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         boxes = torch.cat([self.boxes[:, :2], sizes], dim=1).tolist()
         results: list[dict[str, Any]] = [
-            {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": box, "score": score}
-            for box, score, label in zip(boxes, self.scores.tolist(), self.label_ids.tolist())
+            {
+                "image_id": int(image_id),
+                "category_id": int(category_ids[label]),
+                "bbox": box,
+                "score": score,
+                **part,
+            }
+            for box, score, label, part in zip(
+                boxes, self.scores.tolist(), self.label_ids.tolist(), self._parts()
+            )
         ]
         if self.masks is not None:
             for result, code in zip(results, self.masks.to_rle()):
