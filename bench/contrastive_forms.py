@@ -32,6 +32,7 @@ TILES = {
     "eight warps": dict(warps=8),
     "pointers": dict(descriptors=False),
     "narrow": dict(block_n=64),
+    "tall": dict(block_m=256, warps=8),
     "wide": dict(block_n=256, warps=8),
     "wide, four stages": dict(block_n=256, warps=8, stages=4),
     "two stages": dict(stages=2),

@@ -29,7 +29,7 @@ def test_nothing_spills_and_every_row_is_there() -> None:
     assert {row.op for row in counts.ROWS} | {
         f"{op} {pass_}" for op, pass_ in product(("roi_align", "pool_regions"), ("forward", "backward"))
     } | {"score_regions forward"} <= rows().keys()
-    assert {row["stack"] for row in rows().values() if row["kernel"]} == {"0"}
+    assert {row["stack"] for row in rows().values() if row.get("kernel")} == {"0"}
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,9 @@ def test_region_ops_are_no_farther_from_their_floors(op: str, most: float) -> No
 
 def test_contrastive_losses_keep_to_their_targets() -> None:
     """At 32,768 pairs of width 768: 11 ms, and epilogues that end before the other program's products do."""
-    assert rows()["info_nce both"]["predicted"].endswith(" ms")
-    assert float(rows()["info_nce both"]["predicted"].split()[0]) <= 9.5
+    seconds, unit = rows()["info_nce both"]["without the L2"].split()
+    assert unit == "ms"
+    assert float(seconds) <= 9.5
     shares = [row["of the products' time"] for row in rows().values() if row.get("of the products' time")]
     assert len(shares) == 3
     assert all(int(share.rstrip("%")) < 100 for share in shares)
