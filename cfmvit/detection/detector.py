@@ -35,6 +35,11 @@ from cfmvit.training.world import World
 Precision = Literal["auto", "fp32", "bf16"]
 Words = Sequence[str] | Vocabulary
 
+_BOXES, _MASKS = (
+    256,
+    64,
+)  # regions that a head sees at a time; what is in it of all of them would not fit a cache
+
 
 class Detector(nn.Module):
     """Find objects named by free text (CFM-ViT section 3.3).
@@ -261,7 +266,8 @@ class Detector(nn.Module):
             sizes = torch.tensor([image.valid_size for image in prepared], device=device)
             maps, dense = self._features(pixels, dense=config.scores.vlm)
             proposals, centers = self.proposals.select(self.proposals(maps), sizes)
-            embeds, deltas = self.box_head(self._align(maps, proposals, config.heads.box_size))
+            aligned = self._align(maps, proposals, config.heads.box_size)
+            embeds, deltas = map(torch.cat, zip(*map(self.box_head, aligned.split(_BOXES))))
             frozen = self._frozen_embeddings(dense, pixels, proposals)
         counts = [len(rows) for rows in proposals]
         limits = sizes.flip(1).repeat(1, 2).float()
@@ -367,10 +373,13 @@ class Detector(nn.Module):
     def _masks(self, features: list[Tensor], picked: list[Picked]) -> list[Tensor | None]:
         if self.mask_head is None:
             return [None] * len(picked)
-        heads = self.config.heads
-        boxes = [p.boxes for p in picked]
-        logits = self.mask_head(self._align(features, boxes, heads.mask_size))
-        return list(logits.sigmoid().split([len(b) for b in boxes]))
+        # One mask for all the labels of a box: the head does not know of labels.
+        unique = [p.boxes.unique(dim=0, return_inverse=True) for p in picked]
+        boxes = [rows for rows, _ in unique]
+        aligned = self._align(features, boxes, self.config.heads.mask_size)
+        drawn = torch.cat([self.mask_head(piece) for piece in aligned.split(_MASKS)]).sigmoid()
+        masks = drawn.split([len(rows) for rows in boxes])
+        return [mask[rows] for mask, (_, rows) in zip(masks, unique)]
 
     def _base(self, labels: tuple[str, ...], novel: Collection[str] | None) -> Tensor:
         """Return (n,) bool: which labels get the base weight of the ensemble."""

@@ -47,7 +47,7 @@ class ProposalNetwork(nn.Module):
             layers += [
                 nn.Conv2d(channels, channels, 3, padding=1),
                 ChannelNorm(channels, eps=1e-6),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
             ]
         self.trunk = nn.Sequential(*layers)
         # Centerness and the four distances from one 1x1 convolution.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from cfmvit.detection.config import PyramidConfig
@@ -12,7 +13,9 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        # Autocast would make float32 of it, only for the next convolution to make bfloat16 again. Sums are in float32 anyway.
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SimplePyramid(nn.Module):

@@ -85,7 +85,7 @@ class MaskHead(nn.Module):
         self.convs = _convs(channels, width, config.mask_convs)
         inputs = width if config.mask_convs else channels
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(inputs, width, 2, 2), ChannelNorm(width, eps=1e-6), nn.ReLU()
+            nn.ConvTranspose2d(inputs, width, 2, 2), ChannelNorm(width, eps=1e-6), nn.ReLU(inplace=True)
         )
         self.predict = nn.Conv2d(width, 1, 1)
 
@@ -136,5 +136,5 @@ def _convs(inputs: int, channels: int, count: int) -> nn.Sequential:
     for number in range(count):
         conv = nn.Conv2d(inputs if number == 0 else channels, channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        layers += [conv, ChannelNorm(channels, eps=1e-6), nn.ReLU()]
+        layers += [conv, ChannelNorm(channels, eps=1e-6), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cfmvit._require import require
 from cfmvit.models.architecture import Activation
+from cfmvit.models.pieces import attend_in_pieces, inferring_on_cpu
 
 _timm: Any = require("timm.models.vision_transformer", extra="models")
 
@@ -27,7 +28,10 @@ class Attention(_timm.Attention):
         """Attend over x, (B, N, C); ``attn_mask`` is broadcastable to (B, H, N, N), boolean, True where allowed."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        if x.device.type == "cpu":
+        if inferring_on_cpu(x) and qkv.dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", enabled=False):
+                out = attend_in_pieces(qkv, attn_mask, is_causal)
+        elif x.device.type == "cpu":
             precise = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
             with torch.autocast("cpu", enabled=False):
                 out = _attend(precise, attn_mask, is_causal)

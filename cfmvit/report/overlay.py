@@ -74,7 +74,7 @@ def overlay(
         taken.append(
             pen.chip(_scaled(boxes[row], factor * _SMOOTH), labels[row], score, labels[row] in novel, taken)
         )
-    layer = layer.resize(picture.size, pillow.Resampling.LANCZOS)
+    layer = layer.reduce(_SMOOTH)
     return pillow.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
 
 

@@ -224,6 +224,19 @@ def test_batches_give_what_single_images_give(make_detector):
     assert detector.predict([], text) == []
 
 
+@pytest.mark.parametrize("size", [64, 3])
+def test_a_box_under_several_labels_has_one_mask(make_detector, monkeypatch, size):
+    monkeypatch.setattr("cfmvit.detection.detector._MASKS", size)
+    monkeypatch.setattr("cfmvit.detection.detector._BOXES", size)
+    detector, image = make_detector().eval(), squares_batch()["images"][0]
+    encoded = detector.encode([image], precision="fp32")
+    (found,) = detector.predict(encoded, LABELS, max_detections=100)
+    assert len(found.boxes.unique(dim=0)) < len(found)
+    with torch.no_grad():
+        aligned = detector._align(encoded.maps, [found.boxes], detector.config.heads.mask_size)
+        torch.testing.assert_close(found.masks.probabilities, detector.mask_head(aligned).sigmoid())
+
+
 def test_novel_labels_get_the_novel_weight(make_detector):
     image = squares_batch()["images"][0]
     alike = make_detector(base_labels=(LABELS[0],))

@@ -1,0 +1,43 @@
+"""Attention on the CPU where nothing is differentiated: in pieces that stay in the processor's cache.
+
+An image of 1024 px has 38 MB of queries, keys and values in float32, more than what the attention within a window needs at a time
+by a factor of sixteen.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BYTES = 4 << 20  # of a piece's queries, keys and values
+
+
+def inferring_on_cpu(x: Tensor) -> bool:
+    """Tell whether pieces may be taken: eagerly, on the CPU, without gradients."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def attend_in_pieces(qkv: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Attend in float32, some sequences or some heads of one at a time.
+
+    Args:
+        qkv: (3, B, H, N, D) bfloat16 or float16; views will do.
+        attn_mask: boolean, broadcastable to (B, H, N, N), True where allowed.
+
+    Returns:
+        (B, H, N, D) of the dtype of ``qkv``; its memory is (B, N, H, D).
+    """
+    _, batch, heads, tokens, width = qkv.shape
+    out = qkv.new_empty(batch, tokens, heads, width).transpose(1, 2)
+    a_head = max(1, 3 * 4 * tokens * width)
+    sequences, of_one = max(1, _BYTES // (a_head * heads)), max(1, min(heads, _BYTES // a_head))
+    mask = None if attn_mask is None else attn_mask.expand(batch, heads, -1, -1)
+    for first in range(0, batch, sequences):
+        for head in range(0, heads, of_one):
+            part = slice(first, first + sequences), slice(head, head + of_one)
+            query, key, value = qkv[:, part[0], part[1]].float().unbind(0)
+            out[part] = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=None if mask is None else mask[part], is_causal=is_causal
+            )
+    return out
