@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from cfmvit.models import CFMViT, create_model
 from cfmvit.pretrain.gradients import ContrastiveGradients
@@ -122,12 +123,18 @@ def _same(rank: int, size: int, store: str) -> None:
     dist.destroy_process_group()
 
 
+def _held(weight: Tensor) -> int:
+    return (weight.to_local() if isinstance(weight, DTensor) else weight).numel()
+
+
 def _clip(world: World) -> None:
     """Shards and scalars beside them are scaled by the norm of all."""
     found = []
     for where, sharded in ((World(CPU), False), (world, True)):
         model, size = make(), BATCH // where.size
+        count = sum(p.numel() for p in model.parameters())
         step = ContrastiveGradients(model, where, 2.0, sharded=sharded)
+        assert 0.9 * count / where.size < sum(map(_held, model.parameters())) < 1.1 * count / where.size
         step([part(batch(), where.rank * size, size)], torch.Generator().manual_seed(7))
         norm = clip_gradients(list(model.parameters()), 0.1)
         found.append((norm, [gathered(p.grad) for p in model.parameters() if p.grad is not None]))
