@@ -33,49 +33,56 @@ RUNS = {"step": steps, "pieces": pieces, "memory": memory, "processes": processe
 
 def page(record: dict[str, Any]) -> str:
     """Return what docs/scale.md says of a record."""
-    machine = record["machine"]
-    lines = [f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}.", ""]
-    rows: list[tuple[str, ...]] = []
-    for found in record["results"]["step"]:
-        what = f"step of {found['model']}, {found['batch']} pairs, {found['precision']}"
-        rows += _against(what, found, "CFM-ViT", {"contrastive": STEP_BAR})
-    for found in record["results"]["pieces"]:
-        what = f"{found['batch']} pairs of {found['model']} in {found['pieces']} pieces, {found['precision']}"
-        rows += _against(what, found, "cached", {"plain": PIECES_BAR})
-    lines.append(markdown(("what", "beside", "time", "its time", "ratio", "bar"), rows))
-    rows = [
-        (f"{count}", f"{of['threads']}", duration(of["seconds"]["p50"]), f"{of['images_per_s']:.0f}")
-        for found in record["results"]["processes"]
-        for count, of in found["of"].items()
+    machine, results = record["machine"], record["results"]
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    parts = [
+        f"{machine['device']}, {threads}, load {machine['load']:.0f} of other work, torch {machine['torch']}, commit {machine['commit']}.",
+        markdown(
+            ("a step", "of", "", "takes", "beside", "takes", "ratio", "bar"),
+            [
+                *(
+                    row
+                    for found in results.get("step", [])
+                    for row in _beside(found, "contrastive", STEP_BAR)
+                ),
+                *(row for found in results.get("pieces", []) for row in _beside(found, "plain", PIECES_BAR)),
+            ],
+        ),
     ]
-    found = record["results"]["processes"][0]
-    lines += [
-        "",
-        f"{found['batch']} pairs of {found['model']}, {found['precision']}, over processes on the same cores:",
-        "",
-    ]
-    lines.append(markdown(("processes", "threads each", "step", "images/s"), rows))
-    for found in record["results"]["memory"]:
-        lines += [
-            "",
+    for found in results.get("memory", []):
+        parts.append(
             f"A step of {found['batch']:,} pairs of {found['model']} in {found['pieces']} pieces, {found['precision']}, takes "
-            f"{found['seconds']:.0f} s and {found['bytes'] / 1e9:.2f} GB, the whole process (bar: {MEMORY_BAR / 1e9:.0f} GB).",
+            f"{found['bytes'] / 1e9:.2f} GB, the whole process, PyTorch included (bar: {MEMORY_BAR / 1e9:.0f} GB)."
+        )
+    for found in results.get("processes", []):
+        parts.append(
+            f"{found['batch']} pairs of {found['model']}, {found['precision']}, over processes on the same cores:"
+        )
+        rows = [
+            (count, f"{of['threads']}", duration(of["seconds"]["p50"]), f"{of['images_per_s']:.0f}")
+            for count, of in found["of"].items()
         ]
-    return "\n".join(lines) + "\n"
+        parts.append(markdown(("processes", "threads each", "a step", "images/s"), rows))
+    return "\n" + "\n\n".join(parts) + "\n\n"
 
 
-def _against(what: str, found: dict[str, Any], first: str, bars: dict[str, float]) -> list[tuple[str, ...]]:
+def _beside(found: dict[str, Any], held: str, bar: float) -> list[tuple[str, ...]]:
+    """Return a row for each that the first one is beside; ``held`` is the one with a bar."""
+    first, *others = found["seconds"]
     times = {name: duration(spent["p50"]) for name, spent in found["seconds"].items()}
+    pieces = f" in {found['pieces']} pieces" if "pieces" in found else ""
     return [
         (
-            f"{first}, {what}",
-            name,
+            first,
+            f"{found['model']}, {found['batch']} pairs{pieces}",
+            found["precision"],
             times[first],
+            name,
             times[name],
-            f"{ratio:.2f}",
-            f"{bars[name]:.2f}" if name in bars else "",
+            f"{found['ratios'][name]:.2f}",
+            f"{bar:.2f}" if name == held else "",
         )
-        for name, ratio in found["ratios"].items()
+        for name in others
     ]
 
 
