@@ -80,7 +80,8 @@ def write_page(outcome: Outcome) -> Path:
         report.grid(row, cell=260)
     report.table(
         outcome.pointing,
-        caption="How often a map's maximum lies in the box of what was named, x 100; chance is that of a token at random.",
+        caption="How often a map's maximum lies in the box of what was named, x 100. Chance is that of a token at random; "
+        "with names shuffled, of another object's name: objects stand out whatever is asked for.",
         highlight=["hit"],
     )
     report.section("With and without pretraining")

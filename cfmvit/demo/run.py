@@ -38,6 +38,7 @@ from cfmvit.models import CFMViT, Tokenizer, create_model
 from cfmvit.pretrain import pretrain
 
 _PERMUTATIONS = 8  # of names, whose mean is chance: a single one may hit
+_POINTING_PERMUTATIONS = 3
 
 
 def demo(preset: str = "default", output: Path = Path("runs/demo")) -> Path:
@@ -112,15 +113,21 @@ def _evaluate(outcome: Outcome, detectors: dict[str, Detector], models: dict[str
 
 
 def _pointing(model: CFMViT, name: str, dataset: Any, classes: Tensor) -> dict[str, dict[str, float]]:
-    """Return the pointing accuracy of a model's tokens, of their own values, and of what its decoder predicts."""
+    """Return the pointing accuracy of a model's tokens, of their own values, and of what its decoder predicts.
+
+    Names exchanged tell how much of it is that objects stand out, whatever is asked for.
+    """
     ways: dict[str, Tokens] = {
         "values": lambda images, _: value_tokens(model, images),
         "tokens": lambda images, _: dense_tokens(model, images),
         "decoder": lambda images, number: imagined_tokens(model, images, number),
     }
-    return {
+    found = {
         f"{name}, {way}": pointing_accuracy(model, dataset, classes, tokens) for way, tokens in ways.items()
     }
+    orders = [np.random.default_rng(seed).permutation(len(classes)) for seed in range(_POINTING_PERMUTATIONS)]
+    runs = [pointing_accuracy(model, dataset, classes[order], ways["values"]) for order in orders]
+    return {**found, f"{name}, values, shuffled names": _mean(runs)}
 
 
 def _write_summary(outcome: Outcome) -> None:
@@ -156,4 +163,8 @@ def _chance(results: Path, dataset: Any) -> dict[str, float]:
         other = {ids[number]: ids[place] for number, place in enumerate(order)}
         exchanged = [{**item, "category_id": other[item["category_id"]]} for item in found]
         runs.append(evaluate_results(exchanged, dataset.annotations_path)["bbox"])
+    return _mean(runs)
+
+
+def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}

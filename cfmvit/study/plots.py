@@ -20,11 +20,11 @@ def write_plots(record: Record, output: Path) -> None:
     for name in names:
         found = {cell: record.spread(cell, name) for cell in record.cells}
         found = {cell: value for cell, value in found.items() if value.seeds}
-        chance = record.chance(name)
+        chance = {cell: record.chance(cell, name) for cell in found}
         chart = bars(
             {cell: {name: value.mean} for cell, value in found.items()},
             title=name,
-            chance={} if math.isnan(chance) else dict.fromkeys(found, chance),
+            chance={cell: value for cell, value in chance.items() if not math.isnan(value)},
             spread={cell: {name: value.deviation} for cell, value in found.items()},
         )
         _write(output / f"{record.name}-{_slug(name)}.svg", chart)

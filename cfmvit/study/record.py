@@ -72,9 +72,9 @@ class Record:
         ours, theirs = self.figures(cell, name), self.figures(other, name)
         return spread(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
 
-    def chance(self, name: str) -> float:
-        """Return what guessing comes to; NaN where that is not known."""
-        known = (d.get("chance", {}).get(name) for seeds in self.cells.values() for d in seeds.values())
+    def chance(self, cell: str, name: str) -> float:
+        """Return what guessing comes to on a cell's data; NaN where that is not known."""
+        known = (done.get("chance", {}).get(name) for done in self.cells.get(cell, {}).values())
         return next((value for value in known if value is not None), math.nan)
 
     def errors(self) -> list[str]:

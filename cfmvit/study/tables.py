@@ -19,7 +19,7 @@ def markdown(record: Record) -> str:
         for row in rows
         if row in record.cells
     ]
-    body.append(["chance", *(_number(record.chance(name), name) for name in names)])
+    body.append(["chance", *(_chance(record, name) for name in names)])
     parts = [f"# {study.title}", study.question, _seeds(record), _table(["", *names], body)]
     if study.compare:
         shown = [
@@ -45,10 +45,18 @@ def _seeds(record: Record) -> str:
     done = [sum("error" not in d for d in seeds.values()) for seeds in record.cells.values()]
     seeds = f"{min(done)}" if min(done) == max(done) else f"{min(done)} to {max(done)}"
     machines = {f"{d['device']}, torch {d['torch']}" for s in record.cells.values() for d in s.values()}
+    unit = f"percentages but for {STEP}" if STEP in record.names() else "percentages"
     return (
-        f"Means over {seeds} of {record.study.seeds} seeds, ± standard deviation; percentages but for {STEP}. "
+        f"Means over {seeds} of {record.study.seeds} seeds, ± standard deviation; {unit}. "
         f"{'; '.join(sorted(machines))}."
     )
+
+
+def _chance(record: Record, name: str) -> str:
+    """Return what guessing comes to: of cells that are measured on other data, from the least to the most."""
+    known = [value for cell in record.cells if not math.isnan(value := record.chance(cell, name))]
+    shown = dict.fromkeys(_number(value, name) for value in sorted(known))
+    return " to ".join([*shown][:: max(1, len(shown) - 1)]) or "–"
 
 
 def _spread(value: Spread, name: str) -> str:

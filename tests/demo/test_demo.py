@@ -71,11 +71,11 @@ def test_frozen_regions_are_named_better_than_by_chance(summary: dict[str, Any])
 
 def test_maps_point_at_what_is_named(summary: dict[str, Any]) -> None:
     pointing = summary["pointing"]
-    models, ways = ("pretrained", "from scratch"), ("values", "tokens", "decoder")
+    models, ways = ("pretrained", "from scratch"), ("values", "tokens", "decoder", "values, shuffled names")
     assert set(pointing) == {f"{model}, {way}" for model in models for way in ways}
     shown = pointing["pretrained, values"]
     assert shown["hit"] > 2 * shown["chance"]
-    assert shown["hit"] > pointing["from scratch, values"]["hit"]
+    assert shown["hit"] > pointing["pretrained, values, shuffled names"]["hit"]
 
 
 def test_the_report_stands_alone(folder: Path) -> None:

@@ -18,6 +18,8 @@ from cfmvit import cli
 from cfmvit.bench.registry import FAMILIES, load
 from cfmvit.detection import FinetuneConfig
 from cfmvit.pretrain import PretrainConfig
+from cfmvit.study import load_study, study_cells
+from cfmvit.study.config import shipped_studies
 from cfmvit.training import load_config
 
 if sys.version_info >= (3, 11):
@@ -84,6 +86,10 @@ def _cfmvit(words: list[str], folder: Path) -> list[str] | None:
         annotations, _, images = config.data.rpartition("@")
         short = config.loop.steps < 10 and annotations and (folder / annotations).exists()
         return words if short and (folder / images).exists() else None
+    if arguments.command == "study":
+        if arguments.study in shipped_studies():
+            assert [*study_cells(load_study(arguments.study, arguments.overrides))]
+        return None
     if arguments.command == "bench":
         assert {*arguments.ops} <= {*load(), *FAMILIES}
         return words if arguments.list else None

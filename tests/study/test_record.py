@@ -44,6 +44,8 @@ def test_the_table(record: Record) -> None:
     table = markdown(record)
     assert "| ours | 40.0 ± 10.0 | 40.0 ± 10.0 |" in table, "percentages, but for milliseconds"
     assert "| chance | 12.5 | – |" in table
+    record.cells["theirs"][0]["chance"] = {"regions 1x": 0.005}
+    assert "| chance | 0.5 to 12.5 | – |" in markdown(record), "of cells that are measured on other data"
     assert "Means over 3 of 3 seeds" in table
 
 
