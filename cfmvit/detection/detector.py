@@ -416,12 +416,13 @@ def _evaluating(detector: Detector) -> Iterator[None]:
     with _MODES:
         if not detector._predicting:
             detector._mode = detector.training
-            detector.eval()
+            if detector._mode:
+                detector.eval()
         detector._predicting += 1
     try:
         yield
     finally:
         with _MODES:
             detector._predicting -= 1
-            if not detector._predicting:
-                detector.train(detector._mode)
+            if not detector._predicting and detector._mode:
+                detector.train()

@@ -204,9 +204,15 @@ def _outline(canvas: np.ndarray, mask: np.ndarray, colour: Colour, strength: flo
     grid = pillow.fromarray((np.asarray(mask) > 0).astype(np.uint8) * 255).resize(
         (canvas.shape[1], canvas.shape[0]), pillow.Resampling.BILINEAR
     )
+    if (box := grid.getbbox()) is None:
+        return
+    # The filter looks two pixels around and takes what is beyond the edge for its edge, so a margin of them is enough.
+    left, top, right, bottom = (max(0, box[0] - 2), max(0, box[1] - 2), box[2] + 2, box[3] + 2)
+    part = canvas[top:bottom, left:right]
+    grid = grid.crop((left, top, left + part.shape[1], top + part.shape[0]))
     inside = np.asarray(grid, dtype=np.float32)[..., None] / 255
     inner = np.asarray(grid.filter(filters.MinFilter(5)), dtype=np.float32)[..., None] / 255
-    canvas += strength * (inside - 0.9 * inner) * (np.array(colour, dtype=np.float32) - canvas)
+    part += strength * (inside - 0.9 * inner) * (np.array(colour, dtype=np.float32) - part)
 
 
 def _scaled(box: np.ndarray, factor: float) -> Box:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from cfmvit.report import gallery, overlay
 from cfmvit.report.colours import category_colour, ink_on
+from cfmvit.report.overlay import _outline
 
 GREY = (128, 128, 128)
 
@@ -165,3 +166,16 @@ def test_characters_without_a_font_are_named_once(caplog: pytest.LogCaptureFixtu
     assert [record.getMessage() for record in caplog.records] == [
         "no font of this system has the characters U+F0000: they are drawn as boxes"
     ]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [((0, 3), (0, 40)), ((17, 30), (38, 40)), ((9, 15), (20, 29))])
+def test_the_edge_of_a_mask_is_looked_for_around_it_alone(
+    rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    mask = np.zeros((30, 40), bool)
+    mask[slice(*rows), slice(*columns)] = True
+    canvas = np.full((30, 40, 3), 100, np.float32)
+    _outline(canvas, mask, (255, 0, 0), 0.5)
+    inner = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MinFilter(5))) / 255
+    share = 0.5 * (mask - 0.9 * inner)[..., None]
+    np.testing.assert_allclose(canvas, 100 + share * (np.array([255, 0, 0]) - 100), rtol=1e-6)
