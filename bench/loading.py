@@ -20,7 +20,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from cfmvit.data.images import decode_rgb
 from cfmvit.data.shard_index import make_index
 
 _PROCESSES = 2
-_BATCH = 32
+_BATCH, _BATCHES = 32, 32
 _SIZE = 224
 _LINKS = 50_000  # of one file, which file systems limit
 _PER_SHARD = 10_000
@@ -62,60 +63,78 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def loading(spec: str, rounds: int) -> dict[str, Any]:
-    """Return images/s of two processes: decoding alone, decoding and cropping, and the loader with two workers.
+    """Return core-milliseconds an image of decoding alone, of decoding and cropping, and of the loader with two workers.
 
-    The ratios are medians over rounds, in which each comes in turn.
+    They are of all processes, so that what else runs on the machine counts little. The shares are medians over rounds, in
+    which each comes in turn: how many images a core loads, of those that it would decode.
     """
     data = open_captions(spec, image_size=_SIZE)
-    batches = max(8, len(data) // _BATCH)
-    ways: dict[str, Callable[[], float]] = {
-        "decode": lambda: _in_two(_decode, data, batches),
-        "decode and crop": lambda: _in_two(_load, data, batches),
-        "loader": lambda: _loaded(data, batches),
+    ways: dict[str, Callable[[CaptionDataset], float]] = {
+        "decode": partial(_in_two, _decode),
+        "decode and crop": partial(_in_two, _load),
+        "loader": _loaded,
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            rates[name].append(batches * _BATCH / way())
+            times[name].append(1000 * way(data) / (_BATCHES * _BATCH))
     return {
-        "images_per_s": {name: statistics.median(found) for name, found in rates.items()},
-        "loader_over": {
-            name: statistics.median(a / b for a, b in zip(rates["loader"], rates[name], strict=True))
+        "core_ms_an_image": {name: statistics.median(found) for name, found in times.items()},
+        "loader_share": {
+            name: statistics.median(a / b for a, b in zip(times[name], times["loader"], strict=True))
             for name in ("decode", "decode and crop")
         },
     }
 
 
-def _in_two(work: Callable[[CaptionDataset, range], None], data: CaptionDataset, batches: int) -> float:
-    """Return the seconds that two processes take for half of the batches each."""
-    count = batches * _BATCH
+def _in_two(work: Callable[[CaptionDataset, range], float], data: CaptionDataset) -> float:
+    """Return the core-seconds of two processes that have half of the images each."""
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("fork")) as pool:
-        list(pool.map(work, [data] * _PROCESSES, [range(1)] * _PROCESSES))
-        start = time.perf_counter()
-        halves = [range(first, count, _PROCESSES) for first in range(_PROCESSES)]
-        list(pool.map(work, [data] * _PROCESSES, halves))
-        return time.perf_counter() - start
+        halves = [range(first, _BATCHES * _BATCH, _PROCESSES) for first in range(_PROCESSES)]
+        return sum(pool.map(work, [data] * _PROCESSES, halves))
 
 
-def _decode(data: CaptionDataset, numbers: range) -> None:
+def _decode(data: CaptionDataset, numbers: range) -> float:
+    start = time.process_time()
     for number in numbers:
         pair = data._pairs.read(number % len(data))
         decode_rgb(pair.image, pair.key)
+    return time.process_time() - start
 
 
-def _load(data: CaptionDataset, numbers: range) -> None:
+def _load(data: CaptionDataset, numbers: range) -> float:
+    start = time.process_time()
     for number in numbers:
         data.load(number % len(data), np.random.default_rng(number))
+    return time.process_time() - start
 
 
-def _loaded(data: CaptionDataset, batches: int) -> float:
+def _loaded(data: CaptionDataset) -> float:
+    """Between two moments at which the workers have nothing to do they make as many batches as are taken."""
     loader = SeededLoader(data, _BATCH, workers=_PROCESSES, collate=collate_captions, sizes=data.sizes)
     found = loader.iterate()
-    next(found)  # by when workers have begun on four more
-    start = time.perf_counter()
-    for _ in range(batches):
+    next(found)
+    start = _core_seconds_when_idle()
+    for _ in range(_BATCHES):
         next(found)
-    return time.perf_counter() - start
+    return _core_seconds_when_idle() - start
+
+
+def _core_seconds_when_idle() -> float:
+    """Wait until the workers have been idle for a second; return what they and this process have computed for."""
+    seen, since = _children_seconds(), time.monotonic()
+    while time.monotonic() - since < 1:
+        time.sleep(0.1)
+        if (now := _children_seconds()) != seen:
+            seen, since = now, time.monotonic()
+    return seen + time.process_time()
+
+
+def _children_seconds() -> float:
+    fields = [
+        Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split() for child in active_children()
+    ]
+    return sum(int(found[11]) + int(found[12]) for found in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def make_shards(folder: Path, count: int) -> None:
@@ -180,8 +199,8 @@ def _resident() -> int:
 def main() -> None:
     """Measure and print, or write, the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="what to load, as data= takes it; default: 512 made photographs")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", help="what to load, as data= takes it; default: 256 made photographs")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shards", type=int, nargs="*", default=[1_000, 100_000], help="how many to open")
     parser.add_argument("--output", type=Path, help="json to write")
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
@@ -192,7 +211,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": header("cpu"), "opening": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found["loading"] = loading(options.data or make_photographs(folder, 512), options.rounds)
+        found["loading"] = loading(options.data or make_photographs(folder, 256), options.rounds)
     for count in options.shards:
         with tempfile.TemporaryDirectory() as name:
             make_shards(Path(name), count)

@@ -163,7 +163,7 @@ def rgb(image: Picture, name: str) -> NDArray[np.uint8]:
         return _grey(values, 1, "floating-point", name)
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def upright(image: Picture) -> Picture:
