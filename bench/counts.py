@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cfmvit.bench import counts_regions, sass
+from cfmvit.bench import counts_regions, record, sass
 from cfmvit.bench.counts_rows import (
     BYTES,
     CACHED,
@@ -157,8 +157,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="markdown file to write; default: print")
     options = parser.parse_args()
     try:
+        if options.output is not None:
+            record.ensure_writable(options.output)  # an error now, not after the compilers
         text = page()
-    except (FileNotFoundError, ModuleNotFoundError) as error:
+    except (OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     print(text, end="") if options.output is None else options.output.write_text(text)
     return 0

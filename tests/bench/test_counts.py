@@ -73,6 +73,17 @@ def test_without_nvcc_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "nvcc: neither on PATH nor in the package triton" in capsys.readouterr().err
 
 
+def test_a_page_that_can_not_be_written_is_named_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["counts", "--output", str(tmp_path / "file" / "page.md")])
+    monkeypatch.setattr(counts, "page", lambda: pytest.fail("it was made"))
+    with pytest.raises(SystemExit):
+        counts.main()
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
 def few_boxes(*, merge: bool) -> Work:
     boxes = torch.tensor([[1, 1, 4, 4], [3, 2, 15, 15], [0, 0, 16, 16], [9, 1, 11, 14.0], [20, 20, 30, 30]])
     rois = torch.cat([F.pad(boxes, (1, 0), value=image) for image in range(2)])
