@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cfmvit.cli import main
-from cfmvit.detection import Detector
+from cfmvit.detection import Detector, PyramidConfig
 from cfmvit.detection.exporting import check_output, export_detector
 from cfmvit.detection.exporting.program import FixedVocabulary
 from cfmvit.detection.exporting.suppression import NONE, by_onnx, by_torchvision
@@ -78,7 +78,10 @@ def class_token_model() -> Any:
 def test_onnx(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    made, path = detector(class_token_model()), tmp_path / "detector.onnx"
+    made, path = (
+        detector(class_token_model(), pyramid=PyramidConfig(levels=(4, 5), channels=32)),
+        tmp_path / "detector.onnx",
+    )
     about = export_detector(made, LABELS, path, format="onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -96,9 +99,15 @@ def test_onnx(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["detector.onnx"]
 
 
+@pytest.mark.long
 def test_pt2(tmp_path: Path) -> None:
     base = small_config()
-    made = detector(proposals=replace(base.proposals, nms_test=0.7), heads=replace(base.heads, mask=False))
+    made = detector(
+        freeze_backbone=True,
+        pyramid=PyramidConfig(levels=(4, 5), channels=32),
+        proposals=replace(base.proposals, nms_test=0.7),
+        heads=replace(base.heads, mask=False),
+    )
     about = export_detector(made, LABELS, tmp_path / "detector.pt2", format="pt2")
     extra = {"cfmvit.json": ""}
     program = torch.export.load(tmp_path / "detector.pt2", extra_files=extra)

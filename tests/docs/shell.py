@@ -105,7 +105,10 @@ def _has_all(folder: Path, arguments: argparse.Namespace) -> bool:
     data = [getattr(arguments, name, None) or "" for name in ("data", "place")]
     reads = [Path(name.partition(":")[2]) for name in data if ":" in name]
     reads += [Path(name.partition("@")[0]) for name in data if "@" in name]
-    reads += [getattr(arguments, name, None) for name in ("checkpoint", "results", "annotations", "detector")]
+    reads += [
+        getattr(arguments, name, None)
+        for name in ("checkpoint", "results", "annotations", "detector", "labels_file")
+    ]
     reads += [Path(place) for place in getattr(arguments, "images", ()) if "*" not in place]
     return all((folder / path).exists() for path in reads if path is not None)
 
