@@ -50,6 +50,9 @@ def export_detector(
         ImportError: ``onnx`` and ``onnxscript`` are not installed, which ONNX needs.
     """
     path = check_output(output, format)
+    if format == "onnx":
+        for package in ("onnx", "onnxscript"):
+            require(package, extra="onnx")
     export = _write_onnx if format == "onnx" else _write_pt2
     fixed = FixedVocabulary(detector, labels, by_onnx if format == "onnx" else by_torchvision)
     program = _trace(fixed)
@@ -123,8 +126,6 @@ def _write_pt2(program: ExportedProgram, about: dict[str, Any], path: Path) -> N
 
 
 def _write_onnx(program: ExportedProgram, about: dict[str, Any], path: Path) -> None:
-    for package in ("onnx", "onnxscript"):
-        require(package, extra="onnx")
     size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
     if size > _LARGEST:
         raise ValueError(
