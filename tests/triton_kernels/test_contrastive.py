@@ -21,10 +21,10 @@ SHARED_BYTES_OF_TWO = 233_472 // 2 - 1024  # on 9.0; a kilobyte of each is the s
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
 
 
-# Counted with Triton 3.6 and 3.8, and some hundredths more; of a whole tile with its loop, a warp issues about 1,500 besides.
+# Counted with Triton 3.6, 3.8 and 3.9, and some hundredths more; of a whole tile with its loop, a warp issues about 1,500 besides.
 # Twelve registers at most go to the stack, once a tile, with groups; of the sigmoid six, of float16, by Triton 3.6 alone.
 OLD = triton.__version__.startswith("3.6.")
-STACK = {"forward-with-max": 48 if OLD else 24, "sigmoid": 24 if OLD else 0}
+STACK = {"forward-with-max": 48 if OLD else 32, "sigmoid": 24 if OLD else 0}
 EPILOGUE = {"forward": 2300, "forward-with-max": 4250, "backward": 3350, "sigmoid": 3950}
 LOOP = 105  # instructions of a warp for BLOCK_D of the width, at most
 
