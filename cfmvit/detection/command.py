@@ -18,6 +18,7 @@ from cfmvit.detection.places import find_images
 from cfmvit.detection.result import PARTS, Detections
 from cfmvit.detection.vocabulary import Vocabulary, clean_labels
 from cfmvit.report import overlay
+from cfmvit.report.images import PNG_LEVEL
 from cfmvit.training.device import choose_device
 
 
@@ -95,7 +96,7 @@ def detect(
     base = set(detector.config.base_labels)
     drawn = overlay(pixels, found, {label for label in found.labels if label not in base})
     with atomic_write(path) as file:
-        drawn.save(file, format=kind)
+        drawn.save(file, format=kind, compress_level=PNG_LEVEL)
     maps = write_maps(detector, pixels, text, path) if explain else []
     if as_json:
         print(json.dumps(found.to_list(), indent=2))

@@ -21,9 +21,9 @@ from cfmvit.detection.result import Detections
 from cfmvit.detection.vocabulary import Vocabulary
 from cfmvit.progress import progress
 from cfmvit.report import overlay
+from cfmvit.report.images import PNG_LEVEL
 
 RESULTS, IMAGES = "results.json", "images.json"
-_PNG_LEVEL = 1  # Pillow's 6 takes four times as long for files of photographs a tenth smaller
 
 
 @dataclass
@@ -94,7 +94,7 @@ def detect_folder(
                 target = output / whole[path].relative_to(root).with_name(f"{path.name}{OVERLAY}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(target) as file:
-                    drawn.save(file, format="PNG", compress_level=_PNG_LEVEL)
+                    drawn.save(file, format="PNG", compress_level=PNG_LEVEL)
                 if explain:
                     write_maps(detector, picture, text, target)
             bar.update(min(batch_size, len(files) - bar.n))
