@@ -79,7 +79,7 @@ def _beside(found: dict[str, Any], held: str, bar: float) -> list[tuple[str, ...
             times[first],
             name,
             times[name],
-            f"{found['ratios'][name]:.2f}",
+            f"{found['ratios'][name]:.3f}",
             f"{bar:.2f}" if name == held else "",
         )
         for name in others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cfmvit.bench import scale, training_steps
+from cfmvit.bench import scale, training, training_steps
 from cfmvit.models import model_config
 from cfmvit.pretrain.flops import flops
 
@@ -23,6 +24,11 @@ def marked(page: Path, mark: str) -> str:
 
 def test_the_page_has_the_clusters_as_the_command_makes_them() -> None:
     assert marked(ROOT / "docs" / "scale.md", scale.MARK) == scale.page()
+
+
+def test_the_page_has_the_record() -> None:
+    record = json.loads((ROOT / "bench" / "results" / "training-cpu.json").read_text())
+    assert marked(ROOT / "docs" / "scale.md", training.MARK) == training.page(record)
 
 
 def test_open_clips_towers_are_of_the_same_size() -> None:
