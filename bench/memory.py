@@ -63,13 +63,14 @@ def _grown(run: Callable[[], Any]) -> int:
     give_back()
     try:
         _CLEAR.write_text("5")  # forget the peak so far
-        before = _resident("VmRSS")
+        before = resident_bytes("VmRSS")
         run()
-        return _resident("VmHWM") - before
+        return resident_bytes("VmHWM") - before
     except OSError:
         return 0
 
 
-def _resident(name: str) -> int:
+def resident_bytes(name: str) -> int:
+    """Return what Linux says of this process: ``VmRSS``, now, or ``VmHWM``, at most since it began."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
     return 1024 * int(line.split()[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as torch_processes
 
+from cfmvit.bench.memory import resident_bytes
 from cfmvit.bench.timing import quantiles
 from cfmvit.bench.training_steps import Size, Training, ours, pairs
 from cfmvit.models import create_model
@@ -98,7 +98,7 @@ def _large(size: Size, device: torch.device, precision: str, threads: int) -> di
     if device.type == "cuda":
         held = torch.cuda.max_memory_allocated()
     else:
-        held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        held = resident_bytes("VmHWM")  # getrusage's begins with the parent's
     return {
         "model": size.model,
         "batch": size.large,
