@@ -94,7 +94,7 @@ def whole(scenes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
 def test_a_killed_run_resumes_bit_for_bit(whole: Path, scenes: str, tmp_path: Path, kills: int) -> None:
     """One rank or both are killed in any step, again and again."""
     rng, killed, rounds = random.Random(kills), 0, 0
