@@ -32,7 +32,7 @@ class Size:
 
 SIZES = {
     "tiny": Size("cfm_vit_tiny", 4, "cfm_vit_tiny", 8, 2, 16),
-    "small": Size("cfm_vit_s16", 2, "cfm_vit_tiny", 128, 4, 4096),
+    "small": Size("cfm_vit_s16", 8, "cfm_vit_tiny", 128, 4, 4096),
     "large": Size("cfm_vit_b16", 256, "cfm_vit_b16", 1024, 4, 4096),
 }
 
