@@ -104,6 +104,9 @@ def main(argv: list[str] | None = None) -> None:
         "--into", type=Path, help=f"put tables between the marks <!-- {MARK} --> of this file"
     )
     arguments = parser.parse_args(argv)
+    for name, known in (("parts", RUNS), ("precision", ("fp32", "bf16"))):
+        if unknown := set(getattr(arguments, name).split(",")) - set(known):
+            parser.error(f"--{name} must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     if arguments.table is not None:
         record = json.loads(arguments.table.read_text())
     else:

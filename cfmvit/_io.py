@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import IO, Any
 
 # Names that nobody else gives: ``clean`` removes them from folders of people's own.
 _PART, _OLD = ".cfmvit-part", ".cfmvit-old"
+_ASKING = threading.Lock()
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -143,6 +145,7 @@ def _name_disk_error(error: BaseException, path: Path) -> None:
 
 
 def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
+    with _ASKING:  # which sets it: two threads at once would leave it at 0
+        current = os.umask(0)
+        os.umask(current)
     return current

@@ -26,17 +26,23 @@ def table_captions(path: Path, folder: Path) -> list[tuple[Path, list[Any]]]:
     found: dict[str, list[Any]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter=_SEPARATORS[path.suffix])
+            rows = csv.DictReader(file, delimiter=_SEPARATORS[path.suffix], strict=True)
             columns = rows.fieldnames or []
             if _IMAGE not in columns or _CAPTION not in columns:
                 raise ValueError(
                     f"its columns must be {_IMAGE} and {_CAPTION}, got {', '.join(columns) or 'none'}"
                 )
             for row in rows:
+                if None in row:
+                    raise ValueError(
+                        f"line {rows.line_num} must have {len(columns)} fields, as the first has, and has more"
+                    )
                 if not row[_IMAGE]:
                     raise ValueError(f"line {rows.line_num} has no {_IMAGE}")
                 found.setdefault(row[_IMAGE], []).append(row[_CAPTION])
-    except (ValueError, csv.Error) as error:
+    except csv.Error as error:
+        raise ValueError(f"data: {path} can't be read: line {rows.line_num}: {error}") from error
+    except ValueError as error:
         raise ValueError(f"data: {path} can't be read: {error}") from error
     names = {number: [name] for number, name in enumerate(found, start=1)}
     paths = folder_paths(names, folder, f"{path}: the {_IMAGE} of image", path)

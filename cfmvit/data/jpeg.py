@@ -38,7 +38,12 @@ def _decoder() -> Callable[[Any], Any] | None:
         decode = importlib.import_module("torchcodec.decoders").decode_jpeg
     except ModuleNotFoundError:
         return None
-    except (ImportError, RuntimeError, OSError) as error:  # made for another torch, or without its libraries
+    except (
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        OSError,
+    ) as error:  # older, for another torch, or without its libraries
         _LOG.warning("torchcodec can't be used, Pillow decodes: %s", str(error).strip().splitlines()[0])
         return None
     return lambda encoded: decode(encoded).permute(1, 2, 0).numpy()

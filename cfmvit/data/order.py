@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 2**20  # samples that are mixed with each other, at least
+_BLOCK = 2**20  # samples that are mixed with each other, or some more
 _ROUNDS = 8
 _WORD = 2**64 - 1
 
@@ -58,7 +58,8 @@ class EpochOrder:
         # Where each group ends in the shuffled order, and where it begins among the numbers.
         self._ends = sizes[self._groups].cumsum()
         self._shift = (sizes.cumsum() - self._ends[np.argsort(self._groups)])[self._groups]
-        self._together = max(1, -(-_BLOCK * len(sizes) // max(1, len(self))))
+        # As many groups in each block, but for one, so that none is left with few shards.
+        self._blocks = min(max(1, len(self) // _BLOCK), max(1, len(sizes)))
         self._block = (-1, 0, Bijection(1, seed))
 
     def __len__(self) -> int:
@@ -66,10 +67,11 @@ class EpochOrder:
 
     def __getitem__(self, place: int) -> int:
         group = int(np.searchsorted(self._ends, place, side="right"))
-        block = group // self._together
+        groups = len(self._ends)
+        block = ((group + 1) * self._blocks - 1) // groups
         if self._block[0] != block:
-            first = int(self._ends[block * self._together - 1]) if block else 0
-            last = int(self._ends[min((block + 1) * self._together, len(self._ends)) - 1])
+            first = int(self._ends[block * groups // self._blocks - 1]) if block else 0
+            last = int(self._ends[(block + 1) * groups // self._blocks - 1])
             self._block = (block, first, Bijection(last - first, (*self._seed, block)))
         _, first, mixed = self._block
         within = first + mixed(place - first)

@@ -45,13 +45,16 @@ class Head(NamedTuple):
     digest: bytes
 
 
-def find_index(shard: str) -> Head | bool:
+def find_index(shard: str, now: bytes) -> Head | bool:
     """Return what the index of a shard says; without one, whether there is one of another state of the shard.
 
+    Args:
+        now: the shard's ``state``.
+
     Raises:
-        OSError: there is no such shard.
+        OSError: the index of a URL can't be kept in the cache.
     """
-    now, stale = state(shard), False
+    stale = False
     for place in _places(shard):
         head = _head(place, now)
         if isinstance(head, Head):
@@ -63,8 +66,7 @@ def find_index(shard: str) -> Head | bool:
         content = read(shard + SUFFIX)
     except OSError:
         return stale
-    write(_cached(shard), content)
-    return _head(_cached(shard), now)
+    return _head(_write_cached(shard, content), now)
 
 
 def make_index(shard: str) -> Head:
@@ -80,7 +82,7 @@ def make_index(shard: str) -> Head:
         now = state(shard)
         with open_binary(shard) as file:
             content = index_of(tar_content(file), now)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, OverflowError, ValueError) as error:
         raise ValueError(f"{shard} is not a whole tar: {error}") from error
     place = _write(shard, content)
     head = _head(place, now)
@@ -154,12 +156,16 @@ def _write(shard: str, content: bytes) -> str:
             return shard + SUFFIX
     except OSError:
         pass
+    return _write_cached(shard, content)
+
+
+def _write_cached(shard: str, content: bytes) -> str:
     place = _cached(shard)
     try:
         write(place, content)
     except OSError as error:
         raise OSError(
-            f"data: the index of {shard} can be written neither beside it nor to the cache: {error}; "
+            f"data: the index of {shard} can't be written to the cache: {error}; "
             "XDG_CACHE_HOME names another folder"
         ) from error
     return place

@@ -17,7 +17,7 @@ from cfmvit.data.fingerprint import fingerprint
 from cfmvit.data.images import CorruptSample
 from cfmvit.data.parallel import in_parallel
 from cfmvit.data.shard_index import Head, describe_captions, find_index, find_sample, make_index
-from cfmvit.data.storage import in_threads, is_url, read_ranges
+from cfmvit.data.storage import in_threads, is_url, read_ranges, state
 from cfmvit.data.tar_samples import BLOCK, LEFT_OUT, TEXTS, Place, key_of
 from cfmvit.progress import progress
 
@@ -93,6 +93,7 @@ class Shards:
 
         Raises:
             CorruptSample: the shard is no longer there, ends before them, or is another.
+            ValueError: the index is damaged or gone.
         """
         number = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[number] - self.sizes[number])
@@ -213,9 +214,10 @@ def _try_make(name: str) -> Head | str:
 
 def _found(name: str) -> Head | bool | str:
     try:
-        return find_index(name)
+        now = state(name)
     except OSError as error:
         return f"{name} is missing: {error}"
+    return find_index(name, now)
 
 
 def _check_alike(found: dict[str, Head]) -> None:

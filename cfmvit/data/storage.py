@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +20,7 @@ Result = TypeVar("Result")
 
 _THREADS = 16  # reading waits for disks and networks, not for this processor
 _NEAR = 64 * 1024  # bytes between two ranges that cost less than another request
+_READ_ONLY = ("http://", "https://")
 _WHEN = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
@@ -32,7 +34,8 @@ def matching(pattern: str) -> list[str]:
     if not is_url(pattern):
         return sorted(glob.glob(pattern))
     files, path = _opened(pattern)
-    return sorted(str(files.unstrip_protocol(name)) for name in files.glob(path))
+    with _remote(pattern):
+        return sorted(str(files.unstrip_protocol(name)) for name in files.glob(path))
 
 
 def beside(place: str, name: str) -> str:
@@ -45,7 +48,8 @@ def exists(place: str) -> bool:
     if not is_url(place):
         return os.path.isfile(place)
     files, path = _opened(place)
-    return bool(files.exists(path))
+    with _remote(place):
+        return bool(files.exists(path))
 
 
 def state(place: str) -> bytes:
@@ -59,7 +63,8 @@ def state(place: str) -> bytes:
         written = f"{status.st_size} {status.st_mtime_ns}"
     else:
         files, path = _opened(place)
-        info = files.info(path)
+        with _remote(place):
+            info = files.info(path)
         written = f"{info['size']} {next((info[name] for name in _WHEN if info.get(name)), '')}"
     return sha256(written.encode()).digest()[:8]
 
@@ -73,20 +78,23 @@ def read(place: str) -> bytes:
     if not is_url(place):
         return Path(place).read_bytes()
     files, path = _opened(place)
-    return bytes(files.cat_file(path))
+    with _remote(place):
+        return bytes(files.cat_file(path))
 
 
 def read_ranges(place: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Return the bytes of each (offset, size); ranges that lie near each other are read at once.
 
     Raises:
-        OSError: the file is not there, can't be read, or ends before a range.
+        OSError: the file is not there, can't be read, or ends before a range; its server sends no ranges.
     """
     found: dict[tuple[int, int], bytes] = {}
     for first, last, inside in _joined(ranges):
         content = _read_range(place, first, last)
         if len(content) < last - first:
             raise OSError(f"it is truncated: it ends before byte {last}")
+        if len(content) > last - first:  # the whole file, for a part of it
+            raise OSError(f"the server of {place} must answer requests of ranges of bytes, and does not")
         for offset, size in inside:
             found[offset, size] = content[offset - first : offset - first + size]
     return [found[item] for item in ranges]
@@ -97,7 +105,8 @@ def open_binary(place: str) -> IO[bytes]:
     if not is_url(place):
         return open(place, "rb")
     files, path = _opened(place)
-    opened: IO[bytes] = files.open(path, "rb")
+    with _remote(place):
+        opened: IO[bytes] = files.open(path, "rb")
     return opened
 
 
@@ -113,11 +122,11 @@ def write(place: str, content: bytes) -> None:
         with atomic_write(place) as file:
             file.write(content)
         return
+    if place.startswith(_READ_ONLY):
+        raise PermissionError(f"{place} can't be written: it is a web server's")
     files, path = _opened(place)
-    try:
+    with _remote(place):
         files.pipe_file(path, content)
-    except NotImplementedError as error:  # such as HTTP
-        raise PermissionError(f"{place} can't be written") from error
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -155,7 +164,19 @@ def _read_range(place: str, first: int, last: int) -> bytes:
         with open(place, "rb", buffering=0) as file:
             return os.pread(file.fileno(), last - first, first)
     files, path = _opened(place)
-    return bytes(files.cat_file(path, start=first, end=last))
+    with _remote(place):
+        return bytes(files.cat_file(path, start=first, end=last))
+
+
+@contextmanager
+def _remote(url: str) -> Iterator[None]:
+    """Have each storage's own errors, such as aiohttp's, as the OSError that a file of this machine would give."""
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise OSError(f"{url} can't be reached: {type(error).__name__}: {error}") from error
 
 
 def _opened(url: str) -> tuple[Any, str]:

@@ -86,6 +86,8 @@ class PretrainConfig:
         for name in ("eval_every", "device_tflops"):
             if getattr(self, name) is not None:
                 positive("", self, name)
+        alone = self.eval_data is None or self.eval_every is not None
+        check("eval_data", self.eval_data, alone, "come with eval_every")
         if self.vocab_size is not None:
             positive("", self, "vocab_size")
             check(

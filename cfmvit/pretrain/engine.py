@@ -78,7 +78,10 @@ def _pretrain(config: PretrainConfig, output: Path, resume: bool, world: World) 
     optim = config.optim
     dataset, model = _prepared(config, output, resume, world)
     sharded = config.sharding == "fsdp" and world.size > 1
-    whole = copy.deepcopy(model).cpu() if sharded else model  # for all that is not training
+    whole = model  # for all that is not training
+    if sharded:
+        whole = copy.deepcopy(model.cpu())  # a device need not hold two
+        model.to(world.device)
     gradients = ContrastiveGradients(model, world, config.reconstruction_weight, sharded=sharded)
     with world.together(), quiet(world):
         assert model.tokenizer is not None
@@ -189,6 +192,11 @@ def _tokenizer(config: PretrainConfig, begin: Start, output: Path, dataset: Any,
         return Tokenizer.from_file(output / _TOKENIZER)
     if begin.tokenizer is not None:
         return begin.tokenizer
+    return new_tokenizer(config, dataset)
+
+
+def new_tokenizer(config: PretrainConfig, dataset: CaptionDataset) -> Tokenizer:
+    """Return the tokenizer of a run that begins with fresh weights: a file's, or one that is learnt from the captions."""
     if config.tokenizer:
         return Tokenizer.from_file(config.tokenizer)
     return Tokenizer.train(dataset.texts(_LEARNT_FROM), config.vocab_size or VOCAB_SIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class ContrastiveGradients:
         self._branches = Branches(model)
         if sharded:
             shard(self._branches, [part for part in model.modules() if isinstance(part, Block)], world)
+        self._sharded = sharded
         self._parallel = self._branches if sharded else data_parallel(self._branches, world)
         # A sum of more than two depends on its order, which follows the place of a weight among those that travel together. The
         # first backward pass of a process settles that: a run that goes on would begin with other sums than one that went on.
@@ -46,13 +48,22 @@ class ContrastiveGradients:
         if not self._settled:
             self._settled = True
             state, states = generator.get_state(), _random_state(self._world.device)
-            self._gradients(batches, generator)
+            with self._without_stale_weights():
+                self._gradients(batches, generator)
             self._model.zero_grad(set_to_none=True)
             generator.set_state(state)
             _set_random_state(self._world.device, states)
-        values = self._gradients(batches, generator)
+        with self._without_stale_weights():
+            values = self._gradients(batches, generator)
         average_scalars(self._branches, self._world)
         return values
+
+    def _without_stale_weights(self) -> AbstractContextManager[object]:
+        """Keep autocast from taking a weight's copy of one pass for the next: what is sharded lies elsewhere in each."""
+        kind = self._world.device.type
+        if not self._sharded or not torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
 
     def _gradients(self, batches: list[Batch], generator: torch.Generator) -> Values:
         world, device = self._world, self._world.device

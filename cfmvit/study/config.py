@@ -9,6 +9,7 @@ from typing import Literal
 
 from cfmvit.data.photographs import PhotographsConfig
 from cfmvit.data.scenes import ScenesConfig
+from cfmvit.data.specs import resolve
 from cfmvit.demo.presets import PRESETS
 from cfmvit.detection import FinetuneConfig
 from cfmvit.models.config import model_config
@@ -157,6 +158,8 @@ def _settings(study: Study, name: str, changes: Sequence[str]) -> list[str]:
         for change in [*study.settings, *changes]:
             fixed = change.partition("=")[0] in _FIXED
             check(change.partition("=")[0], change, not fixed, "be left to the study")
+        for change in study.settings:
+            check("control", change, not change.startswith("control="), "be a cell's alone")
         settings = load_config(Settings, None, every)
         used = {settings.data, settings.measured}
         if "scenes" in used:
@@ -164,7 +167,20 @@ def _settings(study: Study, name: str, changes: Sequence[str]) -> list[str]:
         if "photographs" in used:
             settings.photographs.check()
         model = model_config(settings.pretrain.model, **settings.pretrain.model_options)
-    except ValueError as error:
+        if {"detection", "forgetting"} & set(study.measures):
+            side = settings.finetune.detector.image_size
+            ok = side % model.patch_size == 0
+            check(
+                "finetune.detector.image_size",
+                side,
+                ok,
+                f"be a multiple of the patch size {model.patch_size}",
+            )
+        if settings.measured not in ("", "scenes", "photographs"):
+            resolve(settings.measured, "val", "detection")
+            if "retrieval" in study.measures:
+                resolve(settings.measured, "val", "captions")
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"study: cell {name}: {error}") from error
     for scale in study.scales:
         side = scale * model.image_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import statistics
 from dataclasses import dataclass, field
 
@@ -104,6 +105,10 @@ def _detection(found: Figures, stages: Stages) -> None:
     scores = detector.config.scores
     dataset = _boxes(stages, detector.config.image_size)
     ids = [category.id for category in dataset.categories]
+    groups = {
+        f"{name}_ids": [category.id for category in dataset.categories if category.novel == novel]
+        for name, novel in (("base", False), ("novel", True))
+    }
     other = {number: ids[place] for number, place in zip(ids, _order(stages, len(ids)))}
     ways: tuple[Part, ...] = ("detector", "frozen", "ensemble")
     for way in ways:
@@ -111,9 +116,9 @@ def _detection(found: Figures, stages: Stages) -> None:
         path = predict_dataset(detector, dataset, stages.finetuning / way, masks=False, overwrite=True)
         results = json.loads(path.read_text(encoding="utf-8"))
         results = [{**item, "category_id": other[item["category_id"]]} for item in results]
-        shown = evaluate_results(results, dataset.annotations_path)["bbox"]
+        shown = evaluate_results(results, dataset.annotations_path, **groups)["bbox"]
         for group in ("novel", "base"):
-            found.add(f"AP50 {group}, {way}", shown[f"AP50_{group}"])
+            found.add(f"AP50 {group}, {way}", shown.get(f"AP50_{group}", math.nan))
     detector.config.scores = scores
 
 

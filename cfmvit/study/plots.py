@@ -20,6 +20,8 @@ def write_plots(record: Record, output: Path) -> None:
     for name in names:
         found = {cell: record.spread(cell, name) for cell in record.cells}
         found = {cell: value for cell, value in found.items() if value.seeds}
+        if not found:  # as of an average precision without a box so far
+            continue
         chance = {cell: record.chance(cell, name) for cell in found}
         chart = bars(
             {cell: {name: value.mean} for cell, value in found.items()},

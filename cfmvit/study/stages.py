@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
+from cfmvit import __version__
 from cfmvit.data import open_captions
 from cfmvit.data.photographs import PhotographsConfig, make_photographs
 from cfmvit.data.scenes import ScenesConfig, make_scenes
 from cfmvit.detection import Detector, FinetuneConfig, finetune
-from cfmvit.models import CFMViT, Tokenizer, create_model
+from cfmvit.models import CFMViT, create_model
 from cfmvit.models.config import model_config
 from cfmvit.pretrain import PretrainConfig, pretrain
-from cfmvit.pretrain.config import VOCAB_SIZE
+from cfmvit.pretrain.engine import new_tokenizer
 from cfmvit.study.config import Cell
 from cfmvit.training.checkpoint import checkpoints
 from cfmvit.training.device import choose_device
@@ -28,8 +29,8 @@ Made = ScenesConfig | PhotographsConfig
 
 
 def key_of(*parts: Any) -> str:
-    """Return a short name for what ``parts`` hold; json can write them."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    """Return a short name for what ``parts`` hold, which json can write, and the version that works with them."""
+    return hashlib.sha256(json.dumps([__version__, *parts], sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Stages:
@@ -93,7 +94,7 @@ class Stages:
     def _fresh(self, config: PretrainConfig) -> CFMViT:
         """Return a model with fresh weights and the tokenizer that its pretraining would have."""
         captions = open_captions(config.data, image_size=self.image_size)
-        tokenizer = Tokenizer.train(captions.texts(), config.vocab_size or VOCAB_SIZE)
+        tokenizer = new_tokenizer(config, captions)
         torch.manual_seed(config.loop.seed)
         return create_model(config.model, tokenizer=tokenizer, **config.model_options)
 

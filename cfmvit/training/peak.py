@@ -10,6 +10,7 @@ import torch
 _BF16 = {
     "B300": 2500.0,
     "B200": 2250.0,
+    "H200 NVL": 835.0,
     "H200": 989.0,
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
@@ -35,5 +36,7 @@ def peak_tflops(device: torch.device, precision: str) -> float | None:
 
 
 def known_tflops(name: str) -> float | None:
-    """Return the peak of the GPU of a name; None where it isn't known."""
+    """Return the peak of the GPU of a name; None where it isn't known, as of a part of one or a laptop's."""
+    if re.search(r"\b(MIG|Laptop)\b", name):
+        return None
     return next((peak for part, peak in _BF16.items() if re.search(rf"\b{part}\b", name)), None)

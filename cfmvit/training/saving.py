@@ -36,11 +36,15 @@ class Saving:
             NonFiniteLossError, OSError: on every rank, where that could not be.
         """
         self.finish()
-        if is_sharded(self._model) or self._world.main:
+        state: State | None
+        if is_sharded(self._model):  # rank by rank, with collectives in between
             with self._world.reaching():
                 state = self._copied(step)
-            if self._world.main:
-                self._writing = self._thread.submit(self._write, state)
+        else:
+            with self._world.together():
+                state = self._copied(step) if self._world.main else None
+        if self._world.main and state is not None:
+            self._writing = self._thread.submit(self._write, state)
 
     def finish(self) -> None:
         """Wait until what was saved is on the disk.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,16 @@ def test_open_clips_towers_are_of_the_same_size() -> None:
     assert counter.get_total_flops() == pytest.approx(
         2 * flops(config, config.context_length).training, rel=0.03
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp16"], "--precision must be of fp32, bf16, got fp16"),
+        (["--parts", "step,speed"], "--parts must be of step, pieces, .*, got speed"),
+    ],
+)
+def test_what_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        training.main(arguments)
+    assert re.search(message, capsys.readouterr().err)

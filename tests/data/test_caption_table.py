@@ -74,7 +74,7 @@ def test_the_images_may_lie_elsewhere(folder: Path) -> None:
             "pairs.csv refers to 1 of 3 images that are missing",
         ),
         ([("a.jpg", " ")], ("filepath", "title"), "must have an image with a caption, got none"),
-        ([("a.jpg", "x" * 200_000)], ("filepath", "title"), "can't be read: field larger than"),
+        ([("a.jpg", "x" * 200_000)], ("filepath", "title"), "can't be read: line 1: field larger than"),
     ],
 )
 def test_bad_tables(
@@ -89,3 +89,22 @@ def test_an_empty_table(folder: Path) -> None:
     (folder / "pairs.tsv").write_text("")
     with pytest.raises(ValueError, match="its columns must be filepath and title, got none"):
         open_captions(f"{folder / 'pairs.tsv'}", image_size=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        (
+            "a.csv",
+            ["images/a.jpg,a dog, on a mat"],
+            "line 2 must have 2 fields, as the first has, and has more",
+        ),
+        ("a.tsv", ['images/a.jpg\t"Big sign', "images/b/c.jpg\tcats"], "unexpected end of data"),
+        ("a.tsv", ['images/a.jpg\t"Big" sign', "images/b/c.jpg\tcats"], "expected after"),
+    ],
+)
+def test_no_line_is_cut_or_swallowed(folder: Path, name: str, lines: list[str], message: str) -> None:
+    separator = "\t" if name.endswith("tsv") else ","
+    (folder / name).write_text("\n".join([f"filepath{separator}title", *lines, ""]))
+    with pytest.raises(ValueError, match=message):
+        open_captions(str(folder / name), image_size=16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -87,3 +88,13 @@ def test_a_torchcodec_for_another_torch_is_passed_over(
     finally:
         jpeg._decoder.cache_clear()
     assert "torchcodec can't be used, Pillow decodes: Could not load libtorchcodec" in caplog.text
+
+
+def test_one_that_decodes_no_jpeg_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torchcodec before 0.16."""
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", ModuleType("torchcodec.decoders"))
+    assert jpeg._decoder.__wrapped__() is None
+    assert "torchcodec can't be used, Pillow decodes" in caplog.text

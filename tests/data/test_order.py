@@ -56,6 +56,13 @@ def test_a_while_of_training_reads_few_shards(monkeypatch: pytest.MonkeyPatch) -
     assert max(max(block) - min(block) for block in blocks) > 40, "which are in any order themselves"
 
 
+def test_no_block_has_few_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """21 shards are two blocks, not two and one shard alone."""
+    monkeypatch.setattr(order, "_BLOCK", 400)
+    found = EpochOrder(np.full(21, 40), (1, 0))
+    assert len({found[place] // 40 for place in range(800, 840)}) > 5
+
+
 def test_a_billion_samples_have_an_order_at_once() -> None:
     found = EpochOrder(np.full(100_000, 10_000), (1, 0))
     assert len(found) == 10**9

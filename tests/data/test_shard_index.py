@@ -192,3 +192,11 @@ def test_ten_million_samples_open_in_seconds(tmp_path: Path) -> None:
     found = opening(tmp_path)
     assert found["samples"] == 10_000_000
     assert found["open_s"] < 5 and found["added_mb"] < 300
+
+
+def test_a_size_beyond_all_numbers_is_a_broken_shard(tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("a.jpg")
+    entry.size = 2**80
+    (tmp_path / "a.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(ValueError, match=r"a.tar is not a whole tar"):
+        texts(tmp_path / "a.tar")

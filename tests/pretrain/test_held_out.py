@@ -16,7 +16,7 @@ from cfmvit.data import open_captions, open_detection
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.evaluation import class_embeddings, classify_regions, evaluate_retrieval
 from cfmvit.models import CFMViT, Tokenizer, create_model
-from cfmvit.pretrain import pretrain
+from cfmvit.pretrain import PretrainConfig, pretrain
 from cfmvit.pretrain.gradients import ContrastiveGradients
 from cfmvit.pretrain.held_out import held_out
 from cfmvit.training import LoopConfig, NonFiniteLossError, World
@@ -184,3 +184,8 @@ def test_what_can_not_be_held_out_is_refused(
     words = [*options, *(argument.format(**places) for argument in arguments)]
     assert main(["pretrain", *words, "--output", str(tmp_path / "run")]) == 2
     assert message.format(**places) in capsys.readouterr().err
+
+
+def test_held_out_data_come_with_their_interval() -> None:
+    with pytest.raises(ValueError, match=r"eval_data must come with eval_every, got 'shards:val'"):
+        PretrainConfig(eval_data="shards:val")

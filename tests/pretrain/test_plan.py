@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from cfmvit.cli import _protocols, main
+from cfmvit._commands import protocols
+from cfmvit.cli import main
 from cfmvit.demo.presets import PRESETS
 from cfmvit.models import create_model
 from cfmvit.ops import info_nce
@@ -20,7 +21,7 @@ from cfmvit.pretrain.plan import Plan, make_plan
 from cfmvit.training import load_config
 from tests.processes import run_ranks
 
-NAMED = {path.stem: path for path in _protocols("pretrain")}
+NAMED = {path.stem: path for path in protocols("pretrain")}
 
 
 def plan(name: str, *overrides: str, devices: int = 1) -> Plan:
@@ -36,7 +37,7 @@ def test_parameters_are_those_of_the_model(options: dict[str, str]) -> None:
     assert sum(make_plan(config, 1).parameters.values()) == sum(p.numel() for p in model.parameters())
 
 
-def test_the_protocols() -> None:
+def test_theprotocols() -> None:
     """Batches and steps as the paper has them; one fits into a GPU of 24 GB; one is the demo's."""
     assert [plan(name).batch for name in ("b16", "l16")] == [4096, 16384]
     assert all(plan(name).steps == 500_000 for name in ("b16", "l16"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import cfmvit.study.run as engine
 from cfmvit.cli import main
+from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.study import load_study, study, study_cells
 from cfmvit.study.config import shipped_studies
 from cfmvit.study.measures import Figures
@@ -137,6 +139,46 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(
     assert "Failed" not in (tmp_path / "tiny.md").read_text()
 
 
+def test_a_figure_that_is_defined_nowhere_is_a_dash(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "measure", lambda *_: Figures({"AP50 novel, frozen": math.nan}, {}))
+    study(file, tmp_path)
+    assert "| feature | – |" in (tmp_path / "tiny.md").read_text()
+
+
+def test_it_measures_on_a_coco_file(file: Path, tmp_path: Path) -> None:
+    """Whose novel categories it names itself."""
+    made = make_scenes(
+        tmp_path / "scenes",
+        ScenesConfig(
+            colours=2,
+            textures=2,
+            shapes=2,
+            pretrain=SplitConfig(images=4, size=64, objects=(1, 1), scale=(20, 30)),
+            train=SplitConfig(images=20, size=128, objects=(2, 3), scale=(20, 40)),
+            val=SplitConfig(images=4, size=128, objects=(2, 3), scale=(20, 40)),
+        ),
+    )
+    content = json.loads((made / "annotations" / "lvis_v1_val.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = Path(image["coco_url"]).name
+    for category in content["categories"]:
+        category["novel"] = category.pop("frequency") == "r"
+    for image in content["images"]:
+        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image.pop(name, None)
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    changes = [
+        f"measured={tmp_path / 'own.json'}@{made / 'val'}",
+        'measures=["detection"]',
+        "pretrain.loop.steps=1",
+    ]
+    study(file, tmp_path / "study", changes)
+    values = read(tmp_path / "study")["feature"]["0"]["values"]
+    assert {"AP50 base, ensemble", "AP50 novel, ensemble"} <= set(values)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -155,6 +197,10 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(
         ("scenes.colours=99", "cell feature: make_scenes: colours must lie in"),
         ("data=photographs", "cell feature: photographs: source must look like shards:DIR, got ''"),
         ("finetune.data=lvis:x", "cell feature: config: finetune.data must be left to the study"),
+        ("control=oracle", "cell feature: config: control must be a cell's alone, got 'control=oracle'"),
+        ("finetune.detector.image_size=100", "image_size must be a multiple of the patch size 8, got 100"),
+        ("measured=phot", "cell feature: data: it must look like"),
+        ("measured=coco:nowhere", "cell feature: .*nowhere"),
         ('cells.pixel=["pretrain.optim.lr=-1"]', "cell pixel: config: optim.lr must be positive, got -1"),
     ],
 )
