@@ -18,7 +18,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     from cfmvit.pretrain import PretrainConfig, pretrain
     from cfmvit.training import load_config
 
-    config = load_config(PretrainConfig, _config_file(arguments), arguments.overrides)
+    config = load_config(PretrainConfig, config_file(arguments), arguments.overrides)
     if arguments.plan:
         from cfmvit.pretrain.plan import format_plan, make_plan
 
@@ -39,14 +39,14 @@ def run_finetune(arguments: argparse.Namespace) -> None:
     from cfmvit.training import load_config
 
     finetune(
-        load_config(FinetuneConfig, _config_file(arguments), arguments.overrides),
+        load_config(FinetuneConfig, config_file(arguments), arguments.overrides),
         arguments.output,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
 
 
-def _config_file(arguments: argparse.Namespace) -> Path | None:
+def config_file(arguments: argparse.Namespace) -> Path | None:
     """Return the file to start from: of a resumed run, its own configuration."""
     own = arguments.output / "config.json"
     if arguments.config is None:

@@ -168,14 +168,9 @@ def _settings(study: Study, name: str, changes: Sequence[str]) -> list[str]:
             settings.photographs.check()
         model = model_config(settings.pretrain.model, **settings.pretrain.model_options)
         if {"detection", "forgetting"} & set(study.measures):
-            side = settings.finetune.detector.image_size
-            ok = side % model.patch_size == 0
-            check(
-                "finetune.detector.image_size",
-                side,
-                ok,
-                f"be a multiple of the patch size {model.patch_size}",
-            )
+            given = settings.finetune.detector.image_size
+            what = f"be a multiple of the patch size {model.patch_size}"
+            check("finetune.detector.image_size", given, given % model.patch_size == 0, what)
         if settings.measured not in ("", "scenes", "photographs"):
             resolve(settings.measured, "val", "detection")
             if "retrieval" in study.measures:

@@ -105,10 +105,7 @@ def _detection(found: Figures, stages: Stages) -> None:
     scores = detector.config.scores
     dataset = _boxes(stages, detector.config.image_size)
     ids = [category.id for category in dataset.categories]
-    groups = {
-        f"{name}_ids": [category.id for category in dataset.categories if category.novel == novel]
-        for name, novel in (("base", False), ("novel", True))
-    }
+    novel = {category.id for category in dataset.categories if category.novel}
     other = {number: ids[place] for number, place in zip(ids, _order(stages, len(ids)))}
     ways: tuple[Part, ...] = ("detector", "frozen", "ensemble")
     for way in ways:
@@ -116,7 +113,9 @@ def _detection(found: Figures, stages: Stages) -> None:
         path = predict_dataset(detector, dataset, stages.finetuning / way, masks=False, overwrite=True)
         results = json.loads(path.read_text(encoding="utf-8"))
         results = [{**item, "category_id": other[item["category_id"]]} for item in results]
-        shown = evaluate_results(results, dataset.annotations_path, **groups)["bbox"]
+        shown = evaluate_results(
+            results, dataset.annotations_path, base_ids=set(ids) - novel, novel_ids=novel
+        )["bbox"]
         for group in ("novel", "base"):
             found.add(f"AP50 {group}, {way}", shown.get(f"AP50_{group}", math.nan))
     detector.config.scores = scores

@@ -9,19 +9,21 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cfmvit.cli import _arguments, _config_file, _protocols, main
+from cfmvit._arguments import parse
+from cfmvit._commands import config_file, protocols
+from cfmvit.cli import main
 from cfmvit.data import open_detection
 from cfmvit.data.splits import LVIS_V1_COUNT, LVIS_V1_RARE
 from cfmvit.detection import FinetuneConfig
 from cfmvit.training import load_config
 
-NAMES = [path.stem for path in _protocols("finetune")]
+NAMES = [path.stem for path in protocols("finetune")]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_a_configuration(name: str) -> None:
-    arguments = _arguments(["finetune", "--config", name, "data=coco:x", "model=y"])
-    config = load_config(FinetuneConfig, _config_file(arguments), arguments.overrides)
+    arguments = parse(["finetune", "--config", name, "data=coco:x", "model=y"])
+    config = load_config(FinetuneConfig, config_file(arguments), arguments.overrides)
     assert config.data == "coco:x" and config.loop.precision == "auto"
     assert config.batch_size % config.loop.accumulate == 0
     assert config.checkpoint_activations == name.endswith("24gb")

@@ -14,7 +14,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from cfmvit import cli
+from cfmvit._arguments import parse
+from cfmvit._commands import config_file
 from cfmvit.bench.registry import FAMILIES, load
 from cfmvit.detection import FinetuneConfig
 from cfmvit.pretrain import PretrainConfig
@@ -77,11 +78,11 @@ def _is_read(variable: str) -> bool:
 
 
 def _cfmvit(words: list[str], folder: Path) -> list[str] | None:
-    arguments = cli._arguments(words)
+    arguments = parse(words)
     if arguments.command in CONFIGS:
         if getattr(arguments, "plan", False):
             return words
-        file = cli._config_file(arguments)
+        file = config_file(arguments)
         config = load_config(CONFIGS[arguments.command], file, arguments.overrides)
         annotations, _, images = config.data.rpartition("@")
         short = config.loop.steps < 10 and annotations and (folder / annotations).exists()
