@@ -90,7 +90,7 @@ def compile_all(sources: list[Path], compiler: list[str]) -> list[Path]:
 
 
 def main() -> None:
-    """Build _C and, where there is nvcc and a CUDA torch, _cuda."""
+    """Build _C, _coco and, where there is nvcc and a CUDA torch, _cuda."""
     nvcc, found = cuda()
     facts = {
         "VERSION": "bare",
@@ -105,15 +105,18 @@ def main() -> None:
     objects = compile_all(
         [CSRC / "schema.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))], [*host, "-ffp-contract=off", *stable]
     )
-    # torch's pybind11 refuses TORCH_TARGET_VERSION; the module includes nothing else of torch.
-    objects += compile_all(
-        [CSRC / "module.cpp"],
+    # torch's pybind11 refuses TORCH_TARGET_VERSION; the modules include nothing else of torch.
+    *modules, reader = compile_all(
+        [CSRC / "module.cpp", CSRC / "coco.cpp"],
         [
-            *(*host, "-isystem", str(TORCH / "include"), "-isystem", sysconfig.get_path("include")),
+            *(*host, f"-I{CSRC}"),
+            *("-isystem", str(TORCH / "include"), "-isystem", sysconfig.get_path("include")),
             *(f'-DCFMVIT_{name}="{value}"' for name, value in facts.items()),
         ],
     )
-    run("g++", "-shared", *objects, *link, "-o", PACKAGE / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    run("g++", "-shared", *objects, *modules, *link, "-o", PACKAGE / f"_C{suffix}")
+    run("g++", "-shared", reader, "-o", PACKAGE / f"_coco{suffix}")
     if nvcc:
         number = architecture()
         objects = compile_all(

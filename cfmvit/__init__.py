@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cfmvit._installed import prefer_installed
+from cfmvit._lazy import hand_on
 
 prefer_installed(__path__)
 
@@ -34,17 +34,11 @@ if TYPE_CHECKING:
     from cfmvit.detection import Detector, classify_regions, pipeline
     from cfmvit.models import CFMViT, Tokenizer, create_model, list_models
 else:
-    # Imported when first asked for, so that `import cfmvit` and `import cfmvit.ops` stay light.
-    _HOMES = dict.fromkeys(("Detector", "classify_regions", "pipeline"), "cfmvit.detection") | dict.fromkeys(
-        ("CFMViT", "Tokenizer", "create_model", "list_models"), "cfmvit.models"
+    # So that `import cfmvit` and `import cfmvit.ops` stay light.
+    __getattr__, __dir__ = hand_on(
+        __name__,
+        {
+            "cfmvit.detection": ("Detector", "classify_regions", "pipeline"),
+            "cfmvit.models": ("CFMViT", "Tokenizer", "create_model", "list_models"),
+        },
     )
-
-    def __getattr__(name: str) -> Any:
-        if name in _HOMES:
-            return getattr(importlib.import_module(_HOMES[name]), name)
-        if name in __all__:
-            return importlib.import_module(f"cfmvit.{name}")
-        raise AttributeError(f"module 'cfmvit' has no attribute {name!r}")
-
-    def __dir__() -> list[str]:
-        return sorted(__all__)

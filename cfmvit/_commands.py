@@ -119,38 +119,38 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     from cfmvit.evaluation import evaluate
-    from cfmvit.training import join
 
     results, annotations, folder = arguments.results, arguments.annotations, arguments.output
     if results is None:
         if arguments.checkpoint is None or arguments.data is None:
             raise ValueError("either --results with --annotations, or --checkpoint with --data must be given")
+        from cfmvit.training import join  # needs torch, which results that are there do not
+
         folder = folder or EVALUATION
+        with join(arguments.device) as world:
+            results, annotations = _predict(arguments, folder, world)
+            if not world.main:
+                return
     elif annotations is None:
         raise ValueError("--annotations must be given with --results")
     elif arguments.scores != "ensemble":
         raise ValueError(
             f"--scores {arguments.scores} needs --checkpoint: the scores of --results are in the file"
         )
-    with join(arguments.device) as world:
-        if results is None:
-            results, annotations = _predict(arguments, folder, world)
-        if not world.main:
-            return
-        if annotations is None:
-            print(f"evaluate: there is no ground truth to compare with; the detections are in {results}")
-            return
-        evaluate(
-            results=results,
-            annotations=annotations,
-            masks=arguments.masks,
-            vocabulary=arguments.vocabulary,
-            per_category=arguments.per_category,
-            fixed=arguments.fixed,
-            engine=arguments.engine,
-            output=arguments.json,
-            folder=folder,
-        )
+    if annotations is None:
+        print(f"evaluate: there is no ground truth to compare with; the detections are in {results}")
+        return
+    evaluate(
+        results=results,
+        annotations=annotations,
+        masks=arguments.masks,
+        vocabulary=arguments.vocabulary,
+        per_category=arguments.per_category,
+        fixed=arguments.fixed,
+        engine=arguments.engine,
+        output=arguments.json,
+        folder=folder,
+    )
 
 
 def _predict(arguments: argparse.Namespace, folder: Path, world: World) -> tuple[Path, Path | None]:

@@ -1,5 +1,4 @@
-// cfmvit._C: loading it registers the schemas and the CPU ops; it tells what was built, reads detection
-// results, and carries no tensor.
+// cfmvit._C: loading it registers the schemas and the CPU ops; it tells what was built and carries no tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,7 +6,6 @@
 #include <memory>
 #include <string>
 
-#include "coco.h"
 #include "cpu/capability.h"
 #include "cpu/interrupt.h"
 
@@ -59,5 +57,4 @@ PYBIND11_MODULE(_C, m) {
         };
       },
       "Versions and options of this build, as a dict of str.");
-  cfmvit::bind_coco(m);
 }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
-
-import cfmvit
 
 # A package of that name is absent, whatever is installed.
 HIDE = """
@@ -26,15 +25,17 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
-def test_dir_is_what_the_package_offers() -> None:
-    program = "import sys, cfmvit; print(*dir(cfmvit)); assert 'torch' not in sys.modules"
+@pytest.mark.parametrize("name", ["cfmvit", "cfmvit.data", "cfmvit.evaluation"])
+def test_dir_is_what_a_package_offers(name: str) -> None:
+    program = f"import sys, {name}; print(*dir({name})); assert 'torch' not in sys.modules"
     done = python("-c", program)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == sorted(cfmvit.__all__)
-    for name in cfmvit.__all__:
-        assert getattr(cfmvit, name) is not None
-    with pytest.raises(AttributeError, match="module 'cfmvit' has no attribute 'Detectr'"):
-        cfmvit.Detectr  # noqa: B018
+    package = importlib.import_module(name)
+    assert done.stdout.split() == sorted(package.__all__)
+    for offered in package.__all__:
+        assert getattr(package, offered) is not None
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'Detectr'"):
+        package.Detectr  # noqa: B018
 
 
 def test_the_package_is_the_command() -> None:

@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 _LOG = logging.getLogger(__name__)
@@ -24,6 +23,8 @@ def decode_jpeg(content: bytes) -> NDArray[np.uint8] | None:
     decode = _decoder()
     if decode is None:
         return None
+    import torch  # here: reports, which have pictures, are written without it
+
     try:
         pixels: NDArray[np.uint8] = decode(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     except RuntimeError as error:

@@ -1,18 +1,10 @@
 """What a model is worth: detection AP (LVIS, COCO; base and novel), retrieval, zero-shot classification."""
 
-from cfmvit.evaluation.command import evaluate
-from cfmvit.evaluation.detection import evaluate_results
-from cfmvit.evaluation.pointing import imagined_tokens, pointing_accuracy, value_tokens
-from cfmvit.evaluation.retrieval import evaluate_retrieval, retrieval_recall
-from cfmvit.evaluation.tables import format_table
-from cfmvit.evaluation.zero_shot import (
-    class_embeddings,
-    classify_images,
-    classify_regions,
-    dense_tokens,
-    region_embeddings,
-    topk_accuracy,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cfmvit._lazy import hand_on
 
 __all__ = [
     "class_embeddings",
@@ -30,3 +22,38 @@ __all__ = [
     "topk_accuracy",
     "value_tokens",
 ]
+
+if TYPE_CHECKING:
+    from cfmvit.evaluation.command import evaluate
+    from cfmvit.evaluation.detection import evaluate_results
+    from cfmvit.evaluation.pointing import imagined_tokens, pointing_accuracy, value_tokens
+    from cfmvit.evaluation.retrieval import evaluate_retrieval, retrieval_recall
+    from cfmvit.evaluation.tables import format_table
+    from cfmvit.evaluation.zero_shot import (
+        class_embeddings,
+        classify_images,
+        classify_regions,
+        dense_tokens,
+        region_embeddings,
+        topk_accuracy,
+    )
+else:
+    # So that evaluating a file needs no torch.
+    __getattr__, __dir__ = hand_on(
+        __name__,
+        {
+            "cfmvit.evaluation.command": ("evaluate",),
+            "cfmvit.evaluation.detection": ("evaluate_results",),
+            "cfmvit.evaluation.pointing": ("imagined_tokens", "pointing_accuracy", "value_tokens"),
+            "cfmvit.evaluation.retrieval": ("evaluate_retrieval", "retrieval_recall"),
+            "cfmvit.evaluation.tables": ("format_table",),
+            "cfmvit.evaluation.zero_shot": (
+                "class_embeddings",
+                "classify_images",
+                "classify_regions",
+                "dense_tokens",
+                "region_embeddings",
+                "topk_accuracy",
+            ),
+        },
+    )

@@ -1,17 +1,17 @@
-"""Lists of COCO's annotations and results as columns, read by the native core; what it does not know goes through Python."""
+"""Lists of COCO's annotations and results as columns, read natively; what the reader does not know goes through Python."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from cfmvit.ops.shared import library
 
 IMAGE, SCORE, AREA, CATEGORY = (
     0,
@@ -82,16 +82,14 @@ def read_columns(
     Args:
         source: a file or its content.
         truth: it holds annotations, else results.
-        put_right: is given each entry that the core does not take for right, as (columns, number, entry): it raises, or
+        put_right: is given each entry that the reader does not take for right, as (columns, number, entry): it raises, or
             puts what is right into the columns.
 
     Raises:
-        ImportError: the native core is not built.
+        ImportError: the native reader is not built.
         OSError: the file can't be read.
     """
-    if library.core is None:
-        raise ImportError(f"evaluate_results: {library.core_missing}")
-    found = library.core.read_coco_entries(
+    found = native_reader().read_coco_entries(
         source if isinstance(source, bytes) else str(source),
         known.image_ids,
         np.ascontiguousarray(known.sizes[:, 0]),
@@ -106,6 +104,20 @@ def read_columns(
     for number in odd.tolist() if columns.broken_at < 0 else ():
         put_right(columns, number, _entry(source, int(offsets[number])))
     return columns
+
+
+def native_reader() -> ModuleType:
+    """Return the native module that reads COCO's lists, which knows no torch.
+
+    Raises:
+        ImportError: it is not built.
+    """
+    try:
+        return importlib.import_module("cfmvit._coco")
+    except ImportError as error:
+        raise ImportError(
+            f"evaluate_results: the native reader can't be imported ({error}); build it with: pip install ."
+        ) from error
 
 
 def _entry(source: Path | bytes, offset: int) -> Any:

@@ -15,8 +15,7 @@ import numpy as np
 from cfmvit._io import parse_json
 from cfmvit.data.masks import within_reach
 from cfmvit.data.rle import check_rle
-from cfmvit.evaluation.columns import Columns, Known, read_columns
-from cfmvit.ops.shared import library
+from cfmvit.evaluation.columns import Columns, Known, native_reader, read_columns
 
 Style = Literal["coco", "lvis"]
 IouType = Literal["bbox", "segm"]
@@ -57,14 +56,12 @@ def load_ground_truth(
 
     Raises:
         FileNotFoundError, ValueError: naming the file and the entry.
-        ImportError: the native core is not built.
+        ImportError: the native reader is not built.
     """
     if not path.is_file():
         raise FileNotFoundError(f"evaluate_results: {path} does not exist")
-    if library.core is None:
-        raise ImportError(f"evaluate_results: {library.core_missing}")
     content = path.read_bytes()
-    spans = library.core.json_members(content) or {}
+    spans = native_reader().json_members(content) or {}
     if not spans:
         read_json(path, "evaluate_results")  # says what is wrong with it
     for key in _LISTS:

@@ -11,7 +11,6 @@ from markupsafe import Markup
 
 from cfmvit.report.markup import element
 from cfmvit.report.svg import INK, LINE, MUTED, SERIES, log_ticks, nice_ticks, number, picture, text
-from cfmvit.training.metrics import read_metrics
 
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 62.0, 52.0, 44.0
 MOST_POINTS = 500
@@ -53,6 +52,8 @@ def curves(
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"curves: smoothing must be in [0, 1), got {smoothing}")
+    from cfmvit.training.metrics import read_metrics  # here, since the page of an evaluation needs no torch
+
     paths = (
         {"": Path(runs)}
         if isinstance(runs, (str, Path))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import cfmvit
+from cfmvit.evaluation.columns import native_reader
 from cfmvit.ops.shared import library
 
 from ..processes import ROOT, cmake, run, tool
@@ -33,11 +34,12 @@ def configure(folder: Path, *options: str, **environment: str) -> str:
 
 
 def test_libraries_name_no_folder_of_whoever_built_them() -> None:
-    names = [Path(library.core.__file__).name, "_cuda.so"]
+    core, reader = (Path(module.__file__) for module in (library.core, native_reader()))
+    names = [core.name, reader.name, "_cuda.so"]
     paths = [path for root in cfmvit.__path__ for name in names for path in Path(root).glob(name)]
-    for path in {*paths, Path(library.core.__file__)}:
+    for path in {*paths, core, reader}:
         sources = re.findall(rb"[\w./+-]+\.(?:h|inc|cuh|cpp|cu)\b", path.read_bytes())
-        assert b"csrc/torch/checks.h" in sources
+        assert (b"csrc/torch/checks.h" in sources) == (path.name != reader.name)
         assert not [name for name in sources if name.startswith(b"/")]
         assert str(ROOT).encode() not in path.read_bytes()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import locale
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 
 from cfmvit.evaluation import evaluate_results
 from cfmvit.evaluation.columns import Columns, Known, read_columns
-from cfmvit.ops.shared import library
 
 KNOWN = Known(np.array([-5, 3, 2**53 + 1]), np.array([1, 7]), np.array([[60, 80], [0, 0], [5, 5]]))
 
@@ -102,12 +102,11 @@ def test_a_key_with_an_escape_is_left_to_python() -> None:
     assert odd == [(0, entry())]
 
 
-def test_without_the_core_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_native_reader_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = tmp_path / "truth.json"
     truth.write_text('{"images": [], "annotations": [], "categories": []}')
-    monkeypatch.setattr(library, "core", None)
-    monkeypatch.setattr(library, "core_missing", "it was not built")
-    with pytest.raises(ImportError, match="it was not built"):
+    monkeypatch.setitem(sys.modules, "cfmvit._coco", None)  # as if it were not there
+    with pytest.raises(ImportError, match=r"the native reader can't be imported .* with: pip install \."):
         evaluate_results([], truth)
 
 

@@ -1,6 +1,5 @@
-// COCO's files for Python: columns as arrays.
-#pragma once
-
+// cfmvit._coco: columns of COCO files as arrays. A module of its own that does not know torch: to load that
+// takes more memory than an evaluation.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -16,6 +15,7 @@
 #include "plain/coco_entries.h"
 
 namespace cfmvit {
+namespace {
 
 using Ids = pybind11::array_t<int64_t, pybind11::array::c_style | pybind11::array::forcecast>;
 
@@ -33,9 +33,9 @@ pybind11::array_t<T> as_array(std::vector<T> values, pybind11::ssize_t columns =
 }
 
 // ``source``: the content of a file, or its name.
-inline pybind11::dict read_entries(const std::variant<pybind11::bytes, std::string>& source,
-                                   const Ids& images, const Ids& heights, const Ids& widths,
-                                   const Ids& categories, bool truth, bool boxes, bool masks) {
+pybind11::dict read_entries(const std::variant<pybind11::bytes, std::string>& source, const Ids& images,
+                            const Ids& heights, const Ids& widths, const Ids& categories, bool truth,
+                            bool boxes, bool masks) {
   const KnownIds known{images.data(), heights.data(),    widths.data(),
                        images.size(), categories.data(), categories.size()};
   const auto* name = std::get_if<std::string>(&source);
@@ -89,7 +89,7 @@ inline pybind11::dict read_entries(const std::variant<pybind11::bytes, std::stri
 }
 
 // Where the values of a json object's members lie, or None where the text is no json object.
-inline pybind11::object json_members(const pybind11::bytes& content) {
+pybind11::object json_members(const pybind11::bytes& content) {
   const std::string_view whole(content);
   std::vector<std::pair<std::string_view, std::string_view>> members;
   if (!read_members(whole, members)) return pybind11::none();
@@ -102,8 +102,11 @@ inline pybind11::object json_members(const pybind11::bytes& content) {
   return spans;
 }
 
-inline void bind_coco(pybind11::module_& m) {
+}  // namespace
+
+PYBIND11_MODULE(_coco, m) {
   using pybind11::literals::operator""_a;
+  m.doc() = "Reads COCO's lists of annotations and detections.";
   m.def("read_coco_entries", read_entries, "source"_a, "images"_a, "heights"_a, "widths"_a, "categories"_a,
         "truth"_a, "boxes"_a, "masks"_a,
         "Columns of a json list of annotations or detections; see plain/coco_entries.h.");
