@@ -19,7 +19,7 @@ from cfmvit import __version__
 from cfmvit._machine import cpu_name
 from cfmvit.bench.timing import interleaved
 
-PACKAGES = ("torchvision", "open_clip_torch", "timm", "triton", "numpy")
+PACKAGES = ("torchvision", "open_clip_torch", "timm", "triton", "numpy", "hotcoco")
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes, far beyond every cache
 SIDE = {"cpu": 2048, "cuda": 8192}
 STATE = "clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu,clocks_event_reasons.active"

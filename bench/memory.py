@@ -13,8 +13,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cfmvit.bench.heap import give_back
+from cfmvit.bench.resident import resident_bytes
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def peak_bytes(run: Callable[[], Any], device: str) -> int:
@@ -68,9 +69,3 @@ def _grown(run: Callable[[], Any]) -> int:
         return resident_bytes("VmHWM") - before
     except OSError:
         return 0
-
-
-def resident_bytes(name: str) -> int:
-    """Return what Linux says of this process: ``VmRSS``, now, or ``VmHWM``, at most since it began."""
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])

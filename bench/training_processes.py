@@ -17,7 +17,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as torch_processes
 
-from cfmvit.bench.memory import resident_bytes
+from cfmvit.bench.resident import resident_bytes
 from cfmvit.bench.timing import quantiles
 from cfmvit.bench.training_steps import Size, Training, ours, pairs
 from cfmvit.models import create_model
@@ -98,7 +98,7 @@ def _large(size: Size, device: torch.device, precision: str, threads: int) -> di
     if device.type == "cuda":
         held = torch.cuda.max_memory_allocated()
     else:
-        held = resident_bytes("VmHWM")  # getrusage's begins with the parent's
+        held = resident_bytes("VmHWM")
     return {
         "model": size.model,
         "batch": size.large,
