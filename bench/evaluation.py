@@ -84,11 +84,11 @@ def page(record: dict[str, Any]) -> str:
             f"{found['set'].upper()}, {found['images']:,} images, {found['detections']:,} detections",
             KINDS[found["kind"]],
         ]
-        for what, shown in (("seconds", duration), ("core_seconds", duration), ("bytes", _gigabytes)):
+        for what, shown in (("core_seconds", duration), ("seconds", duration), ("bytes", _gigabytes)):
             sides = " / ".join(shown(found[way][what]) for way in ("cfmvit", "hotcoco"))
             cells.append(f"{sides} = {ratio(found, what):.2f}")
         rows.append((*cells, f"{difference(found):.0e}" if difference(found) else "0"))
-    head = ("data", "", "time", "time of all cores", "memory", "largest difference")
+    head = ("data", "", "processor time", "time", "memory", "largest difference")
     return (
         f"{machine['device']}, {machine['threads']} threads, load {machine['load']:.0f} of other work, hotcoco "
         f"{machine['packages']['hotcoco']}, commit {machine['commit']}. cfmvit / hotcoco, of which at most {TIME_BAR:.0f} times the time "

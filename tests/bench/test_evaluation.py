@@ -1,7 +1,8 @@
-"""Evaluation beside hotcoco's own: the same figures, without torch."""
+"""Evaluation beside hotcoco's own: the same figures, without torch; the page says what was measured, and that holds the bars."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ pytest.importorskip("hotcoco")
 
 from cfmvit.bench import evaluation
 from cfmvit.bench.evaluation_data import SIZES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("kind", evaluation.KINDS)
@@ -20,3 +23,18 @@ def test_both_ways_have_the_same_figures(tmp_path: Path, name: str, kind: str) -
     assert len(found["hotcoco"]["figures"]) >= 7
     assert evaluation.difference(found) <= evaluation.DIFFERENCE_BAR
     assert found["cfmvit"]["bytes"] < 3e8  # torch alone takes more
+
+
+def test_the_page_has_the_record() -> None:
+    record = json.loads((ROOT / "bench" / "results" / "evaluation-cpu.json").read_text())
+    whole = (ROOT / "docs" / "system.md").read_text()
+    shown = whole.partition(f"<!-- {evaluation.MARK} -->\n")[2].partition(f"<!-- /{evaluation.MARK} -->")[0]
+    assert shown == evaluation.page(record)
+    assert {(found["set"], found["kind"]) for found in record["results"]} == {
+        (name, kind) for name in SIZES for kind in evaluation.KINDS
+    }
+    for found in record["results"]:
+        assert evaluation.ratio(found, "core_seconds") <= evaluation.TIME_BAR
+        assert evaluation.ratio(found, "seconds") <= evaluation.TIME_BAR
+        assert evaluation.ratio(found, "bytes") <= evaluation.MEMORY_BAR
+        assert evaluation.difference(found) <= evaluation.DIFFERENCE_BAR
