@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cfmvit.demo.presets import PRESETS
 from cfmvit.detection import HeadConfig, PyramidConfig, ScoreConfig
 from cfmvit.detection.backbone import finetuned_attention, frozen_attention
 from cfmvit.detection.box_masks import BoxMasks
@@ -222,6 +223,13 @@ def test_ensemble_arithmetic(base, w):
     p, z, scores = ensemble(ScoreConfig(renormalize=False), base)
     assert scores[0] == pytest.approx(p[1].item() ** (1 - w) * z[1].item() ** w * 0.5**3, rel=1e-4)
     assert scores[1] == pytest.approx(p[2].item() ** 0.35 * z[2].item() ** 0.65 * 0.5**3, rel=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_the_demo_does_not_favour_novel_labels(preset):
+    scores = preset.finetune.detector.scores
+    assert ensemble(scores, True)[2] == ensemble(scores, False)[2]
+    assert ensemble(ScoreConfig(), True)[2] != ensemble(ScoreConfig(), False)[2]
 
 
 def test_ensemble_renormalised_with_the_detectors_background():
