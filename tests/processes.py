@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,16 @@ import torch
 from torch import multiprocessing
 
 ROOT = Path(__file__).resolve().parents[1]
+# What ranks of any test import: one process forks them all, and imports only what it is told before the first. It passes over what is
+# not installed.
+PRELOADED = [
+    "pytest",
+    "cfmvit.ops",
+    "cfmvit.detection",
+    "cfmvit.pretrain",
+    "open_clip",
+    "torch.utils.tensorboard",
+]
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -37,19 +47,17 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def run_ranks(main: Callable[..., None], world: int, *arguments: Any, imports: Sequence[str]) -> None:
+def run_ranks(main: Callable[..., None], world: int, *arguments: Any) -> None:
     """Run `main(rank, world, *arguments)` in `world` processes, forked from one that has only imported what takes seconds."""
-    _start(main, world, *arguments, imports=imports)
+    _start(main, world, *arguments)
 
 
-def exit_codes(
-    main: Callable[..., None], world: int, *arguments: Any, imports: Sequence[str]
-) -> list[int | None]:
+def exit_codes(main: Callable[..., None], world: int, *arguments: Any) -> list[int | None]:
     """Run `main(rank, world, port, *arguments)` likewise, whatever becomes of it; return how each process ended."""
-    context = _start(main, world, free_port(), *arguments, imports=imports, join=False)
+    context = _start(main, world, free_port(), *arguments, join=False)
     try:
         for process in context.processes:
-            process.join(120)
+            process.join(600)
         return [process.exitcode for process in context.processes]
     finally:
         for process in context.processes:
@@ -69,12 +77,10 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def _start(
-    main: Callable[..., None], world: int, *arguments: Any, imports: Sequence[str], join: bool = True
-) -> Any:
+def _start(main: Callable[..., None], world: int, *arguments: Any, join: bool = True) -> Any:
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))  # they import `main` by its name; last: an installed cfmvit comes first
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["pytest", "cfmvit.ops", *imports])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     return multiprocessing.start_processes(
         _one_thread, (main, world, *arguments), nprocs=world, join=join, start_method="forkserver"
     )

@@ -129,7 +129,7 @@ def test_a_killed_prediction_goes_on_where_it_was(
     finally:
         process.send_signal(ending)
         try:
-            process.wait(60)
+            process.wait(300)
         finally:
             process.kill()
     assert not (output / "results.json").exists()

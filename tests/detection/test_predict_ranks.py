@@ -63,7 +63,7 @@ def _evaluate(rank: int, size: int, port: int, folder: str, output: str) -> None
 
 
 def predict(size: int, folder: Path, output: Path, struck: int | None = None) -> list[int | None]:
-    return exit_codes(_predict, size, str(folder), str(output), struck, imports=["cfmvit.detection"])
+    return exit_codes(_predict, size, str(folder), str(output), struck)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_the_command_has_the_same_figures_and_prints_once(folder: Path) -> None:
     """Rank 1 has no image at all: seven are one batch."""
     for size in (1, 2):
         arguments = (str(folder), str(folder / f"{size}"))
-        assert exit_codes(_evaluate, size, *arguments, imports=["cfmvit.detection"]) == [0] * size
+        assert exit_codes(_evaluate, size, *arguments) == [0] * size
     for name in ("results.json", "metrics.json"):
         assert (folder / "1" / name).read_bytes() == (folder / "2" / name).read_bytes()
     one, two = (folder / "1-0.out").read_text(), (folder / "2-0.out").read_text()

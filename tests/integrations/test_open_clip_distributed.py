@@ -71,4 +71,4 @@ def _rank_main(rank: int, world: int, store: str) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks(world: int, tmp_path: Path) -> None:
-    run_ranks(_rank_main, world, str(tmp_path / "store"), imports=["open_clip"])
+    run_ranks(_rank_main, world, str(tmp_path / "store"))

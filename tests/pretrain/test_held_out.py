@@ -105,7 +105,7 @@ def _run(rank: int, size: int, port: int, data: str, output: str, sharding: str)
 def test_ranks_find_what_one_process_finds(data: str, tmp_path: Path, sharding: str) -> None:
     """19 images over two ranks; the log is written once."""
     pretrain(config(data, steps=4, eval_every=3, eval_images=19), tmp_path / "one")
-    codes = exit_codes(_run, 2, data, str(tmp_path / "two"), sharding, imports=["cfmvit.pretrain"])
+    codes = exit_codes(_run, 2, data, str(tmp_path / "two"), sharding)
     assert codes == [0, 0]
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     assert [record["step"] for record in two] == [0, 1, 2, 3]

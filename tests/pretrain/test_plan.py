@@ -125,7 +125,7 @@ def _count(rank: int, size: int, store: str, form: Form) -> None:
 
 @pytest.mark.parametrize("form", ["gather", "ring"])
 def test_the_loss_exchanges_what_is_planned(form: Form, tmp_path) -> None:
-    run_ranks(_count, 3, str(tmp_path / "store"), form, imports=["cfmvit.pretrain"])
+    run_ranks(_count, 3, str(tmp_path / "store"), form)
 
 
 def test_gradients_go_round_twice_but_for_the_own_part() -> None:

@@ -28,7 +28,7 @@ STEPS = 14
 
 
 def spread(data: str, **options: Any) -> PretrainConfig:
-    loop = LoopConfig(steps=STEPS, log_every=1, save_every=3, timeout=30)
+    loop = LoopConfig(steps=STEPS, log_every=1, save_every=3, timeout=300)
     return replace(config(data), loop=loop, **options)
 
 
@@ -76,8 +76,7 @@ def launch(
     blow: signal.Signals = signal.SIGKILL,
     sharding: str = "none",
 ) -> list[int | None]:
-    imports = ["cfmvit.pretrain", "torch.utils.tensorboard"]
-    return exit_codes(_run, size, data, str(output), resume, struck, at, blow, sharding, imports=imports)
+    return exit_codes(_run, size, data, str(output), resume, struck, at, blow, sharding)
 
 
 def assert_same_run(found: Path, whole: Path) -> None:

@@ -70,7 +70,7 @@ def test_the_weights_that_are_written_are_those_of_the_step(
     run, go_on, real = Run(tmp_path), threading.Event(), saving.write_state
 
     def slowly(*arguments: object) -> None:
-        assert go_on.wait(60)
+        assert go_on.wait(600)
         real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(saving, "write_state", slowly)
@@ -113,7 +113,7 @@ def test_a_kill_while_it_is_written_leaves_the_one_before(
     tmp_path: Path, module: str, function: str, left: int
 ) -> None:
     arguments = (str(tmp_path), f"cfmvit.training.{module}", function)
-    assert exit_codes(_die, 1, *arguments, imports=["cfmvit.training"]) == [-signal.SIGKILL]
+    assert exit_codes(_die, 1, *arguments) == [-signal.SIGKILL]
     assert last_whole(tmp_path).name == f"{left:08d}"
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2, "what was half-written lies beside it"
     with run_folder(tmp_path, World(torch.device("cpu")), resume=True, overwrite=False, product="model"):

@@ -40,7 +40,7 @@ def _agree(rank: int, size: int, port: int, folder: str) -> None:
     (Path(folder) / f"imported-{rank}").touch()  # what takes seconds is over, for both
     while len(list(Path(folder).iterdir())) < size:
         time.sleep(0.01)
-    with join("cpu", limit=2) as world:
+    with join("cpu", limit=5) as world:
         assert (world.rank, world.size, world.main) == (rank, size, rank == 0)
         assert world.gather(rank) == [0, 1]
         assert world.from_main(lambda: {"made by": rank}) == {"made by": 0}
@@ -72,18 +72,21 @@ def _agree(rank: int, size: int, port: int, folder: str) -> None:
             world.from_main(lambda: 1 / 0)
         # A rank that hangs is named by those that wait.
         world.doing = "step 7"
+        named = Path(folder) / "named"
         if rank == 1:
-            time.sleep(9)
+            while not named.exists():
+                time.sleep(0.01)
         else:
             with (
                 pytest.raises(MissingRankError, match="rank 1 of 2 did not answer at step 7: "),
                 world.together(),
             ):
                 pass
+            named.touch()
 
 
 def test_ranks_agree(tmp_path: Path) -> None:
-    run_ranks(_agree, 2, free_port(), str(tmp_path), imports=["cfmvit.training"])
+    run_ranks(_agree, 2, free_port(), str(tmp_path))
 
 
 def test_alone_nothing_is_asked() -> None:
