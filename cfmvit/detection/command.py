@@ -18,7 +18,7 @@ from cfmvit.detection.places import find_images
 from cfmvit.detection.result import PARTS, Detections
 from cfmvit.detection.vocabulary import Vocabulary, clean_labels
 from cfmvit.report import overlay
-from cfmvit.report.images import PNG_LEVEL
+from cfmvit.report.images import PNG
 from cfmvit.training.device import choose_device
 
 
@@ -91,12 +91,14 @@ def detect(
             f"{printable(str(path))}"
         )
         return path
-    everything = detector.predict(pixels, text, threshold=0.0, explain=explain, precision=precision)
+    seen = detector.encode([pixels], precision=precision)
+    (everything,) = detector.predict(seen, text, threshold=0.0, masks=False, explain=explain)
     found = choose(everything)
+    detector.add_masks(seen, [found])
     base = set(detector.config.base_labels)
     drawn = overlay(pixels, found, {label for label in found.labels if label not in base})
     with atomic_write(path) as file:
-        drawn.save(file, format=kind, compress_level=PNG_LEVEL)
+        drawn.save(file, format=kind, **PNG)
     maps = write_maps(detector, pixels, text, path) if explain else []
     if as_json:
         print(json.dumps(found.to_list(), indent=2))

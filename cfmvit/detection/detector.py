@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from cfmvit.data.transforms import center_crop
 from cfmvit.detection.backbone import finetuned_attention, frozen_attention
+from cfmvit.detection.box_masks import BoxMasks
 from cfmvit.detection.checkpoint import load_detector, save_detector, shipped_checkpoint
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.encoded import Encoded
 from cfmvit.detection.ensemble import frozen_embeddings, region_scores, score_parts
 from cfmvit.detection.image_input import Prepared, prepare, read_image
-from cfmvit.detection.postprocess import Picked, pick, to_original
+from cfmvit.detection.postprocess import pick, to_original
 from cfmvit.detection.proposals import ProposalNetwork
 from cfmvit.detection.pyramid import SimplePyramid
 from cfmvit.detection.region_heads import Aligner, BoxHead, MaskHead, box_loss, decode_boxes, mask_loss
@@ -316,11 +317,9 @@ class Detector(nn.Module):
             )
             for boxes, score in zip(encoded.boxes, scores.split([len(rows) for rows in encoded.boxes]))
         ]
-        with _evaluating(self):
-            bf16 = torch.autocast(device.type, torch.bfloat16, enabled=encoded.precision == "bf16")
-            with bf16:
-                drawn = self._masks(encoded.maps, picked) if masks else [None] * len(picked)
-        found = [to_original(p, text.labels, image, m) for p, image, m in zip(picked, encoded.images, drawn)]
+        found = [to_original(p, text.labels, image) for p, image in zip(picked, encoded.images)]
+        if masks:
+            self.add_masks(encoded, found)
         if explain:
             for number, (detections, p) in enumerate(zip(found, picked)):
                 detections.parts = score_parts(
@@ -333,6 +332,37 @@ class Detector(nn.Module):
                     p.label_ids,
                 )
         return found
+
+    @torch.no_grad()
+    def add_masks(self, encoded: Encoded, found: Sequence[Detections]) -> None:
+        """Give detections the masks that ``predict`` was told to leave out, where the detector has a head for them.
+
+        Whoever shows a few of hundreds saves the time of the others' masks, on a CPU more than that of a tenth of the image.
+
+        Args:
+            encoded: B images.
+            found: what ``predict`` found in each of them, or some of it.
+
+        Raises:
+            ValueError: detections of elsewhere, or of another number of images.
+        """
+        if self.mask_head is None or not len(encoded):
+            return
+        # One mask for all the labels of a proposal: the head does not know of labels.
+        numbers = [of.proposals for of in found if of.proposals is not None]
+        if not len(numbers) == len(found) == len(encoded):
+            raise ValueError(
+                f"add_masks: found must be of predict, one for each of {len(encoded)} images, got {len(numbers)} of it in {len(found)}"
+            )
+        unique = [of_image.to(self.device).unique(return_inverse=True) for of_image in numbers]
+        boxes = [rows[proposals] for rows, (proposals, _) in zip(encoded.boxes, unique)]
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=encoded.precision == "bf16")
+        with _evaluating(self), bf16:
+            aligned = self._align(encoded.maps, boxes, self.config.heads.mask_size)
+            drawn = torch.cat([self.mask_head(piece) for piece in aligned.split(_MASKS)]).sigmoid()
+        masks = drawn.split([len(rows) for rows in boxes])
+        for of, mask, image, (_, rows) in zip(found, masks, encoded.images, unique):
+            of.masks = BoxMasks(mask[rows].float().cpu(), of.boxes, image.original_size)
 
     def _features(self, images: Tensor, *, dense: bool = False) -> tuple[list[Tensor], Tensor | None]:
         """Return the pyramid's maps and, if wanted, the frozen tower's dense features, (B, N, E)."""
@@ -369,17 +399,6 @@ class Detector(nn.Module):
             weight[0] = self.config.heads.background_weight
             total = F.cross_entropy(logits, labels, weight=weight, reduction="sum")
             return total / world.mean_count(weight[labels].sum().item())
-
-    def _masks(self, features: list[Tensor], picked: list[Picked]) -> list[Tensor | None]:
-        if self.mask_head is None:
-            return [None] * len(picked)
-        # One mask for all the labels of a box: the head does not know of labels.
-        unique = [p.boxes.unique(dim=0, return_inverse=True) for p in picked]
-        boxes = [rows for rows, _ in unique]
-        aligned = self._align(features, boxes, self.config.heads.mask_size)
-        drawn = torch.cat([self.mask_head(piece) for piece in aligned.split(_MASKS)]).sigmoid()
-        masks = drawn.split([len(rows) for rows in boxes])
-        return [mask[rows] for mask, (_, rows) in zip(masks, unique)]
 
     def _base(self, labels: tuple[str, ...], novel: Collection[str] | None) -> Tensor:
         """Return (n,) bool: which labels get the base weight of the ensemble."""

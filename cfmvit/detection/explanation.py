@@ -15,7 +15,7 @@ from cfmvit.detection.places import OVERLAY
 from cfmvit.detection.vocabulary import Vocabulary
 from cfmvit.evaluation.pointing import value_tokens
 from cfmvit.report import similarity_map
-from cfmvit.report.images import PNG_LEVEL
+from cfmvit.report.images import PNG
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -63,5 +63,5 @@ def write_maps(detector: Any, image: Any, labels: Vocabulary, overlay: Path) -> 
         word = re.sub(r"\W+", "-", label)[:40]
         paths.append(overlay.with_name(f"{stem}.{number}-{word}{OVERLAY}"))
         with atomic_write(paths[-1]) as file:
-            drawn.save(file, format="PNG", compress_level=PNG_LEVEL)
+            drawn.save(file, format="PNG", **PNG)
     return paths

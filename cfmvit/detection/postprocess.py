@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from cfmvit._require import require
-from cfmvit.detection.box_masks import BoxMasks
 from cfmvit.detection.config import ScoreConfig
 from cfmvit.detection.image_input import Prepared
 from cfmvit.detection.result import Detections
@@ -50,16 +49,12 @@ def pick(boxes: Tensor, scores: Tensor, config: ScoreConfig, threshold: float, l
     return Picked(boxes[row[kept]], flat[index[kept]], label[kept], row[kept])
 
 
-def to_original(picked: Picked, labels: tuple[str, ...], image: Prepared, masks: Tensor | None) -> Detections:
-    """Bring detections back to the pixels of the original image, on the CPU.
-
-    Args:
-        masks: (n, S, S) mask probabilities within the boxes, or None.
-    """
+def to_original(picked: Picked, labels: tuple[str, ...], image: Prepared) -> Detections:
+    """Bring detections back to the pixels of the original image, on the CPU, without masks."""
     height, width = image.original_size
     ratio = torch.tensor([width / image.valid_size[1], height / image.valid_size[0]] * 2)
     limit = torch.tensor([width, height, width, height], dtype=torch.float32)
     boxes = (picked.boxes.cpu() * ratio).clamp(min=0).minimum(limit)
     ids = picked.label_ids.cpu()
-    kept = None if masks is None else BoxMasks(masks.float().cpu(), boxes, (height, width))
-    return Detections(boxes, picked.scores.cpu(), ids, [labels[i] for i in ids.tolist()], kept)
+    names = [labels[i] for i in ids.tolist()]
+    return Detections(boxes, picked.scores.cpu(), ids, names, proposals=picked.rows.cpu())

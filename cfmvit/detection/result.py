@@ -52,6 +52,7 @@ class Detections:
         labels: n names.
         masks: n masks at the original size, drawn when asked for (``masks[row]``, ``masks.dense()``), or None.
         parts: what the scores were made of, where ``predict`` was told to explain them.
+        proposals: (n,) int64, which of the image's proposals each is of, as ``Encoded`` has them; None for those of elsewhere.
     """
 
     boxes: Tensor
@@ -60,6 +61,7 @@ class Detections:
     labels: list[str]
     masks: BoxMasks | None = None
     parts: ScoreParts | None = None
+    proposals: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -70,7 +72,10 @@ class Detections:
         masks = None if self.masks is None else self.masks[rows]
         labels = [self.labels[row] for row in rows.tolist()]
         parts = None if self.parts is None else self.parts[rows]
-        return Detections(self.boxes[rows], self.scores[rows], self.label_ids[rows], labels, masks, parts)
+        proposals = None if self.proposals is None else self.proposals[rows]
+        return Detections(
+            self.boxes[rows], self.scores[rows], self.label_ids[rows], labels, masks, parts, proposals
+        )
 
     def salient(self, fraction: float = 0.25, floor: float = 0.02) -> Detections:
         """Return the best label of each place, of places whose score comes near the image's best one.

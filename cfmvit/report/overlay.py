@@ -74,8 +74,16 @@ def overlay(
         taken.append(
             pen.chip(_scaled(boxes[row], factor * _SMOOTH), labels[row], score, labels[row] in novel, taken)
         )
-    layer = layer.reduce(_SMOOTH)
-    return pillow.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+    if (drawn := layer.getbbox()) is not None:
+        left, top, right, bottom = (
+            drawn[0] // _SMOOTH,
+            drawn[1] // _SMOOTH,
+            *(-(-end // _SMOOTH) for end in drawn[2:]),
+        )
+        layer = layer.crop([_SMOOTH * edge for edge in (left, top, right, bottom)]).reduce(_SMOOTH)
+        ground = picture.crop((left, top, right, bottom)).convert("RGBA")
+        picture.paste(pillow.alpha_composite(ground, layer).convert("RGB"), (left, top))
+    return picture
 
 
 def gallery(pictures: Sequence[Any], *, columns: int = 4, cell: int = 256, gap: int = 8) -> Picture:
@@ -200,19 +208,25 @@ def _chosen(scores: np.ndarray | None, count: int, threshold: float, limit: int)
 def _outline(canvas: np.ndarray, mask: np.ndarray, colour: Colour, strength: float) -> None:
     """Draw a mask's edge, and a breath of colour inside: the object's own colours must stay to be seen."""
     pillow = require("PIL.Image", extra="models")
-    filters = require("PIL.ImageFilter", extra="models")
     grid = pillow.fromarray((np.asarray(mask) > 0).astype(np.uint8) * 255).resize(
         (canvas.shape[1], canvas.shape[0]), pillow.Resampling.BILINEAR
     )
     if (box := grid.getbbox()) is None:
         return
-    # The filter looks two pixels around and takes what is beyond the edge for its edge, so a margin of them is enough.
+    # The edge is two pixels wide, so a margin of them is enough.
     left, top, right, bottom = (max(0, box[0] - 2), max(0, box[1] - 2), box[2] + 2, box[3] + 2)
     part = canvas[top:bottom, left:right]
     grid = grid.crop((left, top, left + part.shape[1], top + part.shape[0]))
-    inside = np.asarray(grid, dtype=np.float32)[..., None] / 255
-    inner = np.asarray(grid.filter(filters.MinFilter(5)), dtype=np.float32)[..., None] / 255
-    part += strength * (inside - 0.9 * inner) * (np.array(colour, dtype=np.float32) - part)
+    inside = np.asarray(grid)
+    inner = _least(_least(inside, 2).T, 2).T
+    share = [level.astype(np.float32)[..., None] / 255 for level in (inside, inner)]
+    part += strength * (share[0] - 0.9 * share[1]) * (np.array(colour, dtype=np.float32) - part)
+
+
+def _least(levels: np.ndarray, reach: int) -> np.ndarray:
+    """Return the least value of each row's neighbours up to ``reach`` away in the column, itself included."""
+    padded = np.pad(levels, ((reach, reach), (0, 0)), mode="edge")
+    return np.minimum.reduce([padded[start : start + len(levels)] for start in range(2 * reach + 1)])
 
 
 def _scaled(box: np.ndarray, factor: float) -> Box:

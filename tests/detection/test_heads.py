@@ -195,7 +195,7 @@ def test_pick_suppresses_within_a_class_only():
 def test_boxes_return_to_original_pixels():
     picked = pick(torch.tensor([[8.0, 4.0, 64.0, 32.0]]), torch.tensor([[0.5]]), ScoreConfig(), 0.0, 10)
     image = Prepared(torch.zeros(3, 64, 64, dtype=torch.uint8), (100, 200), (32, 64))
-    found = to_original(picked, ("cat",), image, None)
+    found = to_original(picked, ("cat",), image)
     torch.testing.assert_close(found.boxes, torch.tensor([[25.0, 12.5, 200.0, 100.0]]))
     assert found.labels == ["cat"]
 
