@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def predict_dataset(
 
     Categories on which the detector was not finetuned are weighed as novel; all of them where the data set says that all are, as
     for transfer to another one.
-    Results are written as they come: where an earlier call was broken off, this one begins with the first image without any.
+    The next images are read beside the prediction. Results are written as they come: where an earlier call was broken off, this one begins with the first image without any.
 
     Several processes take turns, a batch each, and the main one writes what all have found, in the order of the images: the file
     is that of one process, and what was broken off may go on with another number of them.
@@ -72,8 +73,11 @@ def predict_dataset(
     settings = _settings(detector, dataset, threshold, masks, precision)
     remarks = Remarks()
 
-    def look(indices: range) -> list[list[dict[str, Any]]]:
-        samples = [_load(dataset, index) for index in indices]
+    def load(start: int) -> list[dict[str, Any] | None]:
+        mine = range(len(dataset))[start + world.rank * batch_size :][:batch_size]
+        return [_load(dataset, index) for index in mine]
+
+    def look(samples: list[dict[str, Any] | None]) -> list[list[dict[str, Any]]]:
         there = [sample for sample in samples if sample is not None]
         for sample in there:
             remarks.note(sample["key"], sample["remarks"])
@@ -90,12 +94,16 @@ def predict_dataset(
         done, count = world.from_main(lambda: written.done if written else 0), len(dataset)
         bar = progress(count, desc="predict", initial=done)
         opened.callback(bar.close)
-        for start in range(done, count, batch_size * world.size):
+        step = batch_size * world.size
+        reader = opened.enter_context(ThreadPoolExecutor(1))
+        ahead = reader.submit(load, done)
+        for start in range(done, count, step):
             world.doing = f"image {start}"
-            mine = range(count)[start + world.rank * batch_size :][:batch_size]
             found: list[list[dict[str, Any]]] = []
             with world.together():
-                found = look(mine)
+                samples = ahead.result()
+                ahead = reader.submit(load, start + step)
+                found = look(samples)
             in_order = [detections for part in world.gather(found) for detections in part]
             with world.together():
                 if written:

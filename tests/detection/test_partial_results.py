@@ -97,13 +97,35 @@ from cfmvit.detection import Detector, predict_dataset
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 data = open_detection(f"lvis:{sys.argv[1]}", split="val", base_only=False, image_size=96)
-load, data.load_image = data.load_image, lambda index: load(index) if index < 4 else time.sleep(600)
+load, data.load_image = data.load_image, lambda index: load(index) if index < 4 else time.sleep(20)
 predict_dataset(Detector.from_pretrained(sys.argv[2]), data, Path(sys.argv[3]), batch_size=2, precision="fp32")
 """
 
 
 def dataset(scenes: Path) -> Any:
     return open_detection(f"lvis:{scenes}", split="val", base_only=False, image_size=96)
+
+
+def test_the_next_images_are_read_beside_the_prediction(
+    tmp_path: Path, make_detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing, few = SplitConfig(images=0, size=64), SplitConfig(images=5, size=96, objects=(1, 2))
+    make_scenes(tmp_path / "scenes", ScenesConfig(pretrain=nothing, train=nothing, val=few))
+    detector, data = make_detector(), dataset(tmp_path / "scenes")
+    read: list[int] = []
+    seen: list[int] = []
+    load, predict = data.load_image, detector.predict
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.5)
+        seen.append(len(read))
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(data, "load_image", lambda index: read.append(index) or load(index))
+    monkeypatch.setattr(detector, "predict", look)
+    predict_dataset(detector, data, tmp_path / "out", batch_size=2)
+    assert seen == [4, 5, 5]
+    assert read == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import signal
 from contextlib import redirect_stdout
@@ -23,19 +24,19 @@ IMAGES = 7
 
 
 def _predict(rank: int, size: int, port: int, folder: str, output: str, struck: int | None) -> None:
-    """Predict in batches of two; rank 1 is killed when it reads the image ``struck``."""
+    """Predict in batches of two; rank 1 is killed when it comes to its batch ``struck``."""
     be_rank(rank, size, port)
     with join("cpu", limit=30) as world:
         data: Any = open_detection(f"lvis:{folder}/scenes", split="val", base_only=False, image_size=96)
-        load = data.load_image
+        detector: Any = Detector.from_pretrained(f"{folder}/detector")
+        find, batches = detector.predict, itertools.count()
 
-        def loading(index: int) -> Any:
-            if rank == 1 and index == struck:
+        def finding(*arguments: Any, **options: Any) -> Any:
+            if rank == 1 and next(batches) == struck:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return load(index)
+            return find(*arguments, **options)
 
-        data.load_image = loading
-        detector = Detector.from_pretrained(f"{folder}/detector")
+        detector.predict = finding
         try:
             predict_dataset(detector, data, Path(output), batch_size=2, world=world)
         except MissingRankError as error:
@@ -82,8 +83,8 @@ def test_the_file_is_that_of_one_process(folder: Path) -> None:
         assert [path.name for path in (folder / f"{size}").iterdir()] == ["results.json"]
         found.append((folder / f"{size}" / "results.json").read_bytes())
     assert found[0] == found[1]
-    # Rank 1 is gone when it reads the last image; what both found before is kept, and one process goes on.
-    assert predict(2, folder, folder / "broken", struck=6) == [3, -signal.SIGKILL]
+    # Rank 1 is gone when it comes to the last image; what both found before is kept, and one process goes on.
+    assert predict(2, folder, folder / "broken", struck=1) == [3, -signal.SIGKILL]
     assert "rank 1 of 2 did not answer at image 4" in (folder / "broken.error").read_text()
     assert (folder / "broken" / PARTIAL).read_bytes().count(b"\n") == 5
     assert predict(1, folder, folder / "broken") == [0]
