@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cfmvit._require import require
 from cfmvit.models.architecture import Activation
-from cfmvit.models.pieces import attend_in_pieces, inferring_on_cpu
+from cfmvit.models.pieces import attend_in_pieces, gelu_in_place, inferring_on_cpu
 
 _timm: Any = require("timm.models.vision_transformer", extra="models")
 
@@ -102,8 +102,19 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class TanhGELU(nn.GELU):
+    """GELU by its usual approximation; on the CPU, where nothing is differentiated, its input is overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+        return gelu_in_place(input) if inferring_on_cpu(input) else super().forward(input)
+
+
 _ACTIVATIONS: dict[str, Any] = {
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "gelu_tanh": TanhGELU,
     "gelu": nn.GELU,
     "quick_gelu": QuickGELU,
 }

@@ -1,4 +1,4 @@
-"""Attention in pieces, beside attention all at once."""
+"""Attention and GELU in pieces, beside those all at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("timm")
 from cfmvit.models import pieces
-from cfmvit.models.blocks import Attention
+from cfmvit.models.blocks import Attention, TanhGELU
 
 
 @pytest.mark.parametrize("limit", [1, 3 * 4 * 24 * 16 * 2, 3 * 4 * 24 * 16 * 4 * 3, 1 << 20])
@@ -44,3 +44,27 @@ def test_no_sequence() -> None:
             9,
             16,
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_in_place_is_pytorchs(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(pieces, "_HIDDEN", 7)
+    x = torch.cat([torch.linspace(-12, 12, 1999), torch.tensor([0.0, -0.0, 1e4, -1e4, torch.inf])]).to(dtype)
+    expected = F.gelu(x.double(), approximate="tanh")
+    with torch.no_grad():
+        found = TanhGELU()(given := x.clone().view(4, -1))
+    assert found is given
+    tolerance = 2e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(found.flatten().double(), expected, atol=2e-6, rtol=tolerance)
+
+
+def test_gelu_that_is_differentiated_leaves_its_input() -> None:
+    x = torch.randn(3, 5)
+    kept = x.clone().requires_grad_()
+    assert TanhGELU()(kept).requires_grad and torch.equal(kept, x)
+    assert torch.equal(TanhGELU()(kept), F.gelu(x, approximate="tanh"))
+
+
+def test_gelu_of_nothing() -> None:
+    with torch.no_grad():
+        assert TanhGELU()(torch.zeros(0, 4, 16)).shape == (0, 4, 16)
