@@ -42,18 +42,23 @@ _PER_SHARD = 10_000
 
 def make_photographs(folder: Path, count: int) -> str:
     """Write shards of made photographs with captions; return what names them."""
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "train-000.tar", "w") as tar:
         for number in range(count):
-            coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), np.uint8)).resize((640, 480), 3)
-            noisy = np.asarray(coarse).astype(np.int16) + rng.normal(0, 12, (480, 640, 1)).astype(np.int16)
             file = io.BytesIO()
-            Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+            photograph(rng).save(file, "JPEG", quality=90)
             _add(tar, f"{number:06}.jpg", file.getvalue())
             _add(tar, f"{number:06}.txt", b"a made photograph")
     return f"shards:{folder}"
+
+
+def photograph(rng: np.random.Generator) -> Any:
+    """Return a made photograph of 640 x 480 pixels, which is as hard to decode as a real one."""
+    from PIL import Image
+
+    coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), np.uint8)).resize((640, 480), 3)
+    noisy = np.asarray(coarse).astype(np.int16) + rng.normal(0, 12, (480, 640, 1)).astype(np.int16)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
