@@ -190,11 +190,19 @@ def page(record: dict[str, Any]) -> str:
     ]
     rows.append(("whole", *(f"{run['seconds']:.2f} s" for run in runs)))
     rows.append(("all but the towers", *(f"{1 - _towers(run) / run['seconds']:.1%}" for run in runs)))
+    bare = [run["seconds"] - run["pieces"]["mask head"] for run in runs]
+    shares = [f"{1 - _towers(run) / seconds:.1%}" for run, seconds in zip(runs, bare, strict=True)]
+    rows.append(("the same without masks", *shares))
     rows.append(
         ("towers, of their floor", *(f"{_towers(run) / run['towers_at_that_rate']:.2f}x" for run in runs))
     )
     rows.append(("matrix rate", *(f"{run['flops_per_s'] / 1e12:.3f} TFLOP/s" for run in runs)))
-    seconds = of_folder["seconds"]
+    seconds, count = of_folder["seconds"], machine["threads"]
+    threads = (
+        "1 thread and those that read and draw"
+        if count == 1
+        else f"{count} threads and those that read and draw"
+    )
     alone = sum(spent for part, spent in seconds.items() if part != "folder")
     parts = ", ".join(f"{part} {spent:.2f} s" for part, spent in seconds.items() if part != "folder")
     return (
@@ -204,7 +212,7 @@ def page(record: dict[str, Any]) -> str:
                 f"{machine['device']}, load {machine['load']:.0f} of other work, torch {machine['torch']}, commit {machine['commit']}. "
                 f"{runs[0]['model']}, {runs[0]['pixels']} px, {len(LABELS)} labels, {runs[0]['found']} masks, one thread:",
                 markdown(("processor time", *(run["precision"] for run in runs)), rows),
-                f"{of_folder['pictures']} pictures of 640 x 480 by the shipped detector, {machine['threads']} threads: "
+                f"{of_folder['pictures']} pictures of 640 x 480 by the shipped detector, {threads}: "
                 f"{of_folder['pictures'] / seconds['folder']:.1f} a second, {seconds['folder']:.2f} s; its parts one after another "
                 f"{alone:.2f} s ({parts}).",
             ]
