@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from cfmvit.training import World
 
 EVALUATION = Path("runs/evaluate")
+# Options of ``cfmvit evaluate`` that only a prediction reads.
+_OF_PREDICTION = {
+    "checkpoint": None,
+    "data": None,
+    "scores": "ensemble",
+    "device": "auto",
+    "precision": "auto",
+    "orientation": "auto",
+    "overwrite": False,
+}
 
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
@@ -124,6 +135,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     if results is None:
         if arguments.checkpoint is None or arguments.data is None:
             raise ValueError("either --results with --annotations, or --checkpoint with --data must be given")
+        if annotations is not None:
+            raise ValueError("--annotations can't be given with --data, whose own are compared with")
         from cfmvit.training import join  # needs torch, which results that are there do not
 
         folder = folder or EVALUATION
@@ -133,10 +146,14 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
                 return
     elif annotations is None:
         raise ValueError("--annotations must be given with --results")
-    elif arguments.scores != "ensemble":
-        raise ValueError(
-            f"--scores {arguments.scores} needs --checkpoint: the scores of --results are in the file"
-        )
+    else:
+        for name, default in _OF_PREDICTION.items():
+            if getattr(arguments, name) != default:
+                raise ValueError(
+                    f"--{name} can't be given with --results: it says how detections are found, and they are in the file"
+                )
+        if os.environ.get("RANK", "0") != "0":
+            return  # one of torchrun's processes is enough
     if annotations is None:
         print(f"evaluate: there is no ground truth to compare with; the detections are in {results}")
         return

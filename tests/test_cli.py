@@ -39,7 +39,15 @@ def test_an_error_is_one_line_on_stderr(
         (["evaluate", "--results", "a.json"], "--annotations must be given with --results"),
         (
             ["evaluate", "--results", "a.json", "--annotations", "b.json", "--scores", "frozen"],
-            "--scores frozen needs --checkpoint",
+            "--scores can't be given with --results",
+        ),
+        (
+            ["evaluate", "--results", "a.json", "--annotations", "b.json", "--checkpoint", "x"],
+            "--checkpoint can't be given with --results",
+        ),
+        (
+            ["evaluate", "--checkpoint", "x", "--data", "coco:x", "--annotations", "b.json"],
+            "--annotations can't be given with --data",
         ),
         (["detect", "nowhere.jpg", "--labels", "cup"], "no image at nowhere.jpg"),
         (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cfmvit.cli import main
 from cfmvit.evaluation import evaluate
 
 from ..processes import run
@@ -43,3 +44,11 @@ def test_results_need_no_torch(shared_data: Path, tmp_path: Path, name: str) -> 
     for kind, figures in here.items():
         assert read(tmp_path / "out" / "metrics.json")[kind] == pytest.approx(figures, nan_ok=True)
         assert figures["AP"] > 0
+
+
+def test_one_of_several_processes_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that write the same files would be in each other's way; the others don't even open them."""
+    monkeypatch.setenv("RANK", "1")
+    assert main(["evaluate", "--results", "nowhere.json", "--annotations", "nowhere.json"]) == 0
+    monkeypatch.setenv("RANK", "0")
+    assert main(["evaluate", "--results", "nowhere.json", "--annotations", "nowhere.json"]) == 2
