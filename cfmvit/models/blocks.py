@@ -110,7 +110,8 @@ class TanhGELU(nn.GELU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
-        return gelu_in_place(input) if inferring_on_cpu(input) else super().forward(input)
+        at_once = input.is_contiguous() and inferring_on_cpu(input)
+        return gelu_in_place(input) if at_once else super().forward(input)
 
 
 _ACTIVATIONS: dict[str, Any] = {

@@ -19,8 +19,9 @@ _LINEAR, _CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044
 
 
 def inferring_on_cpu(x: Tensor) -> bool:
-    """Tell whether pieces may be taken: eagerly, on the CPU, without gradients."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Tell whether pieces may be taken: eagerly, on the CPU, without gradients. A trace would keep their number for other sizes."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not recorded
 
 
 def attend_in_pieces(qkv: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -49,7 +50,7 @@ def attend_in_pieces(qkv: Tensor, attn_mask: Tensor | None, is_causal: bool) -> 
 
 
 def gelu_in_place(x: Tensor) -> Tensor:
-    """Overwrite x with its GELU by the approximation with tanh, computed in float32, and return it.
+    """Overwrite x, which is contiguous, with its GELU by the approximation with tanh, computed in float32, and return it.
 
     PyTorch's tanh takes longer than all of this, and so does touching the memory of another result.
     """

@@ -68,3 +68,19 @@ def test_gelu_that_is_differentiated_leaves_its_input() -> None:
 def test_gelu_of_nothing() -> None:
     with torch.no_grad():
         assert TanhGELU()(torch.zeros(0, 4, 16)).shape == (0, 4, 16)
+
+
+def test_gelu_of_strides() -> None:
+    x = torch.randn(4, 6).T
+    with torch.no_grad():
+        torch.testing.assert_close(TanhGELU()(x), F.gelu(x, approximate="tanh"))
+
+
+def test_a_trace_holds_for_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_HIDDEN", 7)
+    monkeypatch.setattr(pieces, "_BYTES", 1)
+    model = torch.nn.Sequential(Attention(32, 4, qkv_bias=True), TanhGELU()).bfloat16().eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.randn(1, 4, 32).bfloat16())
+        x = torch.randn(3, 9, 32).bfloat16()
+        torch.testing.assert_close(traced(x), model(x))
