@@ -17,13 +17,9 @@ from torch import Tensor
 from cfmvit.ops.regions import reference
 
 STRETCH = 8  # pixels of a row that a warp of scatter_kernel owns
-CENTRES, TILE, WARP, STEP, MATMUL_TAPS = (
-    8,
-    64,
-    16,
-    16,
-    40,
-)  # of products_kernel; boxes of more taps are its own
+# Of products_kernel: boxes of a block, of a warp, of a product; pixels of a product; the taps that its boxes have more of.
+TILE, WARP, PRODUCT, STEP, MATMUL_TAPS = 128, 16, 8, 16, 40
+BANDS, PLACES = 8, 64  # of a map, by which its boxes are sorted
 
 
 class Gathered(NamedTuple):
@@ -32,6 +28,15 @@ class Gathered(NamedTuple):
     columns: float
     rows: float
     pixels: float  # of a box, each once
+
+
+class Aligned(NamedTuple):
+    """Of a row of bins of bin_rows_kernel."""
+
+    taps: float  # over 32 taps of a row of bins
+    columns: float  # over four columns that some bin reads, for each four rows
+    search: float  # for the column of a tap
+    pixels: float  # that a box reads, each once
 
 
 class Scattered(NamedTuple):
@@ -51,8 +56,8 @@ class Multiplied(NamedTuple):
     tiles: float  # blocks for one stretch of channels
     images: float  # of a tile
     rows: float  # that a tile reads of an image
-    kept: float  # share of rows times stretches of columns that a warp multiplies
-    multiplied: float  # stretches of 16 columns that all warps multiply
+    kept: float  # share of rows times stretches of columns that products of 8 boxes multiply
+    multiplied: float  # stretches of 16 columns that all of them multiply
     height: float  # turns of a thread over the rows of a box, of four taps, and over its columns
     width: float
 
@@ -94,9 +99,15 @@ class Work:
         y, x = self.taps
         return (y * x)[:, 0] > MATMUL_TAPS
 
-    def gathered(self, some: Tensor | None = None) -> Gathered:
-        """What gather_kernel does for a bin of some boxes."""
-        some = torch.ones(len(self.rois), dtype=torch.bool) if some is None else some
+    def aligned(self) -> Aligned:
+        """What bin_rows_kernel does, at a sampling ratio of 2, of which no bin reads more than four rows."""
+        columns = self.reads[1].any(1).sum(1).double()
+        taps = (self.taps[1].sum(1) / 32).ceil()
+        pixels, fours = columns * self.reads[0].any(1).sum(1), (columns / 4).ceil()
+        return Aligned(*(float(x.mean()) for x in (taps, fours, (4 * fours).log2().ceil(), pixels)))
+
+    def gathered(self, some: Tensor) -> Gathered:
+        """What gather_kernel does for some boxes whose bins are one."""
         y, x = (taps[some].double() for taps in self.taps)
         columns = (x / 4).ceil()
         rows = (columns.mean(1) * ((y - 1).clamp(min=0) / 2).mean(1)).mean() / columns.mean()
@@ -130,11 +141,10 @@ class Work:
         """What products_kernel does."""
         y, x = (reads[self.large, 0] for reads in self.reads)
         image = self.rois[self.large, 0].long()
-        ends = y.int().argmax(1) + self.side - 1 - y.int().flip(1).argmax(1)
-        order = (image * CENTRES + ends * CENTRES // (2 * self.side)).sort(stable=True).indices
+        order = (image * 2**32 + self._keys(y, x)).sort(stable=True).indices
         y, x, image = y[order], x[order], image[order]
         steps = x.unflatten(1, (-1, STEP)).any(2)
-        passes = rows = kept = multiplied = 0.0
+        passes = rows = multiplied = possible = 0.0
         height, width = [], []
         for tile in torch.arange(len(order)).split(TILE):
             for of_image in image[tile].unique():
@@ -143,16 +153,26 @@ class Work:
                 passes, rows = passes + 1, rows + read
                 for warp in tile.split(WARP):
                     some = warp[image[warp] == of_image]
-                    done = int(y[some].any(0).sum()) * int(steps[some].any(0).sum())
-                    multiplied += done
-                    kept += done / (TILE // WARP) / steps.shape[1]
                     height.append(float(y[some].sum(1).max() if len(some) else 0) / 8)
                     width.append(float(x[some].sum(1).max() if len(some) else 0) / 8)
+                for product in tile.split(PRODUCT):
+                    some = product[image[product] == of_image]
+                    multiplied += int((y[some].T.double() @ steps[some].double() > 0).sum())
+                possible += read * steps.shape[1] * TILE / PRODUCT
         tiles, share = ceil(len(order) / TILE), self.images / (int(self.rois[-1, 0]) + 1)
         return Multiplied(
-            tiles * share, passes / tiles, rows / passes, kept / rows, multiplied * share,
+            tiles * share, passes / tiles, rows / passes, multiplied / possible, multiplied * share,
             sum(height) / len(height), sum(width) / len(width),
         )  # fmt: skip
+
+    def _keys(self, y: Tensor, x: Tensor) -> Tensor:
+        """By which products_kernel's boxes are sorted in their image."""
+        (top, bottom), (left, right) = (
+            (reads.int().argmax(1), self.side - 1 - reads.int().flip(1).argmax(1)) for reads in (y, x)
+        )
+        size = ((bottom - top + 1) * (right - left + 1)).log2().long() // 3
+        band, place = (top + bottom) * BANDS // (2 * self.side), (left + right) * PLACES // (2 * self.side)
+        return (size * BANDS + band) * PLACES + torch.where(band % 2 == 0, place, PLACES - 1 - place)
 
 
 def _spans(reads: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from cfmvit.bench.draw import Draw
 from cfmvit.bench.regions import STRIDE, draw_boxes, rois_of
 from cfmvit.bench.registry import ENTRIES
 
-HEADERS = ("regions_matmul", "regions_norms", "regions_scatter", "regions_scores")
+HEADERS = ("regions_bin_rows", "regions_matmul", "regions_norms", "regions_scatter", "regions_scores")
 ITEM, BOX, TAP, SUM = 2, 20, 8, 4  # bytes of a number, of a box, of a tap, of a sum
 SAMPLES = 2  # of a bin along an axis
 MOST_IMAGES = 4  # whose boxes stand for all
-GATHER, PACK = "gather_kernel<BFloat16, false>", "pack_kernel<BFloat16>"
+ALIGN, GATHER, PACK = "bin_rows_kernel<BFloat16>", "gather_kernel<BFloat16, false>", "pack_kernel<BFloat16>"
 SCATTER, TABLES = "scatter_kernel<BFloat16, BFloat16>", "tables_kernel<float, float>"
-SPANS, LARGE = "for_each_kernel<MakeSpan<float>>", "for_each_kernel<MatmulGroup>"
-NORMS = "for_each_warp_kernel<InverseNorms<BFloat16, double>>"
+SPANS, LARGE = "for_each_kernel<MakeSpan<float>>", "for_each_kernel<MatmulKeys>"
+NORMS = "for_each_warp_kernel<RowNorms<BFloat16, 8>>"
 
 
 def work_of(B: int, R: int, S: int, merge: bool) -> Work:
@@ -71,17 +71,21 @@ def roi_align() -> list[Whole]:
     """RoIAlign on maps of channels before places and of channels last."""
     B, C, S, R, P = (ENTRIES["roi_align"].sizes["large"][x] for x in "BCSRP")
     work, bins = work_of(B, R, S, False), P * P
-    found = work.gathered()
+    found, stretches = work.aligned(), C / 128
     rows = []
     for size, last in (("large", False), ("channels-last", True)):
         op = "roi_align forward" + (f", {size}" if last else "")
-        trips = (1, 1, P, found.columns, found.rows, 0, 0 if last else P)
-        gather = Row(
-            f"{op}, results", GATHER, B * R * P, B * (S * S + R * bins) * C * ITEM, trips, threads=32 * P,
-            dynamic=0 if last else bins * 32 * 16, cached=B * R * found.pixels * C * ITEM,
+        trips = (
+            stretches, 1, 1, found.taps / 4 / stretches, 2 / stretches, 1, 1, found.search,
+            P / 4, 1, found.columns, 0, 0, 0, 0, 0, 0, 0 if last else bins / 8,
+        )  # fmt: skip
+        aligned = Row(
+            f"{op}, results", ALIGN, B * R * 4, B * (S * S + R * bins) * C * ITEM, trips, threads=128,
+            dynamic=0 if last else bins * 128 * 2, cached=B * R * found.pixels * C * ITEM,
+            mma=B * R * P * found.columns * C / 8 * 4096,
         )  # fmt: skip
         copy = () if last else (_pack(op, B, S * S, C),)
-        rows.append(Whole(op, (_tables(op, work, B * R), *copy, gather)))
+        rows.append(Whole(op, (_tables(op, work, B * R), *copy, aligned)))
     of_warp = work.scattered()
     rows += [_backward("roi_align backward", work, of_warp, B * R, C, True)]
     return [*rows, _backward("roi_align backward, channels-last", work, of_warp, B * R, C, False)]
@@ -100,16 +104,21 @@ def pool_regions() -> list[Whole]:
         cached=boxes * (1 - share) * small.pixels * C * ITEM,
     )  # fmt: skip
     trips = (
-        made.images, TILE / made.images, made.height, min(32, made.rows) / 4, S / 64, 9, made.width,
-        (made.rows, made.kept),
+        made.images, made.height, min(32, made.rows) / 4, S / 64, 9, made.width, (made.rows, made.kept),
+        TILE / made.images,
     )  # fmt: skip
     products = Row(
-        f"{op}, large boxes", "products_kernel<BFloat16>", blocks * 4, (B * S * S + boxes * share) * C * ITEM, trips,
-        threads=128, cached=blocks * made.images * made.rows * 64 * 64 * ITEM,
-        mma=made.multiplied * -(-C // 64) * 16 * 4096,
+        f"{op}, large boxes", "products_kernel<BFloat16>", blocks * 8, (B * S * S + boxes * share) * C * ITEM, trips,
+        threads=256, cached=blocks * made.images * made.rows * 64 * 64 * ITEM,
+        mma=made.multiplied * -(-C // 64) * 8 * 4096,
     )  # fmt: skip
     which = Row(f"{op}, which are large", LARGE, boxes / 32, boxes * SUM * 4, trips=(1,))
-    rows = (_tables(op, work, boxes), which, _groups(op, boxes, 8 * B), products, gather)
+    of_image, each = int(boxes * share / B), 1 + boxes // B // 256  # boxes; blocks
+    order = Row(
+        f"{op}, order", "sort_kernel", B * each * 8, boxes * share * SUM * 3,
+        (1, of_image / 256 / each, of_image / 256, 256 / 16),
+    )  # fmt: skip
+    rows = (_tables(op, work, boxes), which, _groups(op, boxes, B), order, products, gather)
     return [Whole(op, rows), _backward("pool_regions backward", work, work.scattered(), boxes, C, False)]
 
 
@@ -124,7 +133,7 @@ def score_regions() -> list[Whole]:
         NORMS,
         2 * R + texts,
         (2 * R + texts) * C * ITEM,
-        (0, C / 32 / 16),
+        (C / 8 / 32 / 2,),
         launches=1 + 2 * chunks,
     )
     # Turns over vectors of four texts, which are all whole, and over four results.

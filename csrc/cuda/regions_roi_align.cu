@@ -1,5 +1,6 @@
 // RoIAlign on a GPU, on one map or on a pyramid.
 #include "cuda/regions_views.h"
+#include "kernels/regions_bin_rows.cuh"
 #include "torch/dispatch.h"
 
 namespace cfmvit {
@@ -31,7 +32,7 @@ struct AlignCuda {
       on_device(out, [&](cudaStream_t stream) {
         with_boxes(rois, levels,
                    [&](auto boxes) { kernels::make_tables(boxes, maps, sampling, tables, stream); });
-        kernels::gather<S>(
+        kernels::align<S>(
             {maps, nullptr, tables, INT64_MAX, bins_of<S>(out), static_cast<int32_t>(out.size(1))}, packed,
             rois.size(0), stream);
       });

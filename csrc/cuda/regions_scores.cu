@@ -35,9 +35,8 @@ Side side_of(const Tensor& x) {
     });
     return {unit, torch::stable::fill_(inverse, 1.0)};
   } else {
-    const kernels::Level<const S> all{data<const S>(x), rows, 1, 0, x.stride(0), 0, x.stride(1), 1};
     on_device(x, [&](cudaStream_t stream) {
-      kernels::for_each_warp(rows, kernels::InverseNorms<S, double>{all, data<T>(inverse), width}, stream);
+      kernels::row_norms(data<const S>(x), rows, x.stride(0), x.stride(1), data<T>(inverse), width, stream);
     });
     return {x, inverse};
   }

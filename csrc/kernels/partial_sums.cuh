@@ -16,24 +16,34 @@ inline int64_t num_partials(int64_t rows, int64_t owners) {
 }
 
 // out[p, c] = sum of in[r, c] over the rows r of partial sum p; in (rows, columns), out (partials, columns).
-// Each threadIdx.y adds every blockDim.y-th row; their sums are added in order.
-template <typename In, typename Out>
+// A thread has V columns; each threadIdx.y adds every blockDim.y-th row, and their sums are added in order.
+template <typename In, typename Out, int V>
 __global__ void __launch_bounds__(kThreads)
     column_sums_kernel(const In* in, int64_t stride, Out* out, int64_t rows, int64_t rows_per_partial,
                        int64_t columns) {
-  __shared__ acc_t<In> sums[kThreads];
-  const int64_t c = int64_t{blockIdx.x} * kLanes + threadIdx.x, first = blockIdx.y * rows_per_partial;
-  const int64_t end = first + rows_per_partial < rows ? first + rows_per_partial : rows;
-  acc_t<In> sum = 0;
+  __shared__ acc_t<In> sums[kThreads][V];
+  const int64_t c = (int64_t{blockIdx.x} * kLanes + threadIdx.x) * V, first = blockIdx.y * rows_per_partial;
+  const int64_t count = first + rows_per_partial < rows ? rows_per_partial : rows - first;
+  acc_t<In> sum[V] = {};
   if (c < columns) {
+    const In* at = in + (first + threadIdx.y) * stride + c;
+    const int64_t step = blockDim.y * stride;
 #pragma unroll 8
-    for (int64_t r = first + threadIdx.y; r < end; r += blockDim.y) sum += to_acc(in[r * stride + c]);
+    for (int64_t r = threadIdx.y; r < count; r += blockDim.y, at += step) {
+      const Vec<In, V> some = *reinterpret_cast<const Vec<In, V>*>(at);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[v] += some[v];
+    }
   }
-  sums[threadIdx.y * kLanes + threadIdx.x] = sum;
+#pragma unroll
+  for (int v = 0; v < V; ++v) sums[threadIdx.y * kLanes + threadIdx.x][v] = sum[v];
   __syncthreads();
   if (threadIdx.y != 0 || c >= columns) return;
-  for (unsigned y = 1; y < blockDim.y; ++y) sum += sums[y * kLanes + threadIdx.x];
-  from_acc(sum, out[blockIdx.y * columns + c]);
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    for (unsigned y = 1; y < blockDim.y; ++y) sum[v] += sums[y * kLanes + threadIdx.x][v];
+    from_acc(sum[v], out[blockIdx.y * columns + c + v]);
+  }
 }
 
 // One launch for as many partial sums as a grid takes.
@@ -44,13 +54,17 @@ void column_sums(const In* in, int64_t stride, Out* out, int64_t rows, int64_t r
   const int64_t partials = rows > 0 ? ceil_div(rows, rows_per_partial) : 1;
   unsigned across = 1;
   while (across < kThreads / kLanes && across < rows_per_partial) across *= 2;
-  for (int64_t first = 0; first < partials; first += kMostBlocksYZ) {
-    const int64_t left = partials - first, skipped = first * rows_per_partial;
-    launch(column_sums_kernel<In, Out>,
-           grid_size(ceil_div(columns, kLanes), left < kMostBlocksYZ ? left : kMostBlocksYZ),
-           dim3(kLanes, across), 0, stream, in + skipped * stride, stride, out + first * columns,
-           rows - skipped, rows_per_partial, columns);
-  }
+  constexpr int kWord = sizeof(In) < 4 ? 4 / sizeof(In) : 1;
+  dispatch_vec<kWord>(columns, {in}, {stride}, {sizeof(In)}, [&](auto v) {
+    constexpr int V = decltype(v)::value;
+    for (int64_t first = 0; first < partials; first += kMostBlocksYZ) {
+      const int64_t left = partials - first, skipped = first * rows_per_partial;
+      launch(column_sums_kernel<In, Out, V>,
+             grid_size(ceil_div(columns, kLanes * V), left < kMostBlocksYZ ? left : kMostBlocksYZ),
+             dim3(kLanes, across), 0, stream, in + skipped * stride, stride, out + first * columns,
+             rows - skipped, rows_per_partial, columns);
+    }
+  });
 }
 
 template <typename Real>

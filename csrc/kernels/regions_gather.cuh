@@ -2,8 +2,9 @@
 // output is written once, by one thread, in a fixed order of the sum.
 //
 // A thread owns 16 bytes of channels, so that a warp reads whole lines; a block owns a box, whose bins read
-// the same pixels. Maps that do not lie so in memory are copied first (regions_pack.cuh), unless boxes are so
-// few that it costs more than reading their pixels element by element.
+// the same pixels (features of 16 bits: regions_bin_rows.cuh). Maps that do not lie so in memory are copied
+// first (regions_pack.cuh), unless boxes are so few that it costs more than reading their pixels element by
+// element.
 #pragma once
 
 #include "kernels/fast_division.cuh"
@@ -122,14 +123,14 @@ struct Gather {
     return result;
   }
 
-  // An element of the results.
-  __device__ void element(int64_t box, int32_t p, int32_t q, int32_t c) const {
+  // An element of the results, by its taps alone.
+  __device__ S value(int64_t box, int32_t p, int32_t q, int32_t c) const {
     Vec<S, 1> result{};
     if (tables.map[box] >= 0) {
       const Source<S> from = source(box, c);
       result = scale == nullptr ? bin<1, false>(from, p, q) : bin<1, true>(from, p, q);
     }
-    *out.at(box, p, q, c) = result.at[0];
+    return result.at[0];
   }
 };
 
@@ -205,7 +206,7 @@ __global__ void __launch_bounds__(kGatherThreads, 2) gather_elements_kernel(Gath
   for (int32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
     const int32_t bin = op.out.channel == 1 ? i / op.channels : i % bins;
     const int32_t c = op.out.channel == 1 ? i % op.channels : i / bins;
-    op.element(box, bin / bins_x, bin % bins_x, c);
+    *op.out.at(box, bin / bins_x, bin % bins_x, c) = op.value(box, bin / bins_x, bin % bins_x, c);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/regions_tables.cuh"
+#include "kernels/vectors.cuh"
 
 namespace cfmvit::kernels {
 
@@ -71,8 +72,49 @@ static __global__ void __launch_bounds__(kGroupThreads, 4)
 }
 
 inline void make_groups(const int32_t* of_box, int64_t boxes, const Groups& out, cudaStream_t stream) {
-  launch(group_kernel, static_cast<unsigned>(std::min(out.count, kMostBlocksYZ)), kGroupThreads, 0,
-         stream, of_box, boxes, out);
+  launch(group_kernel, static_cast<unsigned>(std::min(out.count, kMostBlocksYZ)), kGroupThreads, 0, stream,
+         of_box, boxes, out);
+}
+
+constexpr int32_t kSorted = 4096;
+
+// Puts the boxes of each group in the order of their keys, kSorted of them at a time, those of the same key
+// as they were: a thread counts for its box those that come before it.
+static __global__ void __launch_bounds__(kGroupThreads)
+    sort_kernel(const int32_t* key, Groups groups, int32_t* sorted) {
+  static_assert(kSorted % kGroupThreads == 0);
+  __shared__ int32_t keys[kGroupThreads];
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  for (int64_t group = blockIdx.x; group < groups.count; group += gridDim.x) {
+    const int32_t* const order = groups.order + groups.begin[group];
+    const auto count = static_cast<int32_t>(groups.begin[group + 1] - groups.begin[group]);
+    for (int64_t first = int64_t{blockIdx.y} * kGroupThreads; first < count;
+         first += int64_t{gridDim.y} * kGroupThreads) {
+      const auto mine = static_cast<int32_t>(first) + thread,
+                 start = static_cast<int32_t>(first) / kSorted * kSorted;
+      const int32_t box = mine < count ? order[mine] : 0, own = mine < count ? key[box] : 0;
+      int32_t rank = start;
+      for (int32_t begin = start; begin < min(start + kSorted, count); begin += kGroupThreads) {
+        __syncthreads();
+        const int32_t other = min(begin + thread, count - 1);
+        keys[thread] = begin + thread < count ? key[order[other]] : INT32_MAX;
+        __syncthreads();
+        const int32_t before = mine - begin;  // of these, those that come first where keys are the same
+#pragma unroll 16
+        for (int j = 0; j < kGroupThreads; ++j) rank += keys[j] < own + (j < before);
+      }
+      if (mine < count) sorted[groups.begin[group] + rank] = box;
+    }
+  }
+}
+
+inline void sort_groups(const int32_t* key, const Groups& groups, int64_t boxes, int32_t* sorted,
+                        cudaStream_t stream) {
+  // As many blocks as boxes need where groups are alike.
+  const int64_t each = ceil_div(boxes, std::max<int64_t>(groups.count, 1));
+  const dim3 grid(static_cast<unsigned>(std::min(groups.count, kMostBlocksYZ)),
+                  static_cast<unsigned>(std::min(ceil_div(each, kGroupThreads), kMostBlocksYZ)));
+  launch(sort_kernel, grid, kGroupThreads, 0, stream, key, groups, sorted);
 }
 
 }  // namespace cfmvit::kernels

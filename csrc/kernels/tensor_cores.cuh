@@ -19,6 +19,15 @@ __device__ uint32_t pair_of(S low, S high) {
   return uint32_t{low.bits} | uint32_t{high.bits} << 16;
 }
 
+// The pair of the low (i = 0) or of the high (1) halves of two words.
+__device__ inline uint32_t pair_in(uint32_t low, uint32_t high, int i) {
+#ifdef __CUDACC__
+  return __byte_perm(low, high, i == 0 ? 0x5410 : 0x7632);
+#else
+  return i == 0 ? (low & 0xffff) | high << 16 : low >> 16 | (high & 0xffff0000);
+#endif
+}
+
 #ifdef __CUDACC__
 
 // d += a b
@@ -48,8 +57,8 @@ __device__ void load_transposed(uint32_t (&words)[4], const S* row) {
                : "memory");
 }
 
-// 16 bytes of global memory, or zeros, into shared memory; complete for a thread after wait_copies, for
-// others after a barrier.
+// 16 bytes of global memory into shared memory, or zeros, for which nothing is read; complete for a thread
+// after wait_copies, for others after a barrier.
 __device__ inline void copy_async(void* to, const void* from, bool valid) {
   const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(valid ? 16 : 0)

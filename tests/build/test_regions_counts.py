@@ -12,12 +12,15 @@ from cfmvit.bench import sass
 
 CSRC = Path(__file__).parents[2] / "csrc"
 SOURCE = """
+#include "kernels/regions_bin_rows.cuh"
 #include "kernels/regions_matmul.cuh"
 #include "kernels/regions_scatter.cuh"
 #include "kernels/regions_scores.cuh"
 namespace cfmvit::kernels {
 using S = BFloat16;
+template __global__ void bin_rows_kernel<S>(Gather<S>, int32_t);
 template __global__ void gather_kernel<S, false>(Gather<S>, int32_t, Divider);
+template __global__ void products_kernel<S>(Gather<S>, const int32_t*, const int64_t*);
 template __global__ void pack_kernel<S>(Pyramid<const S>, Pyramid<S>, Tiles, int32_t);
 template __global__ void scatter_kernel<S, S>(
     Pyramid<S>, Tiles, Tables<float>, Readers, Divider, Divider, Bins<const S>, int32_t, bool);
@@ -48,7 +51,9 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, sass.Kernel]:
     assert done.returncode == 0, done.stderr
     found = sass.kernels(cubin)
     assert not [name for name, kernel in found.items() if kernel.usage.stack]
-    names = ("gather_kernel", "pack_kernel", "scatter_kernel", "group_kernel", "scores_kernel")
+    names = (
+        "bin_rows_kernel", "gather_kernel", "products_kernel", "pack_kernel", "scatter_kernel", "group_kernel", "scores_kernel"
+    )  # fmt: skip
     return {name: next(kernel for full, kernel in found.items() if name in full) for name in names}
 
 
@@ -61,14 +66,32 @@ def loop_of(kernel: sass.Kernel, opcode: str, count: int) -> range:
     )
 
 
+def test_rows_of_bins_are_products(kernels: dict[str, sass.Kernel]) -> None:
+    """Of 16 pixels and 128 channels by 8 bins: 16 bytes a load, and what else a product takes for all channels at once."""
+    kernel = kernels["bin_rows_kernel"]
+    loop = loop_of(kernel, "HMMA", 16)
+    assert kernel.opcodes("LDG", loop) == {"LDG.E.128": 8}
+    assert kernel.counts(loop).total() <= 104
+    assert sass.blocks_at_once(kernel.usage, 4 * 32, 7 * 7 * 256, 90) >= 3
+
+
+def test_large_boxes_share_a_row(kernels: dict[str, sass.Kernel]) -> None:
+    """Of 16 boxes, 64 pixels and 64 channels: a product of 8 boxes each, both halves of their weights at once."""
+    kernel = kernels["products_kernel"]
+    loop = loop_of(kernel, "HMMA", 64)
+    assert kernel.opcodes("HMMA", loop).total() == 64
+    assert kernel.opcodes("LDSM", loop).total() == 16
+    assert kernel.counts(loop).total() <= 400
+    assert sass.blocks_at_once(kernel.usage, 256, 0, 90) >= 2
+
+
 def test_gather_reads_eight_vectors_before_it_adds(kernels: dict[str, sass.Kernel]) -> None:
     """Two rows of four taps: 16 bytes of channels each, with one multiplication and addition a channel and tap."""
     kernel = kernels["gather_kernel"]
     loop = loop_of(kernel, "LDG.E.128", 8)
     assert kernel.counts(loop)["float"] <= 8 * 9
     assert kernel.counts(loop).total() <= 210
-    # RoIAlign of 7 x 7 bins and 256 channels: blocks of 7 warps, whose tile is a box's results.
-    assert sass.blocks_at_once(kernel.usage, 7 * 32, 7 * 7 * 512, 90) >= 4
+    assert sass.blocks_at_once(kernel.usage, 96, 0, 90) >= 8  # of 768 channels
 
 
 def test_pack_takes_fourteen_instructions_an_element(kernels: dict[str, sass.Kernel]) -> None:

@@ -1,5 +1,6 @@
 // The launchers of the regions family.
 #include "cases.h"
+#include "kernels/regions_bin_rows.cuh"
 #include "kernels/regions_gather.cuh"
 #include "kernels/regions_matmul.cuh"
 #include "kernels/regions_norms.cuh"
@@ -96,8 +97,8 @@ KERNEL(align) {
     });
     const Array out = output_map<S>(job, "out", {boxes, channels, sampling.bins_y, sampling.bins_x},
                                     job.integer("channels_last"));
-    kernels::gather<S>({maps, nullptr, tables, INT64_MAX, bins_of<S>(out), static_cast<int32_t>(channels)},
-                       packed, boxes, nullptr);
+    kernels::align<S>({maps, nullptr, tables, INT64_MAX, bins_of<S>(out), static_cast<int32_t>(channels)},
+                      packed, boxes, nullptr);
   });
 }
 
@@ -126,6 +127,16 @@ KERNEL(align_backward) {
     kernels::scatter<S, S>(maps, tables, readers, bins, packed, grad.size(0),
                            static_cast<int32_t>(grad.size(1)), nullptr);
   });
+}
+
+// Boxes of groups (R,), or -1, by group and by key (R,) in each; -1 after them.
+KERNEL(sort) {
+  const int64_t boxes = job["group"].size(0), count = job.integer("groups");
+  const kernels::Groups groups{job.scratch<int32_t>(boxes), job.output<int64_t>("begin", {count + 1}), count};
+  int32_t* const out = job.output<int32_t>("out", {boxes});
+  std::fill_n(out, boxes, -1);
+  kernels::make_groups(job.data<int32_t>("group"), boxes, groups, nullptr);
+  kernels::sort_groups(job.data<int32_t>("key"), groups, boxes, out, nullptr);
 }
 
 // tokens (B, N, C) as the one level of a pyramid; sizes: H, W
@@ -230,17 +241,18 @@ KERNEL(scores) {
   job["detector"].type == "float64" ? run(double{}) : run(float{});
 }
 
-// Rows of x (R, C), of any strides, scaled to norm one.
+// Rows of x (R, C), of any strides, scaled to norm one, and their inverse norms.
 KERNEL(normalize) {
   const Array& x = job["x"];
-  const auto run = [&](auto zero) {
+  with_floating(x, [&](auto zero) {
     using S = decltype(zero);
+    const int64_t rows = x.size(0), channels = x.size(1);
+    acc_t<S>* const inverse = job.output<acc_t<S>>("inverse", {rows});
+    kernels::row_norms(x.data<const S>(), rows, x.stride(0), x.stride(1), inverse, channels, nullptr);
     S* const out = job.output<S>("out", x.sizes);
-    kernels::for_each_warp(x.size(0),
-                           kernels::Normalize<S>{x.data<const S>(), x.stride(0), x.stride(1), out, x.size(1)},
-                           nullptr);
-  };
-  x.type == "float64" ? run(double{}) : run(float{});
+    kernels::for_each_warp(
+        rows, kernels::Normalize<S>{x.data<const S>(), x.stride(0), x.stride(1), out, channels}, nullptr);
+  });
 }
 
 }  // namespace cfmvit::emulation

@@ -113,6 +113,39 @@ def test_roi_align_in_vectors(regions: Emulator, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("last", [True, False], ids=["NHWC", "NCHW"])
+def test_rows_of_bins_on_tensor_cores(regions: Emulator, last: bool) -> None:
+    """More bins a row than a product has, more rows than a tile and of a bin than four, more columns than are listed; inverted."""
+    x = rand(1, 130, 14, 300, dtype=torch.bfloat16)
+    x = channels_last(x) if last else x
+    rois = torch.tensor([[0, -9.0, -2, 310, 20], [0, 3, 2, 9, 4], [0, 40, 3, 20, 1], [0, 4, 5, 4, 5]])
+    for p, q, ratio, aligned in ((5, 10, 2, 1), (10, 9, -1, 0), (1, 1, -1, 1)):
+        given = {
+            "sampling": torch.tensor((p, q, ratio, aligned)),
+            "scales": torch.ones(1).double(),
+            "levels": None,
+        }
+        found = regions("align", {"map0": x, "rois": rois, "channels_last": int(last), **given})["out"]
+        truth = reference.roi_align(x.double(), rois, 1.0, p, q, ratio, bool(aligned))
+        assert_matches(found.permute(0, 3, 1, 2) if last else found, truth)
+
+
+def test_pixels_that_a_bin_does_not_read_do_not_matter_to_products(regions: Emulator) -> None:
+    x = channels_last(rand(1, 128, 9, 20, dtype=torch.bfloat16))
+    given = {
+        "rois": torch.tensor([[0, 2.0, 1, 16, 8]]), "levels": None, "scales": torch.ones(1).double(),
+        "sampling": torch.tensor((2, 7, 1, 1)), "channels_last": 1,
+    }  # fmt: skip
+    expected = regions("align", {"map0": x, **given})["out"]
+    x[:, 5, :4, :7], x[:, 9, 5:, 12] = NAN, INF
+    found = regions("align", {"map0": x, **given})["out"]
+    assert found[..., 5].isnan().any(2).tolist() == [[True, False]]
+    assert found[..., 9].isinf().any(2).tolist() == [[False, True]]
+    same = found.isfinite()
+    torch.testing.assert_close(found[same], expected[same], rtol=1e-2, atol=1e-3)
+    assert same.sum() >= same.numel() - 2 * 7
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["NHWC", "NCHW"])
 def test_few_boxes_and_many_bins(regions: Emulator, last: bool) -> None:
     """Maps that are not copied because boxes are few; results of a box that are more than a tile."""
     large = rand(B, 9, 30, 40, dtype=torch.bfloat16)
@@ -242,6 +275,23 @@ def test_pool_regions_anywhere_in_memory(regions: Emulator, dtype: torch.dtype) 
     check_pool(regions, rand(B, 17, 5 * 34, dtype=dtype).transpose(1, 2), (5, 34), rois, SAMPLINGS[2], False)
 
 
+def test_boxes_are_sorted_in_their_groups(regions: Emulator) -> None:
+    """Groups of more boxes than are sorted at once and of none, boxes of no group, equal keys."""
+    generator = torch.Generator().manual_seed(5)
+    group = (torch.rand(4600, generator=generator) < 0.03).int() * 2
+    group[7::90] = -1
+    key = torch.randint(0, 60, group.shape, generator=generator).int()
+    found = regions("sort", {"group": group, "key": key, "groups": 3})
+    expected, begin = [], [0]
+    for g in range(3):
+        for some in (group == g).nonzero()[:, 0].split(4096):
+            expected += some[key[some].sort(stable=True).indices].tolist()
+        begin.append(len(expected))
+    assert begin[1] > 4096
+    assert found["begin"].tolist() == begin
+    assert found["out"].tolist() == expected + [-1] * (len(group) - begin[-1])
+
+
 def large_boxes(count: int, width: float, height: float) -> Tensor:
     """Boxes of many taps over the whole map, with a few small ones among them."""
     generator = torch.Generator().manual_seed(7)
@@ -256,7 +306,7 @@ def large_boxes(count: int, width: float, height: float) -> Tensor:
 def test_pool_regions_by_products(regions: Emulator, dtype: torch.dtype) -> None:
     """Large boxes on tensor cores: tiles of several images, rows of more than one stretch, the last channels apart."""
     for size, channels, count, sampling in (
-        ((11, 75), 72, 70, (7, 7, 2, 1)),
+        ((11, 75), 72, 150, (7, 7, 2, 1)),
         ((37, 9), 8, 20, (1, 1, -1, 1)),
     ):
         tokens = rand(B, 3 + size[0] * size[1], channels, dtype=dtype)
@@ -317,9 +367,14 @@ def test_scores(regions: Emulator, labels: int, dtype: torch.dtype) -> None:
     assert found[1:-1].isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_normalize(regions: Emulator, dtype: torch.dtype) -> None:
-    """Of lengths whose squares float32 does not hold, rows of zeros and rows that are columns."""
-    x = rand(40, 7, dtype=dtype).T
-    x[1], x[2], x[3] = 0, x[2] * 1e25, x[3] * 1e-10
-    assert_matches(regions("normalize", {"x": x})["out"], F.normalize(x.double(), dim=1))
+    """Of lengths whose squares float32 does not hold, rows of zeros, in vectors and as columns."""
+    rows, large, small = rand(7, 40, dtype=dtype), *((1e25, 1e-10) if dtype != torch.float16 else (1e4, 1e-3))
+    rows[1], rows[2], rows[3] = 0, rows[2] * large, rows[3] * small
+    for x in (rows, rows.T.contiguous().T, rows[:, 1:]):
+        found = regions("normalize", {"x": x})
+        assert_matches(found["out"], F.normalize(x.double(), dim=1))
+        torch.testing.assert_close(
+            found["inverse"].double(), 1 / x.double().norm(dim=1).clamp(min=1e-12), rtol=1e-6, atol=0
+        )
