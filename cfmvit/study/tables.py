@@ -8,37 +8,50 @@ from collections.abc import Sequence
 from cfmvit.study.record import Record, Spread
 
 STEP = "step, ms"
+_COLUMNS = 9  # of a table
 
 
 def markdown(record: Record) -> str:
     """Return a study's tables: mean and spread of each cell, differences, what failed."""
     study, names = record.study, record.names()
-    rows = [*study.cells, *study.controls()]
-    body = [
-        [row, *(_spread(record.spread(row, name), name) for name in names)]
-        for row in rows
-        if row in record.cells
-    ]
-    body.append(["chance", *(_chance(record, name) for name in names)])
-    parts = [f"# {study.title}", study.question, _seeds(record), _table(["", *names], body)]
+    rows = [row for row in (*study.cells, *study.controls()) if row in record.cells]
+    parts = [f"# {study.title}", study.question, _seeds(record)]
+    for some in _tables(names):
+        body = [[row, *(_spread(record.spread(row, name), name) for name in some)] for row in rows]
+        body.append(["chance", *(_chance(record, name) for name in some)])
+        parts.append(_table(["", *some], body))
     if study.compare:
         shown = [
             name for name in names if any(record.difference(*pair, name).seeds for pair in study.compare)
         ]
-        pairs = [
-            [
-                f"{ours} − {theirs}",
-                *(_difference(record.difference(ours, theirs, name), name) for name in shown),
+        parts.append(
+            "Differences seed by seed, ± their standard error; **bold** where the 95 % interval (Student's t) leaves out zero."
+        )
+        for some in _tables(shown):
+            pairs = [
+                [
+                    f"{ours} − {theirs}",
+                    *(_difference(record.difference(ours, theirs, name), name) for name in some),
+                ]
+                for ours, theirs in study.compare
             ]
-            for ours, theirs in study.compare
-        ]
-        parts += [
-            "Differences seed by seed, ± their standard error; **bold** where the 95 % interval (Student's t) leaves out zero.",
-            _table(["", *shown], pairs),
-        ]
+            parts.append(_table(["", *some], pairs))
     if errors := record.errors():
         parts += ["Failed:", "\n".join(f"- {error}" for error in errors)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _tables(names: Sequence[str]) -> list[list[str]]:
+    """Divide figures among tables that a page has room for; those of a kind stay together."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault("retrieval" if name.endswith("R@1") else name.split()[0], []).append(name)
+    tables: list[list[str]] = [[]]
+    for of_kind in kinds.values():
+        if tables[-1] and len(tables[-1]) + len(of_kind) > _COLUMNS:
+            tables.append([])
+        tables[-1] += of_kind
+    return tables
 
 
 def _seeds(record: Record) -> str:
@@ -79,5 +92,7 @@ def _number(value: float, name: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    """Return a table of the rows that have a figure in it."""
+    told = [row for row in rows if set(row[1:]) != {"–"}]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *told]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -56,6 +56,22 @@ def test_one_seed_proves_nothing(record: Record) -> None:
     assert "Means over 1 of 3 seeds" in markdown(record)
 
 
+def test_a_page_has_room_for_each_table(record: Record) -> None:
+    """Figures of a kind stand together, in whatever order they came, and rows without any of them are left out."""
+    kinds = ("pointing", "regions", "AP50")
+    for number in range(12):
+        for kind in kinds:
+            record.cells["ours"][0]["values"][f"{kind} {number % 4}{'abc'[number // 4]}"] = 0.25
+    assert "step, ms" in record.names()
+    heads = [line for line in markdown(record).splitlines() if line.startswith("|  |")]
+    told = [name.strip() for head in heads for name in head.split("|")[2:-1]]
+    assert sorted(told[: len(record.names())]) == sorted(record.names()), "each once, before the differences"
+    assert [name.split()[0] for name in told].count("AP50") == 12
+    tables = [table for table in markdown(record).split("\n\n") if table.startswith("|  |")]
+    (of_ap,) = (table for table in tables if "AP50" in table)
+    assert "pointing" not in of_ap and "| ours | 25.0 |" in of_ap and "| theirs |" not in of_ap
+
+
 def test_a_record_is_read_back(record: Record) -> None:
     again = Record.from_dict(json.loads(json.dumps(record.to_dict())))
     assert markdown(again) == markdown(record)
