@@ -20,7 +20,7 @@ _LINEAR, _CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044
 
 def inferring_on_cpu(x: Tensor) -> bool:
     """Tell whether pieces may be taken: eagerly, on the CPU, without gradients. A trace would keep their number for other sizes."""
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not recorded
 
 

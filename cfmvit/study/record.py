@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,6 +62,11 @@ class Record:
         """Return a figure of a cell by seed, where it is defined."""
         values = {seed: done.get("values", {}).get(name) for seed, done in self.cells.get(cell, {}).items()}
         return {seed: value for seed, value in values.items() if value is not None}
+
+    def measures(self, cell: str, names: Collection[str]) -> bool:
+        """Tell whether any of these figures is asked of a cell; of one that failed all may be."""
+        values = [done.get("values", {}) for done in self.cells[cell].values()]
+        return any(not found or not found.keys().isdisjoint(names) for found in values)
 
     def spread(self, cell: str, name: str) -> Spread:
         """Return mean and deviation of a cell's figure over its seeds."""

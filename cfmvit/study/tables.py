@@ -17,7 +17,8 @@ def markdown(record: Record) -> str:
     rows = [row for row in (*study.cells, *study.controls()) if row in record.cells]
     parts = [f"# {study.title}", study.question, _seeds(record)]
     for some in _tables(names):
-        body = [[row, *(_spread(record.spread(row, name), name) for name in some)] for row in rows]
+        told = [row for row in rows if record.measures(row, some)]
+        body = [[row, *(_spread(record.spread(row, name), name) for name in some)] for row in told]
         body.append(["chance", *(_chance(record, name) for name in some)])
         parts.append(_table(["", *some], body))
     if study.compare:
@@ -92,7 +93,5 @@ def _number(value: float, name: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of the rows that have a figure in it."""
-    told = [row for row in rows if set(row[1:]) != {"–"}]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *told]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
