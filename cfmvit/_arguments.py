@@ -110,7 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_commands.run_export)
 
     evaluate = commands.add_parser("evaluate", help="average precision of a detector, or of a results file")
-    evaluate.add_argument("--annotations", type=Path, help="COCO or LVIS ground truth, with --results")
+    evaluate.add_argument(
+        "--annotations",
+        type=Path,
+        help="COCO or LVIS ground truth of --results; for --data in the place of its own",
+    )
     evaluate.add_argument(
         "--results", type=Path, help="COCO results json; default: run --checkpoint on --data"
     )

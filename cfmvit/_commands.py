@@ -135,8 +135,6 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     if results is None:
         if arguments.checkpoint is None or arguments.data is None:
             raise ValueError("either --results with --annotations, or --checkpoint with --data must be given")
-        if annotations is not None:
-            raise ValueError("--annotations can't be given with --data, whose own are compared with")
         from cfmvit.training import join  # needs torch, which results that are there do not
 
         folder = folder or EVALUATION

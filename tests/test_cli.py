@@ -45,10 +45,6 @@ def test_an_error_is_one_line_on_stderr(
             ["evaluate", "--results", "a.json", "--annotations", "b.json", "--checkpoint", "x"],
             "--checkpoint can't be given with --results",
         ),
-        (
-            ["evaluate", "--checkpoint", "x", "--data", "coco:x", "--annotations", "b.json"],
-            "--annotations can't be given with --data",
-        ),
         (["detect", "nowhere.jpg", "--labels", "cup"], "no image at nowhere.jpg"),
         (
             ["evaluate", "--checkpoint", "x", "--data", "coco:x", "--device", "gpu"],
