@@ -1,0 +1,41 @@
+"""``cfmvit evaluate`` on a list of images without boxes: detections alone, or figures by a ground truth from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cfmvit.cli import main
+
+
+@pytest.fixture
+def command(tmp_path: Path, make_detector) -> list[str]:
+    make_detector().save_pretrained(tmp_path / "detector")
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "a.png")
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 64, "width": 64}],
+        "categories": [{"id": 1, "name": "red circle"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 40, 40], "area": 1600, "iscrowd": 0}
+        ],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "images.json").write_text(json.dumps({**truth, "annotations": []}))
+    given = {"--checkpoint": tmp_path / "detector", "--data": f"{tmp_path}/images.json@{tmp_path}"}
+    words = [str(word) for pair in given.items() for word in pair]
+    return ["evaluate", *words, "--device", "cpu", "--output", str(tmp_path / "out")]
+
+
+def test_detections_alone(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 0
+    assert "there is no ground truth to compare with" in capsys.readouterr().out
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_another_ground_truth(command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--annotations", str(tmp_path / "truth.json")]) == 0
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert 0 <= figures["bbox"]["AP50"] <= 1
