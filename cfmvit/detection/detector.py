@@ -22,7 +22,7 @@ from cfmvit.detection.checkpoint import load_detector, save_detector, shipped_ch
 from cfmvit.detection.config import DetectorConfig
 from cfmvit.detection.encoded import Encoded
 from cfmvit.detection.ensemble import frozen_embeddings, region_scores, score_parts
-from cfmvit.detection.image_input import Prepared, prepare, read_image
+from cfmvit.detection.image_input import Prepared, prepare, read_image, several
 from cfmvit.detection.postprocess import pick, to_original
 from cfmvit.detection.proposals import ProposalNetwork
 from cfmvit.detection.pyramid import SimplePyramid
@@ -109,7 +109,8 @@ class Detector(nn.Module):
         Raises:
             TypeError, ValueError, FileNotFoundError: as ``predict`` of an image; no picture.
         """
-        if not len(pictures):
+        pictures = several(pictures, "embed_pictures: pictures")
+        if not pictures:
             raise ValueError("embed_pictures: pictures must be one at least, got none")
         size = self.model.config.image_size
         squares = [center_crop(read_image(p).permute(1, 2, 0).contiguous().numpy(), size) for p in pictures]
@@ -257,7 +258,7 @@ class Detector(nn.Module):
         config, device = self.config, self.device
         prepared = [
             image if isinstance(image, Prepared) else prepare(read_image(image), config.image_size)
-            for image in images
+            for image in several(images, "encode: images")
         ]
         if not prepared:
             return Encoded([], [], [], [], [], [], "fp32")
@@ -405,7 +406,7 @@ class Detector(nn.Module):
         if novel is None:
             known = set(self.config.base_labels)
             return torch.tensor([label in known for label in labels])
-        names = set(clean_labels(list(novel))) if novel else set()
+        names = set(clean_labels(novel)) if novel else set()
         if names - set(labels):
             missing = ", ".join(sorted(names - set(labels)))
             raise ValueError(f"predict: novel must name labels that were asked for, got {missing}")

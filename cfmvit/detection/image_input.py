@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ def read_image(image: Any) -> Tensor:
         image: a PIL image, a path, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8.
 
     Raises:
-        TypeError, ValueError: something else.
+        TypeError, ValueError: something else, such as a URL.
         FileNotFoundError: no file at the path.
     """
+    if isinstance(image, str) and "://" in image:
+        raise ValueError(f"predict: image must be a file here, got the URL {image}: fetch it first")
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(
@@ -61,6 +64,20 @@ def read_image(image: Any) -> Tensor:
         f"predict: image must be a PIL image, a path, an array (H, W, 3) or a tensor (3, H, W), "
         f"got {type(image).__name__}"
     )
+
+
+def several(images: Any, what: str) -> list[Any]:
+    """Return images as a list.
+
+    Args:
+        what: words for them in the message.
+
+    Raises:
+        TypeError: a single image, whose letters or rows would pass for several.
+    """
+    if isinstance(images, str) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) in (2, 3):
+        raise TypeError(f"{what} must be a list of images, got a single {type(images).__name__}")
+    return list(images)
 
 
 def prepare(image: Tensor, size: int) -> Prepared:

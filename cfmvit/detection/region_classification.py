@@ -14,6 +14,7 @@ from cfmvit.detection.ensemble import frozen_embeddings
 from cfmvit.detection.image_input import prepare, read_image
 from cfmvit.detection.templates import expand_templates
 from cfmvit.detection.vocabulary import TextBank, Vocabulary
+from cfmvit.models import CFMViT
 from cfmvit.ops import score_regions
 
 _LARGEST = 1024
@@ -21,7 +22,7 @@ _LARGEST = 1024
 
 @torch.no_grad()
 def classify_regions(
-    model: Any,
+    model: CFMViT,
     image: Any,
     boxes: Any,
     labels: Sequence[str] | Vocabulary,
@@ -39,7 +40,7 @@ def classify_regions(
     Args:
         model: a CFM-ViT, pretrained or imported.
         image: a PIL image, a path, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
-        boxes: (n, 4) x0, y0, x1, y1 in pixels of the image: a tensor, an array or lists.
+        boxes: (n, 4) x0, y0, x1, y1 in pixels of the image: a tensor, an array or lists. What lies outside the image is cut off.
         labels: what the boxes may be, or a ``Vocabulary`` made of it; the model remembers the labels that it was given.
         image_size: the image's longer side is resized to so many pixels, a multiple of the patch size; by default four times
             the pretraining size, but at most about 1024.
@@ -51,9 +52,12 @@ def classify_regions(
         (n, labels) float32: probabilities, whose sum is less than 1 by that of "background".
 
     Raises:
-        TypeError, ValueError: bad boxes or labels, an image of an unknown kind, or a model without a text tower.
+        TypeError, ValueError: bad boxes or labels, a box outside the image, an image of an unknown kind, or a model without a
+            text tower.
         FileNotFoundError: no image at the path.
     """
+    if not isinstance(model, CFMViT):
+        raise TypeError(f"classify_regions: model must be a CFMViT, got {type(model).__name__}")
     patch, grid = model.visual.patch_size, model.visual.grid
     if image_size is None:
         image_size = min(4 * grid, max(grid, _LARGEST // patch)) * patch
@@ -66,7 +70,7 @@ def classify_regions(
     elif not temperature > 0:
         raise ValueError(f"classify_regions: temperature must be positive, got {temperature}")
     prepared = prepare(read_image(image), image_size)
-    corners = _boxes(boxes)
+    corners = _boxes(boxes, prepared.original_size)
     was_training = model.training
     model.eval()
     try:
@@ -92,9 +96,12 @@ def _bank(model: Any, templates: Iterable[str]) -> TextBank:
     return banks[prompts]
 
 
-def _boxes(boxes: Any) -> Tensor:
-    """Return boxes as float32 (n, 4)."""
-    corners = torch.as_tensor(boxes, dtype=torch.float32).cpu()
+def _boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
+    """Return boxes as float32 (n, 4), cut to an image of (H, W)."""
+    try:
+        corners = torch.as_tensor(boxes, dtype=torch.float32).cpu()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"classify_regions: boxes must be numbers of the shape (n, 4): {error}") from error
     if not corners.numel():
         return corners.new_zeros(0, 4)
     if corners.ndim != 2 or corners.shape[1] != 4:
@@ -107,4 +114,12 @@ def _boxes(boxes: Any) -> Tensor:
             "classify_regions: boxes must be x0, y0, x1, y1 with x0 < x1 and y0 < y1, got "
             f"{corners[int(empty[0])].tolist()}"
         )
-    return corners
+    height, width = size
+    cut = corners.clamp(min=0).minimum(corners.new_tensor([width, height, width, height]))
+    outside = (cut[:, 2:] <= cut[:, :2]).any(dim=1).nonzero()
+    if len(outside):
+        raise ValueError(
+            f"classify_regions: boxes must lie in the image of {width} x {height} pixels, at least in part, got "
+            f"{corners[int(outside[0])].tolist()}"
+        )
+    return cut

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,5 +172,5 @@ class Detections:
             mask=None if self.masks is None else self.masks.dense().numpy(),
             confidence=self.scores.numpy(),
             class_id=self.label_ids.numpy(),
-            data={"class_name": self.labels},
+            data={"class_name": np.array(self.labels, dtype=np.str_)},
         )

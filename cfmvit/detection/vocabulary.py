@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cfmvit._io import atomic_write
 from cfmvit._require import require
+from cfmvit.detection.image_input import several
 from cfmvit.detection.templates import expand_templates
 from cfmvit.models.checkpoint import hash_weights
 
@@ -81,12 +82,14 @@ class Vocabulary:
             detector: whose frozen model embeds them.
 
         Raises:
-            ValueError: no label, a label without a picture; and all that ``Detector.predict`` raises of a picture.
+            TypeError, ValueError: no label, a label without a picture or with a picture that is in no list; and all that
+                ``Detector.predict`` raises of a picture.
         """
         names = clean_labels(list(crops))
         rows = [detector.vocabulary(names[:1]).embeddings[0]]
-        for name, pictures in zip(names, crops.values()):
-            if not len(pictures):
+        for name, given in zip(names, crops.values()):
+            pictures = several(given, f"vocabulary: the pictures of {name!r}")
+            if not pictures:
                 raise ValueError(f"vocabulary: {name!r} must have a picture at least, got none")
             rows.append(F.normalize(detector.embed_pictures(pictures).mean(dim=0), dim=-1))
         return cls(names, torch.stack(rows))
@@ -148,12 +151,12 @@ def _fingerprint(weight: Tensor) -> tuple[Any, ...]:
     return weight.device, weight.shape, int(bits.sum(dtype=torch.int64)), weight._version
 
 
-def clean_labels(labels: Sequence[str]) -> tuple[str, ...]:
+def clean_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """Strip and lower-case labels, and check them.
 
     Raises:
         TypeError: ``labels`` is one string, or holds something else than strings.
-        ValueError: no label, an empty one, or the same one twice.
+        ValueError: no label, an empty one, the same one twice, or bytes that a terminal could not decode.
     """
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise TypeError(f"labels: labels must be a list of str, got {type(labels).__name__} {labels!r}")
@@ -164,6 +167,8 @@ def clean_labels(labels: Sequence[str]) -> tuple[str, ...]:
         name = " ".join(label.split()).lower()
         if not name:
             raise ValueError(f"labels: labels must not be empty, got {label!r}")
+        if not _is_unicode(name):
+            raise ValueError(f"labels: labels must be text in Unicode, got {label!r}")
         names.append(name)
     if not names:
         raise ValueError("labels: at least one label must be given, got none")
@@ -171,3 +176,8 @@ def clean_labels(labels: Sequence[str]) -> tuple[str, ...]:
     if twice:
         raise ValueError(f"labels: labels must be different, got {', '.join(twice)} more than once")
     return tuple(names)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates, as which Python keeps bytes that are no text."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)

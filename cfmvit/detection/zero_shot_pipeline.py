@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,36 +30,38 @@ class ZeroShotObjectDetectionPipeline:
     def __call__(
         self,
         image: Any,
-        candidate_labels: str | Sequence[str] | None = None,
+        candidate_labels: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         *,
         threshold: float = 0.1,
         top_k: int | None = None,
-    ) -> Found | list[Found]:
+    ) -> Found | list[Found] | Iterator[Found]:
         """Find labels in an image.
 
         Args:
-            image: as ``Detector.predict`` takes one; or a list of those, or of ``{"image", "candidate_labels"}``.
-            candidate_labels: names, in a list or parted by commas.
+            image: as ``Detector.predict`` takes one, or ``{"image", "candidate_labels"}``; or a list or an iterator of those.
+            candidate_labels: names, in a list or parted by commas; for a list of images also a list of such lists.
             threshold: scores must exceed it.
             top_k: at most so many, those of the highest score.
 
         Returns:
             ``[{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}]`` by falling score, boxes in whole pixels; a list
-            of those for a list.
+            of those for a list, an iterator for an iterator.
 
         Raises:
-            ValueError: no labels; and all that ``Detector.predict`` raises.
+            ValueError: no image or no labels, or lists of labels for another number of images; and all that
+                ``Detector.predict`` raises.
         """
-        if isinstance(image, dict):
-            image, candidate_labels = image["image"], image.get("candidate_labels", candidate_labels)
+        if isinstance(image, Iterator):
+            return (self._one(item, candidate_labels, threshold, top_k) for item in image)
         if isinstance(image, (list, tuple)):
-            return [self._one(item, candidate_labels, threshold, top_k) for item in image]
+            labels = _for_each(candidate_labels, len(image))
+            return [self._one(item, words, threshold, top_k) for item, words in zip(image, labels)]
         return self._one(image, candidate_labels, threshold, top_k)
 
-    def _one(
-        self, image: Any, labels: str | Sequence[str] | None, threshold: float, top_k: int | None
-    ) -> Found:
+    def _one(self, image: Any, labels: Any, threshold: float, top_k: int | None) -> Found:
         if isinstance(image, dict):
+            if "image" not in image:
+                raise ValueError(f"{_TASK}: a dict must have an image, got {', '.join(image) or 'nothing'}")
             image, labels = image["image"], image.get("candidate_labels", labels)
         if labels is None:
             raise ValueError(f"{_TASK}: candidate_labels must be given, got None")
@@ -72,6 +74,17 @@ class ZeroShotObjectDetectionPipeline:
             item["label"] = names[number]  # as it was given
             item["box"] = {corner: int(value) for corner, value in item["box"].items()}
         return found
+
+
+def _for_each(labels: Any, count: int) -> Sequence[Any]:
+    """Return the labels of each of several images."""
+    if not isinstance(labels, (list, tuple)) or all(isinstance(label, str) for label in labels):
+        return [labels] * count
+    if len(labels) != count:
+        raise ValueError(
+            f"{_TASK}: candidate_labels must be names, or a list of names for each of {count} images, got {len(labels)} lists"
+        )
+    return labels
 
 
 def pipeline(

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,6 +156,13 @@ def test_places(photos: Path) -> None:
     assert names(f"{photos}/*.png", f"{photos}/**/*.jpg") == ["a.png", "broken.jpg", "more/b.jpg"]
     with pytest.raises(FileNotFoundError, match=r"no file matches .*\*\.gif"):
         find_images([f"{photos}/*.gif"])
+    assert names(photos / "a.png", photos / "more" / ".." / "a.png", f"{photos}/*.png") == ["a.png"]
+    (photos / "a.png.detected.png").write_bytes(b"")
+    assert names(f"{photos}/*.png") == ["a.png"]
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*/m"):  # which is a folder
+        find_images([f"{photos}/m*"])
+    with pytest.raises(ValueError, match=r"must be files here, got the URL https://example\.com/a\.jpg"):
+        find_images(["https://example.com/a.jpg"])
     (photos / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no picture in the folder"):
         find_images([photos / "empty"])
@@ -205,6 +213,19 @@ def test_a_vocabulary_of_pictures(detector: Detector, tmp_path: Path) -> None:
         detector.embed_pictures([])
     with pytest.raises(ValueError, match="'that' must have a picture at least"):
         Vocabulary.from_images({"that": []}, detector)
+    shown = Vocabulary.from_images({"that": iter(images[:1])}, detector)
+    assert torch.equal(shown.embeddings, Vocabulary.from_images({"that": images[:1]}, detector).embeddings)
+
+
+@pytest.mark.parametrize(
+    "single", ["a.png", Path("a.png"), Image.new("RGB", (4, 4)), np.zeros((4, 4, 3), np.uint8)]
+)
+def test_a_picture_is_not_a_list_of_its_letters_or_rows(detector: Detector, single: Any) -> None:
+    message = f"must be a list of images, got a single {type(single).__name__}"
+    with pytest.raises(TypeError, match=f"encode: images {message}"):
+        detector.encode(single)
+    with pytest.raises(TypeError, match=f"the pictures of 'that' {message}"):
+        Vocabulary.from_images({"that": single}, detector)
 
 
 def test_the_form_of_a_transformers_pipeline(detector: Detector, tmp_path: Path) -> None:
@@ -222,6 +243,15 @@ def test_the_form_of_a_transformers_pipeline(detector: Detector, tmp_path: Path)
     assert {item["label"] for item in pipe(image, ["Red  Square"], threshold=0.0)} == {"Red  Square"}
     several = pipe([{"image": image, "candidate_labels": ["red square", "cat"]}], threshold=0.0, top_k=3)
     assert several == [found]
+    assert pipe([image, image], [["red square", "cat"], ["cat"]], threshold=0.0, top_k=3)[0] == found
+    passed = ({"image": image, "candidate_labels": ["red square", "cat"]} for _ in range(2))
+    assert list(pipe(passed, threshold=0.0, top_k=3)) == [found, found]
+    with pytest.raises(ValueError, match="a list of names for each of 1 images, got 2 lists"):
+        pipe([image], [["red square"], ["cat"]])
+    with pytest.raises(ValueError, match="a dict must have an image, got candidate_labels"):
+        pipe([{"candidate_labels": ["cat"]}])
+    with pytest.raises(ValueError, match=r"must be a file here, got the URL https://example\.com/a\.jpg"):
+        pipe("https://example.com/a.jpg", ["cat"])
     with pytest.raises(ValueError, match="candidate_labels must be given"):
         pipe(image)
     with pytest.raises(ValueError, match="task must be 'zero-shot-object-detection', got 'depth'"):
@@ -240,7 +270,8 @@ def test_the_forms_of_supervision_and_detectron2(detector: Detector, monkeypatch
     found, size = detector.predict(image, LABELS, threshold=0.0), tuple(image.shape[-2:])
     found.to_supervision()
     assert given["xyxy"].shape == (len(found), 4) and given["mask"].shape == (len(found), *size)
-    assert given["data"]["class_name"] == found.labels
+    names = given["data"]["class_name"]  # their users write found["class_name"] == "cat"
+    assert names.tolist() == found.labels and (names == found.labels[0]).shape == (len(found),)
     given.clear()
     found.to_detectron2(size)
     assert given["values"] == (size,) and torch.equal(given["pred_boxes"], found.boxes)

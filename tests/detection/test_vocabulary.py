@@ -122,6 +122,7 @@ def test_labels_are_cleaned():
         (["cat", 7], TypeError, "each label must be a str, got int 7"),
         ([], ValueError, "at least one label must be given"),
         (["cat", "  "], ValueError, "labels must not be empty"),
+        (["caf\udce9"], ValueError, r"must be text in Unicode, got 'caf\\udce9'"),
         (["cat", "dog", " CAT"], ValueError, "labels must be different, got cat more than once"),
     ],
 )

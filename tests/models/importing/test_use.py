@@ -254,6 +254,10 @@ def test_regions_are_classified_by_the_nearest_text(clip: CFMViT, monkeypatch: p
         scores, clip.classify_regions(image.permute(1, 2, 0).numpy(), torch.tensor(box), words)
     )
     assert clip.classify_regions(image, [], words).shape == (0, 3)
+    whole = clip.classify_regions(image, [[0, 0, image.shape[-1], image.shape[-2]]], words)
+    assert torch.equal(clip.classify_regions(image, [[-9, -1e6, 1e6, 1e6]], words), whole)
+    with pytest.raises(TypeError, match="model must be a CFMViT, got str"):
+        cfmvit.classify_regions("runs/clip", image, box, words)  # type: ignore[arg-type]
     with monkeypatch.context() as patch:
         patch.setattr(clip, "encode_text", None)  # these labels are known
         again = clip.classify_regions(image, box, LABELS[::-1], image_size=48, templates=["{}"])
@@ -267,6 +271,12 @@ def test_regions_are_classified_by_the_nearest_text(clip: CFMViT, monkeypatch: p
         ([[0, 0, 4]], {}, r"boxes must have the shape \(n, 4\), got \(1, 3\)"),
         ([[0, 0, 4, float("nan")]], {}, "boxes must be finite"),
         ([[4, 0, 4, 4]], {}, r"with x0 < x1 and y0 < y1, got \[4.0, 0.0, 4.0, 4.0\]"),
+        ("0,0,4,4", {}, r"boxes must be numbers of the shape \(n, 4\)"),
+        (
+            [[0, 0, 4, 4], [48, 0, 60, 4]],
+            {},
+            r"in the image of 48 x 48 pixels, .* got \[48.0, 0.0, 60.0, 4.0\]",
+        ),
         ([[0, 0, 4, 4]], {"image_size": 60}, "image_size must be a multiple of the patch size 8, got 60"),
         ([[0, 0, 4, 4]], {"temperature": 0.0}, "temperature must be positive"),
     ],
