@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor
 from cfmvit._io import parse_json
 from cfmvit._require import require
 
-_WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
+# Averaged weights before those that they are the average of, as timm chooses.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -31,6 +33,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return _read_parts(path)
     try:
         content = _read(path)
+    except pickle.UnpicklingError as error:  # whose text recommends to run what is in the file
+        raise ValueError(
+            f"import: {path} can't be read: it is damaged, or holds more than the tensors that torch.save(model.state_dict(), ...) "
+            "writes"
+        ) from error
     except Exception as error:  # safetensors, pickle and zip each raise their own types
         raise ValueError(f"import: {path} can't be read ({type(error).__name__}: {error})") from error
     return state_dict(content, str(path))
@@ -48,9 +55,8 @@ def state_dict(content: Any, origin: str) -> dict[str, Tensor]:
             break
     if isinstance(content, Mapping):
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        for prefix in _PREFIXES:
-            if tensors and all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+        while tensors and any(all(name.startswith(prefix) for name in tensors) for prefix in _PREFIXES):
+            tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
         if tensors:
             return tensors
     raise ValueError(f"import: {origin} must hold a state dict, got {_described(content)}")

@@ -64,7 +64,7 @@ def from_mae(
         "patch_size": patch,
         "width": width,
         "depth": reader.count(r"blocks\.(\d+)\."),
-        "heads": heads or _HEADS[width],
+        "heads": _HEADS[width] if heads is None else heads,
         "mlp_width": hidden,
         "activation": "gelu",
         "class_token": True,

@@ -120,6 +120,10 @@ def _configuration(
             f"import: {file} says nothing of its architecture: give the model's name as open_clip lists it (--model ViT-B-16; "
             "ViT-B-16-quickgelu for weights in OpenAI's form)"
         )
+    if any(number in tensors for number in _NUMBERS) and not config.get("quick_gelu"):
+        raise ValueError(
+            f"import: {file} is OpenAI's archive, whose activations are QuickGELU: give no model, got {name or 'one with others'}"
+        )
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
         raise ValueError(f"import: a configuration of open_clip must have {', '.join(missing)}")

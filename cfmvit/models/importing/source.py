@@ -51,10 +51,13 @@ class Source:
             self._missing.append(f"{name} {shape}")
         elif tuple(tensor.shape) != shape:
             self._misshapen.append(f"{name} must have the shape {shape}, got {tuple(tensor.shape)}")
-        elif not tensor.isfinite().all():
-            self._unsound.append(name)
+        elif not tensor.is_floating_point():
+            self._misshapen.append(f"{name} must be floating-point, got {tensor.dtype}")
         else:
-            return tensor.detach().to(device="cpu", dtype=torch.float32)
+            found = tensor.detach().to(device="cpu", dtype=torch.float32)
+            if found.isfinite().all():
+                return found
+            self._unsound.append(name)
         return torch.zeros(shape)
 
     def drop(self, pattern: str) -> None:
@@ -71,7 +74,7 @@ class Source:
             f"{title} {self._some(names)}"
             for title, names in (
                 ("missing:", self._missing),
-                ("of another shape:", self._misshapen),
+                ("of another shape or type:", self._misshapen),
                 ("NaN or infinite:", self._unsound),
                 ("unknown:", sorted(self._left)),
             )

@@ -100,6 +100,20 @@ def test_embeds_as_the_original(variant: str, tmp_path: Path) -> None:
     assert all(torch.equal(saved[name], weight) for name, weight in theirs.state_dict().items())
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn])
+def test_checkpoints_of_any_wrapping(prefix: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """As compiled and distributed runs write them; of an average and the last weights the average, as timm does."""
+    weights = {name: weight.to(dtype) for name, weight in original(config()).state_dict().items()}
+    run = {
+        "state_dict": {f"{prefix}{name}": torch.zeros_like(weight) for name, weight in weights.items()},
+        "state_dict_ema": {f"{prefix}{name}": weight for name, weight in weights.items()},
+    }
+    torch.save(run, tmp_path / "run.pt")
+    model = from_open_clip(tmp_path / "run.pt", config())
+    assert torch.equal(model.image_head.proj.weight, weights["visual.proj"].float().T)
+
+
 def test_named_models_have_their_statistics_and_any_temperature(tmp_path: Path) -> None:
     from cfmvit.models.importing.open_clip import _preprocessing
 

@@ -87,7 +87,11 @@ def test_hugging_faces_other_architectures(changes: dict[str, Any], message: str
         (lambda w: w.update({"visual.ln_q.weight": torch.ones(2)}), r"unknown: visual\.ln_q\.weight"),
         (
             lambda w: w.update({"ln_final.weight": torch.ones(7)}),
-            r"of another shape: text\.ln_final\.weight must have the shape \(24,\), got \(7,\)",
+            r"of another shape or type: text\.ln_final\.weight must have the shape \(24,\), got \(7,\)",
+        ),
+        (
+            lambda w: w.update({"visual.proj": w["visual.proj"].to(torch.int8)}),
+            r"visual\.proj must be floating-point, got torch\.int8",
         ),
         (lambda w: w["visual.conv1.weight"].fill_(torch.nan), r"NaN or infinite: visual\.conv1\.weight"),
         (
@@ -111,12 +115,24 @@ def test_openais_resnets(tmp_path: Path) -> None:
         from_open_clip(tmp_path / "RN50.pt")
 
 
+def test_openais_archives_have_their_own_activation(tmp_path: Path) -> None:
+    torch.save({"input_resolution": torch.tensor(224)}, tmp_path / "ViT-B-16.pt")
+    with pytest.raises(ValueError, match=r"activations are QuickGELU: give no model, got ViT-B-16"):
+        from_open_clip(tmp_path / "ViT-B-16.pt", "ViT-B-16")
+
+
 def test_files_of_other_kinds(tmp_path: Path) -> None:
     broken, empty = tmp_path / "broken.pt", tmp_path / "empty.pth"
     broken.write_bytes(b"nothing")
     torch.save({"epoch": 3}, empty)
     with pytest.raises(ValueError, match=r"broken\.pt can't be read"):
         from_open_clip(broken, "ViT-B-32")
+    torch.save({"state_dict": test_open_clip.original(test_open_clip.config())}, tmp_path / "module.pt")
+    with pytest.raises(
+        ValueError, match=r"module\.pt can't be read: it is damaged, or holds more than the tensors"
+    ) as of:
+        from_open_clip(tmp_path / "module.pt", "ViT-B-32")
+    assert "weights_only" not in str(of.value)
     with pytest.raises(
         ValueError, match=r"empty\.pth must hold a state dict, got a mapping without tensors, of epoch"
     ):
