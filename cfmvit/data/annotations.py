@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
@@ -152,4 +152,7 @@ def by_image(annotations: list[Entry], known: dict[int, Any], source: Path) -> d
 
 def is_number(value: Any) -> bool:
     """Whether a value of a json file is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite, which fails on integers beyond every float.
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )

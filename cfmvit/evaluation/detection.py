@@ -14,7 +14,7 @@ from cfmvit.evaluation.columns import CATEGORY, IMAGE, SCORE, Columns
 from cfmvit.evaluation.engine import COCO_LIMIT, LVIS_LIMIT, Rows, accumulate, calibration, match
 from cfmvit.evaluation.ground_truth import GroundTruth, IouType, load_ground_truth
 from cfmvit.evaluation.oracles import accumulate_slowly
-from cfmvit.evaluation.results import highest, load_results
+from cfmvit.evaluation.results import highest, load_results, with_area
 
 Metrics = dict[str, dict[str, float]]
 Engine = Literal["hotcoco", "pycocotools", "lvis"]
@@ -126,6 +126,8 @@ def evaluate_detections(
     )
 
     def curves(rows: Rows, iou_type: IouType) -> Precision:
+        if truth.style == "lvis":
+            rows = with_area(found, rows, iou_type)
         if engine != "hotcoco":
             return accumulate_slowly(truth, found, rows, iou_type, categories)
         return accumulate(match(truth, found, rows, iou_type, categories), truth)

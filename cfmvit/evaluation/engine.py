@@ -42,7 +42,7 @@ def match(
     whole = iou_type == "bbox" and len(found.boxless) > 0
     whole |= truth.style == "lvis" and highest(some, IMAGE, LVIS_LIMIT) is not None
     if whole:
-        every = np.arange(len(truth.annotations.rows))
+        every = np.flatnonzero(_counted(truth))
         return _match_whole(truth, results, iou_type, [categories], _images(truth), rows, every)[0]
     return _match_batches(truth, results, rows, iou_type, categories)
 
@@ -119,7 +119,9 @@ def _batches(
 ) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.int64], NDArray[np.int64]]]:
     """Yield some images at a time, and the numbers of their results and of their annotations, ascending."""
     images = _images(truth)
-    ours, theirs = _by_image(results.columns.rows, rows), _by_image(truth.annotations.rows, None)
+    ours = _by_image(results.columns.rows, rows)
+    counted = _counted(truth)
+    theirs = _by_image(truth.annotations.rows, None if counted.all() else np.flatnonzero(counted))
     for first in range(0, len(images), _BATCH):
         yield (
             images[first : first + _BATCH],
@@ -228,6 +230,12 @@ def _images(truth: GroundTruth) -> list[dict[str, Any]]:
 
 def _categories(truth: GroundTruth) -> list[dict[str, Any]]:
     return [{"id": number, "name": str(number)} for number in range(len(truth.categories))]
+
+
+def _counted(truth: GroundTruth) -> NDArray[np.bool_]:
+    """Return which annotations count: LVIS's tool leaves out those without an area."""
+    areas = truth.annotations.rows[:, AREA]
+    return areas > 0 if truth.style == "lvis" else np.ones(len(areas), bool)
 
 
 def _crowd(truth: GroundTruth) -> NDArray[np.uint8]:

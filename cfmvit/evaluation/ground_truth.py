@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -116,7 +116,8 @@ def check_box(box: Any, where: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite, which fails on integers beyond every float.
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def check_score(score: Any, where: str) -> None:
@@ -127,7 +128,7 @@ def check_score(score: Any, where: str) -> None:
 
 def is_known(key: Any, known: Container[int]) -> bool:
     """Whether ``key`` is an integer, and an id of ``known``."""
-    return isinstance(key, Integral) and key in known
+    return isinstance(key, Integral) and not isinstance(key, bool) and key in known
 
 
 def _detect_style(images: dict[int, dict[str, Any]], categories: dict[int, dict[str, Any]]) -> Style:
@@ -161,6 +162,10 @@ def _check_federated(truth: GroundTruth) -> None:
             if not isinstance(image.get(key), list):
                 raise ValueError(
                     f"evaluate_results: {truth.path}: image {image['id']} has no {key}, which style 'lvis' needs"
+                )
+            if not all(isinstance(category, int) for category in image[key]):
+                raise ValueError(
+                    f"evaluate_results: {truth.path}: {key} of image {image['id']} must be integers, got {image[key]}"
                 )
     for category in truth.categories.values():
         if category.get("frequency") not in ("r", "c", "f"):

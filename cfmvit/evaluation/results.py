@@ -103,6 +103,25 @@ def highest(rows: NDArray[np.float64], column: int, limit: int) -> NDArray[np.in
     return np.flatnonzero(kept)
 
 
+def with_area(results: Results, rows: NDArray[np.int64] | None, iou_type: str) -> NDArray[np.int64] | None:
+    """Return which of some rows, None for all, have an area: LVIS's tool leaves the others out, once it has capped an image's.
+
+    Returns:
+        their numbers, ascending, or None for all.
+    """
+    found = results.columns
+    if iou_type == "segm":
+        areas = found.mask_areas
+    else:
+        _, _, width, height = found.rows[:, BOX].T
+        areas = width * height
+        areas[found.boxless] = found.boxless_areas
+    sized = areas > 0
+    if sized.all():
+        return rows
+    return np.flatnonzero(sized) if rows is None else rows[sized[rows]]
+
+
 def _as_json(results: Sequence[Any], name: str, truth: GroundTruth, iou_types: Sequence[str]) -> bytes:
     """Write results that are in memory as json, so that one reader serves both; of numbers that are NumPy's, too."""
     entries = [

@@ -207,6 +207,11 @@ BAD_RESULTS = {
         r"segmentation must be a compressed RLE",
     ),
     "list_for_an_id": ([{"image_id": [1], "category_id": 3}], r"results\[0\] refers to image_id \[1\]"),
+    "truth_for_an_id": (
+        [detection(True, 3, 0.5, SQUARE)],
+        r"results\[0\] refers to image_id True, which",
+    ),
+    "beyond_all_floats": ([detection(1, 3, 10**400, SQUARE)], r"results\[0\]: score must be a finite number"),
     "not_a_list": ({"detections": []}, r"results must be a list of detections, got dict"),
     "list_of_lists": ([[1, 2]], r"results\[0\] must be an object, got list"),
 }
@@ -298,6 +303,15 @@ BAD_ANNOTATIONS = {
         "image 1 has no height and width",
     ),
     "twice": ({"images": [{"id": 1}, {"id": 1}]}, {}, "images has the id 1 twice"),
+    "text_in_a_list_of_ids": (
+        {
+            "images": [
+                {"id": key, "neg_category_ids": ["3"], "not_exhaustive_category_ids": []} for key in (1, 2)
+            ]
+        },
+        {"style": "lvis"},
+        r"neg_category_ids of image 1 must be integers, got \['3'\]",
+    ),
     "coco_as_lvis": ({}, {"style": "lvis"}, "image 1 has no neg_category_ids, which style 'lvis' needs"),
     "text_for_a_width": (
         {"images": [{"id": 1, "width": "abc"}]},
