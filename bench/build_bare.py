@@ -36,9 +36,9 @@ def cuda() -> tuple[str | None, str]:
         SystemExit: CFMVIT_CUDA=ON asks for them.
     """
     wanted, uses = os.environ.get("CFMVIT_CUDA", "AUTO"), torch.version.cuda
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    places = [os.environ.get("CUDACXX"), "nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
-    nvcc = next((found for place in places if place and (found := shutil.which(place))), None)
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    places = [*(f"{home}/bin/nvcc" for home in homes if home), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = os.environ.get("CUDACXX") or next(filter(None, map(shutil.which, places)), None)
     if wanted == "OFF":
         return None, "CFMVIT_CUDA=OFF"
     if uses is None:
@@ -47,7 +47,8 @@ def cuda() -> tuple[str | None, str]:
         major = uses.partition(".")[0]
         why = f"torch uses CUDA {uses}, but there is no nvcc"
         if nvcc:
-            text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+            command = ["sh", "-c", '"$0" --version', nvcc]  # what is no program prints nothing
+            text = subprocess.run(command, capture_output=True, text=True).stdout
             version = re.search(r"release (\d+)\.(\d+)", text)
             if version and version[1] == major:
                 return nvcc, f"{version[1]}.{version[2]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from cfmvit._require import require
 
@@ -20,6 +20,7 @@ def progress(total: int, *, desc: str, unit: str = "img", initial: int = 0) -> A
     return tqdm(
         total=total,
         initial=initial,
+        file=sys.stderr if terminal else _Lines(sys.stderr),
         desc=desc,
         unit=unit,
         disable=int(os.environ.get("RANK", "0")) != 0,
@@ -28,3 +29,19 @@ def progress(total: int, *, desc: str, unit: str = "img", initial: int = 0) -> A
         dynamic_ncols=terminal,
         ascii=None if terminal else True,
     )
+
+
+class _Lines:
+    """A log's lines, of what tqdm would draw in place after a carriage return."""
+
+    def __init__(self, log: TextIO) -> None:
+        self._log = log
+
+    def write(self, drawn: str) -> None:
+        """Write a line of what is not blank."""
+        if line := drawn.strip():
+            self._log.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Let it be seen."""
+        self._log.flush()

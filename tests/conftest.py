@@ -19,7 +19,17 @@ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(name, None)
 
 OPTIONAL = (
-    *("PIL", "hotcoco", "lvis", "open_clip", "pycocotools", "safetensors", "tensorboard", "timm"),
+    *(
+        "PIL",
+        "hotcoco",
+        "hypothesis",
+        "lvis",
+        "open_clip",
+        "pycocotools",
+        "safetensors",
+        "tensorboard",
+        "timm",
+    ),
     *("tokenizers", "torchvision", "tqdm", "transformers", "triton"),
 )
 

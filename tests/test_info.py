@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,22 @@ def test_info_gives_a_reason_for_every_op_that_is_not_native(capsys: pytest.Capt
     for name, (chosen, reasons) in choices("cuda").items():
         assert name in text
         assert chosen != "reference" or reasons, f"{name}: no reason for the reference"
+
+
+def test_a_cuda_library_that_does_not_load_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As under a torch for another major version of CUDA: all that needs no GPU goes on."""
+    (tmp_path / "_cuda.so").write_text("not a library")
+    built = {**library.core.build_info(), "cuda": "built with nvcc 13.0.88", "cuda_architectures": "90a-real"}
+    for owner, name in ((library, "core"), (library, "cuda_missing")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setattr(cfmvit, "__path__", [str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "cfmvit._C", SimpleNamespace(build_info=lambda: built))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    library._load()
+    assert "_cuda.so: " in library.cuda_missing
+    wanted = "; it was built with nvcc 13.0.88, torch uses CUDA 12.8: where they differ, install cfmvit again"
+    assert library.cuda_missing.endswith(wanted)
+    assert f"not loaded: {library.cuda_missing}" in report()
 
 
 def test_a_device_without_kernels_is_named() -> None:

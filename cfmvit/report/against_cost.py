@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -12,6 +12,7 @@ from cfmvit.report.markup import element
 from cfmvit.report.svg import INK, LINE, MUTED, SERIES, nice_ticks, number, picture, text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760.0, 340.0, 52.0, 150.0, 40.0, 44.0
+LETTER, LINE_HEIGHT = 7.0, 13.0  # of a name
 
 
 class Point(NamedTuple):
@@ -60,12 +61,26 @@ def against_cost(points: Mapping[str, Point], *, title: str, cost: str, percent:
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, cost, text_anchor="middle"))
     line = "M" + " L".join(f"{x_of(c):.1f} {y_of(v):.1f}" for c, v in zip(costs, values))
     parts.append(element("path", d=line, fill="none", stroke=MUTED, stroke_width=1, opacity=0.6))
-    for index, ((name, _), x, y, r) in enumerate(zip(ordered, map(x_of, costs), values, reach)):
+    names, xs, ys = [name for name, _ in ordered], list(map(x_of, costs)), list(map(y_of, values))
+    for index, (name, x, y, value, r) in enumerate(zip(names, xs, ys, values, reach)):
         colour = SERIES[index % len(SERIES)]
-        parts.append(element("line", x1=x, x2=x, y1=y_of(y - r), y2=y_of(y + r), stroke=colour))
-        parts.append(element("circle", element("title", name), cx=x, cy=y_of(y), r=4.5, fill=colour))
-        parts.append(text(x + 9, y_of(y) + 4, name, fill=INK))
-    return picture(WIDTH, HEIGHT, parts, title)
+        parts.append(element("line", x1=x, x2=x, y1=y_of(value - r), y2=y_of(value + r), stroke=colour))
+        parts.append(element("circle", element("title", name), cx=x, cy=y, r=4.5, fill=colour))
+    ends = [x + 9 + LETTER * len(name) for name, x in zip(names, xs)]
+    heights = _apart(xs, ys, ends)
+    parts += [text(x + 9, y + 4, name, fill=INK) for name, x, y in zip(names, xs, heights)]
+    return picture(max(WIDTH, *ends), max(HEIGHT, max(heights) + LINE_HEIGHT), parts, title)
+
+
+def _apart(xs: Sequence[float], ys: Sequence[float], ends: Sequence[float]) -> list[float]:
+    """Return the heights of labels from ``xs`` to ``ends`` at ``ys``: each that would lie on another is moved below it."""
+    places = list(ys)
+    order = sorted(range(len(ys)), key=ys.__getitem__)
+    for place, one in enumerate(order):
+        for other in order[:place]:
+            if xs[one] < ends[other] and xs[other] < ends[one]:
+                places[one] = max(places[one], places[other] + LINE_HEIGHT)
+    return places
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

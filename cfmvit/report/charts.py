@@ -12,6 +12,7 @@ from cfmvit.report.svg import INK, LINE, MUTED, SERIES, nice_ticks, number, pict
 
 WIDTH, LEFT, RIGHT, TOP = 760.0, 150.0, 70.0, 44.0
 BAR, GAP, GROUP_GAP = 22.0, 5.0, 20.0
+LETTER = 7.6  # width of one of a group's label, about
 
 
 def bars(
@@ -82,7 +83,8 @@ def bars(
             head.append(element("rect", x=x, y=32, width=12, height=12, rx=3, fill=colours[name]))
             head.append(text(x + 18, 42, name))
             x += 18 + 7.0 * len(name) + 24
-    return picture(WIDTH, y + 16, [*head, *grid, *body], title or ", ".join(groups))
+    beyond = max(0.0, LETTER * max(map(len, groups)) + 14 - LEFT)  # of the longest label
+    return picture(WIDTH, y + 16, [*head, *grid, *body], title or ", ".join(groups), left=beyond)
 
 
 def _reach(spread: Mapping[str, Mapping[str, float]], label: str, name: str) -> float:

@@ -25,13 +25,16 @@ def text(x: float, y: float, content: str, **attributes: object) -> Markup:
     return element("text", content, x=x, y=y, **{"font_size": 12, "fill": MUTED, **attributes})
 
 
-def picture(width: float, height: float, parts: Sequence[Markup], label: str) -> Markup:
-    """Return a whole SVG that scales with its container; ``label`` is read to those who cannot see it."""
+def picture(width: float, height: float, parts: Sequence[Markup], label: str, left: float = 0.0) -> Markup:
+    """Return a whole SVG that scales with its container; ``label`` is read to those who cannot see it.
+
+    It reaches from ``-left`` to ``width``.
+    """
     return element(
         "svg",
         *parts,
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width:g} {height:g}",
+        viewBox=f"{-left or 0:g} 0 {left + width:g} {height:g}",
         width="100%",
         role="img",
         font_family=FONT,

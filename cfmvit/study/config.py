@@ -15,6 +15,7 @@ from cfmvit.detection import FinetuneConfig
 from cfmvit.models.config import model_config
 from cfmvit.pretrain import PretrainConfig
 from cfmvit.training import format_config, load_config
+from cfmvit.training.device import choose_device
 from cfmvit.training.field_ranges import check, positive
 
 Control = Literal["none", "no pretraining", "shuffled names", "oracle"]
@@ -83,6 +84,9 @@ class Study:
         positive("", self, "seeds")
         check("cells", list(self.cells), bool(self.cells), "name a cell at least")
         for name, changes in self.cells.items():
+            check(
+                "cells", name, bool(name.strip()) and name.isprintable(), "have names that a table can show"
+            )
             ok = isinstance(changes, list) and all(isinstance(change, str) for change in changes)
             check(f"cells.{name}", changes, ok, 'be a list of changes such as "pretrain.loop.steps=400"')
         controls = {"no pretraining", "shuffled names", "oracle"} & set(self.cells)
@@ -121,16 +125,31 @@ def load_study(place: str | Path, overrides: Sequence[str] = ()) -> Study:
         overrides: changes of the study (``"seeds=5"``), or of the settings of all its cells (``"pretrain.loop.steps=400"``).
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or a key or a value that can't be; the message names it.
+        FileNotFoundError, ValueError: no such file, or a key or a value that can't be, or an override of what cells differ in;
+            the message names the file and the key.
     """
     shipped = shipped_studies()
     if not Path(place).suffix and str(place) not in shipped:
         raise ValueError(f"study: it must be a file, or one of {', '.join(shipped)}, got {place}")
     of_cells = {item.name for item in fields(Settings)}
     own = [change for change in overrides if change.partition("=")[0].split(".")[0] not in of_cells]
-    study = load_config(Study, shipped.get(str(place), Path(place)), own)
-    study.settings = [*study.settings, *(change for change in overrides if change not in own)]
+    shared = [change for change in overrides if change not in own]
+    try:
+        study = load_config(Study, shipped.get(str(place), Path(place)), own)
+        for change in shared:
+            setters = [name for name, changes in study.cells.items() if _overlaps(change, changes)]
+            rule = f"be left to the cells that set it, {', '.join(setters)}"  # whose names it would belie
+            check(change.partition("=")[0], change, not setters, rule)
+    except ValueError as error:
+        raise ValueError(f"study {place}: {error}") from error
+    study.settings = [*study.settings, *shared]
     return study
+
+
+def _overlaps(change: str, others: Sequence[str]) -> bool:
+    """Tell whether a change sets what one of others sets, or a table that holds it."""
+    key, *keys = (f"{item.partition('=')[0]}." for item in (change, *others))
+    return any(key.startswith(other) or other.startswith(key) for other in keys)
 
 
 def study_cells(study: Study) -> Iterator[Cell]:
@@ -166,6 +185,8 @@ def _settings(study: Study, name: str, changes: Sequence[str]) -> list[str]:
             settings.scenes.check()
         if "photographs" in used:
             settings.photographs.check()
+        for device in (settings.pretrain.device, settings.finetune.device):
+            choose_device(device)
         model = model_config(settings.pretrain.model, **settings.pretrain.model_options)
         if {"detection", "forgetting"} & set(study.measures):
             given = settings.finetune.detector.image_size

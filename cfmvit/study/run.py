@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from cfmvit._io import atomic_write, clean
+from cfmvit._lock import HeldError, held
 from cfmvit._machine import device_name
 from cfmvit.progress import progress
 from cfmvit.study.config import Cell, Study, load_study, study_cells
@@ -23,6 +25,8 @@ from cfmvit.study.stages import Stages, key_of
 from cfmvit.study.tables import markdown
 from cfmvit.training.device import choose_device
 
+_LOCK = ".study.lock"
+
 
 def study(place: str | Path, output: Path = Path("runs/study"), overrides: Sequence[str] = ()) -> Path:
     """Run a study, or go on with it, and return the path of its table.
@@ -30,7 +34,7 @@ def study(place: str | Path, output: Path = Path("runs/study"), overrides: Seque
     Each cell's figures are written once it is done, whole or not at all, and the tables after each: a study that was broken off
     goes on with the cell that it was at, from that cell's last checkpoint, and comes to the same tables. Data, pretrained models
     and detectors lie in folders named by what they depend on, so that cells, seeds and studies share them. A cell that fails is
-    recorded with its error; the next run tries it again.
+    recorded with its error, and its log says where it failed; the next run tries it again.
 
     Args:
         place: the name of a study that comes with the package, or a file.
@@ -39,43 +43,61 @@ def study(place: str | Path, output: Path = Path("runs/study"), overrides: Seque
 
     Raises:
         FileNotFoundError, ValueError: a study that can't be; the message names the key.
-        RuntimeError: cells failed, once all others are done.
+        RuntimeError: another process runs a study in ``output``; or cells failed, once all others are done.
     """
     plan = load_study(place, overrides)
     cells = list(study_cells(plan))
     record = Record(Path(place).stem, plan)
     (output / "cells").mkdir(parents=True, exist_ok=True)
-    clean(output / "cells")
-    bar = progress(len(cells), desc=record.name, unit="cell")
-    failed = []
     try:
-        for cell in cells:
-            bar.set_postfix_str(f"{cell.name}, seed {cell.seed}")
-            done = _cell(cell, plan, output)
-            record.add(cell, done)
-            if "error" in done:
-                failed.append(f"{cell.name}, seed {cell.seed}: {done['error']}")
-            _write(record, output)
-            bar.update()
-    finally:
-        bar.close()
+        with held(output / _LOCK):
+            for folder in (output, output / "cells", output / "stages"):
+                clean(folder)
+            _go_through(cells, record, output)
+    except HeldError as holder:
+        raise RuntimeError(f"study: {holder} is running in {output}; --output names another folder") from None
     table = output / f"{record.name}.md"
     print(table.read_text(encoding="utf-8"))
-    if failed:
+    if failed := record.errors():
         raise RuntimeError(
             f"study: {len(failed)} of {len(cells)} cells failed, the first is {failed[0]}; the same command tries them again"
         )
     return table
 
 
-def _cell(cell: Cell, plan: Study, output: Path) -> dict[str, Any]:
-    """Return a cell's figures, from its file where they are there."""
+def _go_through(cells: Sequence[Cell], record: Record, output: Path) -> None:
+    """Measure the cells that are not, and write the tables after each; those that are there say nothing of the time left."""
+    known = [_known(cell, record.study, output) for cell in cells]
+    there = sum(done is not None for done in known)
+    bar = progress(len(cells), desc=record.name, unit="cell", initial=there)
+    try:
+        for cell, done in zip(cells, known):
+            if done is None:
+                bar.set_postfix_str(f"{cell.name}, seed {cell.seed}")
+                # Another cell of the same settings may have been measured meanwhile.
+                done = _known(cell, record.study, output) or _measured(cell, record.study, output)
+                bar.update()
+            record.add(cell, done)
+            _write(record, output)
+    finally:
+        bar.close()
+
+
+def _path(cell: Cell, plan: Study, output: Path) -> Path:
     key = key_of(asdict(cell.settings), cell.seed, plan.measures, plan.scales)
-    path = output / "cells" / f"{key}.json"
-    if path.is_file():
-        done = json.loads(path.read_text(encoding="utf-8"))
-        if "error" not in done:
-            return done
+    return output / "cells" / f"{key}.json"
+
+
+def _known(cell: Cell, plan: Study, output: Path) -> dict[str, Any] | None:
+    """Return a cell's figures where they are there; the cell that they were made for may have another name."""
+    path = _path(cell, plan, output)
+    done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"error": "not begun"}
+    return None if "error" in done else {**done, "cell": cell.name}
+
+
+def _measured(cell: Cell, plan: Study, output: Path) -> dict[str, Any]:
+    """Make a cell, and return its figures or its error."""
+    path = _path(cell, plan, output)
     try:
         with _printing_to(path.with_suffix(".log")):
             found = measure(plan, Stages(cell, output / "stages"))
@@ -90,9 +112,13 @@ def _cell(cell: Cell, plan: Study, output: Path) -> dict[str, Any]:
 
 @contextmanager
 def _printing_to(path: Path) -> Iterator[None]:
-    """Let what a cell's stages print go to its log: a study has one line of progress."""
+    """Let what a cell's stages print, and where they failed, go to its log: a study has one line of progress."""
     with path.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        yield
+        try:
+            yield
+        except Exception:
+            traceback.print_exc()
+            raise
 
 
 def _machine(cell: Cell) -> dict[str, str]:

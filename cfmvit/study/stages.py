@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cfmvit import __version__
+from cfmvit._io import clean
 from cfmvit.data import open_captions
 from cfmvit.data.photographs import PhotographsConfig, make_photographs
 from cfmvit.data.scenes import ScenesConfig, make_scenes
@@ -86,6 +87,7 @@ class Stages:
         folder, config = self.pretraining, replace(self._settings.pretrain, data=self.data)
         if not (folder / "model").exists():
             if self._settings.control == "no pretraining":
+                clean(folder)
                 self._fresh(config).save_pretrained(folder / "model")
             else:
                 pretrain(config, folder, **_going_on(folder))

@@ -21,10 +21,8 @@ def markdown(record: Record) -> str:
         body = [[row, *(_spread(record.spread(row, name), name) for name in some)] for row in told]
         body.append(["chance", *(_chance(record, name) for name in some)])
         parts.append(_table(["", *some], body))
-    if study.compare:
-        shown = [
-            name for name in names if any(record.difference(*pair, name).seeds for pair in study.compare)
-        ]
+    shown = [name for name in names if any(record.difference(*pair, name).seeds for pair in study.compare)]
+    if shown:
         parts.append(
             "Differences seed by seed, ± their standard error; **bold** where the 95 % interval (Student's t) leaves out zero."
         )
@@ -47,9 +45,9 @@ def _tables(names: Sequence[str]) -> list[list[str]]:
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault("retrieval" if name.endswith("R@1") else name.split()[0], []).append(name)
-    tables: list[list[str]] = [[]]
+    tables: list[list[str]] = []
     for of_kind in kinds.values():
-        if tables[-1] and len(tables[-1]) + len(of_kind) > _COLUMNS:
+        if not tables or len(tables[-1]) + len(of_kind) > _COLUMNS:
             tables.append([])
         tables[-1] += of_kind
     return tables
@@ -94,4 +92,5 @@ def _number(value: float, name: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

@@ -246,6 +246,16 @@ def test_targets(
     assert held in summary and " ms / " in summary
 
 
+def test_files_with_tests_of_a_gpu_import_nothing_that_a_bare_machine_may_lack() -> None:
+    """Else none of their tests runs there; what a test takes from `importorskip` skips that test alone."""
+    bare = {"cfmvit", "tests", "torch", "numpy", "pytest", "packaging", *sys.stdlib_module_names}
+    files = [path for name in ("ops", "models") for path in (ROOT / "tests" / name).glob("*.py")]
+    assert files
+    for path in files:
+        named = re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+        assert set(named) <= bare, path
+
+
 def test_no_gpu_is_said(check: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if check.torch.cuda.is_available():
         pytest.skip("there is a GPU")

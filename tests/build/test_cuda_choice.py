@@ -184,6 +184,27 @@ def test_a_build_without_tools_says_the_same(
             bare.cuda()
 
 
+def test_both_look_for_nvcc_at_the_same_places(
+    nvcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    bare = importlib.import_module("build_bare")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    older = tmp_path / "home" / "bin" / "nvcc"
+    older.parent.mkdir(parents=True)
+    older.write_text("#!/bin/sh\necho release 12.1,\n")
+    older.chmod(0o755)
+    path = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
+    for where, said in (
+        ({"CUDACXX": "", "CUDA_HOME": str(tmp_path / "home")}, "nvcc is of CUDA 12.1"),
+        ({"CUDACXX": str(tmp_path / "absent")}, "absent is no nvcc that runs"),
+    ):
+        for name, value in {"CFMVIT_CUDA": "AUTO", "PATH": path, **where}.items():
+            monkeypatch.setenv(name, value)
+        assert said in build(tmp_path / "script.cmake", PATH=path, **where)
+        assert said in bare.cuda()[1]
+
+
 def test_an_nvcc_newer_than_torch_is_told_of(nvcc: Path, tmp_path: Path) -> None:
     said = build(tmp_path / "script.cmake", CUDACXX=str(nvcc), FAKE_VERSION="13.2")
     assert "nvcc 13.2 is newer than torch's CUDA 13.0" in said

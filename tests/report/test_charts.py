@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cfmvit.report import bars, curves
+from cfmvit.report import against_cost, bars, curves
+from cfmvit.report.against_cost import Point
 from cfmvit.report.svg import log_ticks, nice_ticks, number
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -93,6 +94,30 @@ def test_bars() -> None:
     assert {"novel", "base", "20.0", "5.0", "–", "chance 1"} <= set(texts(svg))
     with pytest.raises(ValueError, match="bars: groups must hold a finite value"):
         bars({"a": {"b": math.nan}})
+
+
+def test_names_of_any_length_are_whole_and_apart() -> None:
+    """Letters of these sizes are narrower than 7.6 and 7 on average."""
+    name = "a name that is longer than most of them"
+    left, _, width, _ = map(float, ElementTree.fromstring(bars({name: {"x": 0.5}})).attrib["viewBox"].split())
+    assert left <= 136 - 7.6 * len(name)
+    assert left + width == 760, "what is right of the names stays where it was"
+    assert ElementTree.fromstring(bars({"short": {"x": 0.5}})).attrib["viewBox"].startswith("0 0 760 ")
+    points = {
+        name: Point(1, 0.5),
+        "b" + name: Point(1.01, 0.5),
+        "c": Point(8, 0.5),
+        "d" + name: Point(10, 0.5),
+    }
+    root = ElementTree.fromstring(against_cost(points, title="", cost="ms"))
+    places = {
+        node.text: (float(node.attrib["x"]), float(node.attrib["y"]))
+        for node in root.iter(f"{SVG}text")
+        if node.text in points
+    }
+    assert abs(places[name][1] - places["b" + name][1]) >= 13, "two names at one place"
+    assert abs(places["c"][1] - places[name][1]) < 13, "names that are apart stay at their points"
+    assert float(root.attrib["viewBox"].split()[2]) >= places["d" + name][0] + 7 * len("d" + name)
 
 
 def test_ticks() -> None:

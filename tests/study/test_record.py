@@ -49,6 +49,21 @@ def test_the_table(record: Record) -> None:
     assert "Means over 3 of 3 seeds" in table
 
 
+def test_a_name_that_holds_a_bar(record: Record) -> None:
+    record.study.cells["a | b"] = []
+    record.cells["a | b"] = record.cells["ours"]
+    assert r"| a \| b | 40.0 ± 10.0 |" in markdown(record)
+
+
+def test_without_figures_there_is_no_table(record: Record) -> None:
+    for seeds in record.cells.values():
+        for seed in seeds:
+            seeds[seed] = {"error": "ValueError: no", "device": "CPU", "torch": "2"}
+    assert not [line for line in markdown(record).splitlines() if line.startswith("|")]
+    assert "- ours, seed 0: ValueError: no" in markdown(record)
+    assert "Differences" not in markdown(record)
+
+
 def test_one_seed_proves_nothing(record: Record) -> None:
     for seeds in record.cells.values():
         del seeds[1], seeds[2]

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 import cfmvit.study.run as engine
+from cfmvit._lock import held
 from cfmvit.cli import main
 from cfmvit.data.scenes import ScenesConfig, SplitConfig, make_scenes
 from cfmvit.study import load_study, study, study_cells
@@ -108,13 +110,48 @@ def test_a_study_that_is_broken_off_comes_to_the_same_table(
     with pytest.raises(KeyboardInterrupt):
         study(file, tmp_path / "part", ["seeds=2"])
     assert set(read(tmp_path / "part")) == {"feature", "pixel", "no pretraining"}
-    (tmp_path / "part" / "cells" / ".half.json.abc.cfmvit-part").write_text(
-        '{"values"'
-    )  # as a kill leaves it
+    (tmp_path / "part" / "stages").mkdir()
+    for folder in ("", "cells", "stages"):  # as a kill leaves them
+        (tmp_path / "part" / folder / ".half.json.abc.cfmvit-part").write_text('{"values"')
     monkeypatch.setattr(engine, "measure", fake)
     study(file, tmp_path / "part", ["seeds=2"])
-    assert (tmp_path / "part" / "tiny.md").read_text() == (tmp_path / "whole" / "tiny.md").read_text()
-    assert not list((tmp_path / "part" / "cells").glob(".*"))
+    for name in ("tiny.md", "tiny.json"):
+        assert (tmp_path / "part" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert not list((tmp_path / "part").rglob(".*"))
+
+
+def test_cells_of_the_same_settings_are_measured_once(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "measure", fake)
+    study(file, tmp_path, ["cells.again=[]"])
+    assert len(list(tmp_path.glob("cells/*.json"))) == 5
+    found = read(tmp_path)
+    assert found["again"]["0"] == {**found["feature"]["0"], "cell": "again"}
+
+
+def test_cells_that_are_there_say_nothing_of_the_time_left(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "measure", fake)
+    study(file, tmp_path)
+    begun = []
+
+    def progress(total: int, *, initial: int, **words: str) -> Any:
+        begun.append((initial, total))
+        return tqdm(total=total, initial=initial, disable=True)
+
+    monkeypatch.setattr(engine, "progress", progress)
+    study(file, tmp_path, ["seeds=2"])
+    assert begun == [(5, 10)]
+
+
+def test_a_folder_is_one_study_s_at_a_time(file: Path, tmp_path: Path) -> None:
+    with (
+        held(tmp_path / ".study.lock"),
+        pytest.raises(RuntimeError, match=r"study: process .* is running in"),
+    ):
+        study(file, tmp_path)
 
 
 def test_a_cell_that_fails_is_recorded_and_tried_again(
@@ -134,6 +171,7 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(
     )
     assert f"- {line}" in printed.out
     assert "values" in read(tmp_path)["oracle"]["0"], "the rest went on"
+    assert any("in fails" in log.read_text() for log in tmp_path.glob("cells/*.log")), "where it failed"
     monkeypatch.setattr(engine, "measure", fake)
     study(file, tmp_path)
     assert "Failed" not in (tmp_path / "tiny.md").read_text()
@@ -201,6 +239,11 @@ def test_it_measures_on_a_coco_file(file: Path, tmp_path: Path) -> None:
         ("finetune.detector.image_size=100", "image_size must be a multiple of the patch size 8, got 100"),
         ("measured=phot", "cell feature: data: it must look like"),
         ("measured=coco:nowhere", "cell feature: .*nowhere"),
+        ("seeds=0", r"study .*tiny\.toml: config"),
+        ('cells={" ":[]}', "cells must have names that a table can show, got ' '"),
+        ("pretrain.device=tpu", "cell feature: config: device must be auto, cpu or cuda"),
+        ("pretrain.model_options.reconstruction=none", "must be left to the cells that set it, pixel, got"),
+        ("pretrain.model_options={}", "pretrain.model_options must be left to the cells that set it, pixel"),
         ('cells.pixel=["pretrain.optim.lr=-1"]', "cell pixel: config: optim.lr must be positive, got -1"),
     ],
 )

@@ -37,10 +37,18 @@ def _load() -> None:
     else:
         # Beside _C in a wheel, in the build folder of an editable install: both are on the package's path.
         found = [path for root in cfmvit.__path__ for path in Path(root).glob("_cuda.so")]
-        if found:
-            torch.ops.load_library(found[0])
-        else:
+        if not found:
             cuda_missing = "the CUDA library _cuda.so is missing from this installation"
+            return
+        try:
+            torch.ops.load_library(found[0])
+        except (
+            OSError
+        ) as error:  # as under a torch for another major version of CUDA; the CPU needs nothing of it
+            cuda_missing = (
+                f"{error.__cause__ or error}; it was {built}, torch uses CUDA {torch.version.cuda}: "
+                "where they differ, install cfmvit again"
+            )
 
 
 _load()
