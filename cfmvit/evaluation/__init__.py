@@ -16,6 +16,7 @@ __all__ = [
     "evaluate_retrieval",
     "format_table",
     "imagined_tokens",
+    "locality",
     "pointing_accuracy",
     "region_embeddings",
     "retrieval_recall",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cfmvit.evaluation.pointing import imagined_tokens, pointing_accuracy, value_tokens
     from cfmvit.evaluation.retrieval import evaluate_retrieval, retrieval_recall
     from cfmvit.evaluation.tables import format_table
+    from cfmvit.evaluation.token_variance import locality
     from cfmvit.evaluation.zero_shot import (
         class_embeddings,
         classify_images,
@@ -47,6 +49,7 @@ else:
             "cfmvit.evaluation.pointing": ("imagined_tokens", "pointing_accuracy", "value_tokens"),
             "cfmvit.evaluation.retrieval": ("evaluate_retrieval", "retrieval_recall"),
             "cfmvit.evaluation.tables": ("format_table",),
+            "cfmvit.evaluation.token_variance": ("locality",),
             "cfmvit.evaluation.zero_shot": (
                 "class_embeddings",
                 "classify_images",

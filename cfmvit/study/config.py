@@ -19,7 +19,7 @@ from cfmvit.training.device import choose_device
 from cfmvit.training.field_ranges import check, positive
 
 Control = Literal["none", "no pretraining", "shuffled names", "oracle"]
-Measure = Literal["regions", "pointing", "retrieval", "detection", "forgetting"]
+Measure = Literal["regions", "pointing", "locality", "retrieval", "detection", "forgetting"]
 
 # The study sets them: data and models lie where it puts them.
 _FIXED = {
@@ -64,9 +64,10 @@ class Study:
         reference: the cell of which the controls are made.
         seeds: how many; each cell is run with 0, 1, ...
         compare: pairs of cells whose difference is taken seed by seed.
-        measures: what is measured. ``regions``: naming of true boxes; ``pointing``; ``retrieval``; ``detection``: finetuning, then
-            AP of the detector, of the frozen tower and of both; ``forgetting``: naming of true boxes by the finetuned tower.
-        scales: sizes of the images of ``regions`` and ``pointing``, relative to those of pretraining.
+        measures: what is measured. ``regions``: naming of true boxes; ``pointing``; ``locality``: what tokens tell of their own
+            place; ``retrieval``; ``detection``: finetuning, then AP of the detector, of the frozen tower and of both;
+            ``forgetting``: naming of true boxes by the finetuned tower.
+        scales: sizes of the images of ``regions``, ``pointing`` and ``locality``, relative to those of pretraining.
     """
 
     title: str = ""

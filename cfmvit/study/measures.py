@@ -23,6 +23,7 @@ from cfmvit.evaluation import (
     evaluate_results,
     evaluate_retrieval,
     imagined_tokens,
+    locality,
     pointing_accuracy,
     value_tokens,
 )
@@ -77,16 +78,21 @@ def _zero_shot(found: Figures, study: Study, stages: Stages, scale: float) -> No
     classes = _classes(stages, model, dataset)
     if "regions" in study.measures:
         found.add(f"regions {scale:g}x", classify_regions(model, dataset, classes)["top1"], 1 / len(classes))
+    kinds: dict[str, Tokens] = {
+        "": lambda images, _: dense_tokens(model, images),
+        ", values": lambda images, _: value_tokens(model, images),
+    }
+    if model.config.reconstruction == "feature":  # else what a decoder predicts is not of the joint space
+        kinds[", decoder"] = lambda images, number: imagined_tokens(model, images, number)
     if "pointing" in study.measures:
-        kinds: dict[str, Tokens] = {
-            "": lambda images, _: dense_tokens(model, images),
-            ", values": lambda images, _: value_tokens(model, images),
-        }
-        if model.config.reconstruction == "feature":  # else what a decoder predicts is not of the joint space
-            kinds[", decoder"] = lambda images, number: imagined_tokens(model, images, number)
         for kind, tokens in kinds.items():
             shown = pointing_accuracy(model, dataset, classes, tokens)
             found.add(f"pointing {scale:g}x{kind}", shown["hit"], shown["chance"])
+    if "locality" in study.measures:
+        shares = locality(model, dataset, kinds[""], kinds.get(", decoder"))
+        found.add(f"locality {scale:g}x", shares["within"])
+        if "agreement" in shares:
+            found.add(f"locality {scale:g}x, decoder", shares["agreement"])
 
 
 def _retrieval(found: Figures, stages: Stages) -> None:

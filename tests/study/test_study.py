@@ -24,7 +24,7 @@ reference = "feature"
 preset = "quick"
 seeds = 1
 scales = [2]
-measures = ["regions", "pointing", "retrieval", "detection", "forgetting"]
+measures = ["regions", "pointing", "locality", "retrieval", "detection", "forgetting"]
 settings = [
   "scenes.colours=2", "scenes.textures=2", "scenes.shapes=2",
   "scenes.pretrain.images=40", "scenes.train.images=20", "scenes.val.images=4",
@@ -62,13 +62,15 @@ def test_every_stage_and_control(file: Path, tmp_path: Path, capsys: pytest.Capt
         "regions 2x",
         "pointing 2x",
         "pointing 2x, values",
+        "locality 2x",
         "image to text R@1",
         "text to image R@1",
         "regions 2x, finetuned",
     }
     ap = {f"AP50 {group}, {way}" for group in ("novel", "base") for way in ("detector", "frozen", "ensemble")}
     assert set(found["pixel"]["values"]) == zero_shot | ap | {"step, ms"}
-    assert set(found["feature"]["values"]) == zero_shot | ap | {"step, ms", "pointing 2x, decoder"}
+    of_decoder = {"pointing 2x, decoder", "locality 2x, decoder"}
+    assert set(found["feature"]["values"]) == zero_shot | ap | {"step, ms"} | of_decoder
     assert set(found["oracle"]["values"]) == ap
     assert found["feature"]["chance"]["regions 2x"] == 1 / 8
     stages = [path.name.rpartition("-")[0] for path in (tmp_path / "stages").iterdir()]
