@@ -92,6 +92,7 @@ target_include_directories(_cuda PRIVATE csrc)
 target_compile_definitions(_cuda PRIVATE USE_CUDA)  # opens torch's CUDA functions in its C headers
 # Registers in memory are slow: a warning, and an error with CMAKE_COMPILE_WARNING_AS_ERROR.
 list(JOIN PLAIN_PATHS "," plain_paths)
+target_compile_options(_cuda PRIVATE --threads=0)  # its architectures side by side: the last file keeps more than one core busy
 target_compile_options(_cuda PRIVATE -Xptxas=--warn-on-spills -Xcompiler=-Wall,-Wextra "-Xcompiler=${plain_paths}")
 target_link_libraries(_cuda PRIVATE torch_stable torch_cuda)
 install(TARGETS _cuda DESTINATION cfmvit)

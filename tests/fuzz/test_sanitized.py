@@ -63,7 +63,7 @@ def test_no_finding(core: Path, runtimes: str) -> None:
 
 @pytest.mark.long
 def test_no_finding_in_more_examples(core: Path, runtimes: str) -> None:
-    assert " passed" in sanitized(core, runtimes, *FUZZ, examples=150)
+    assert " passed" in sanitized(core, runtimes, *FUZZ, examples=75)
 
 
 @pytest.mark.long

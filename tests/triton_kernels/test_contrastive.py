@@ -9,6 +9,7 @@ import pytest
 from cfmvit.bench import sass
 
 triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.first
 
 from cfmvit.bench import counts_contrastive  # noqa: E402
 from cfmvit.bench.counts_rows import ISSUE  # noqa: E402
