@@ -9,7 +9,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from cfmvit.report.markup import element
-from cfmvit.report.svg import INK, LINE, MUTED, SERIES, nice_ticks, number, picture, text
+from cfmvit.report.svg import INK, LINE, MUTED, SERIES, nice_ticks, picture, text, tick_label
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760.0, 340.0, 52.0, 150.0, 40.0, 44.0
 LETTER, LINE_HEIGHT = 7.0, 13.0  # of a name
@@ -55,9 +55,9 @@ def against_cost(points: Mapping[str, Point], *, title: str, cost: str, percent:
     parts = [text(0, 16, title, font_size=14, font_weight=600, fill=INK)]
     for tick in nice_ticks(low, high):
         parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y_of(tick), y2=y_of(tick), stroke=LINE))
-        parts.append(text(LEFT - 9, y_of(tick) + 4, number(tick), text_anchor="end"))
+        parts.append(text(LEFT - 9, y_of(tick) + 4, tick_label(tick), text_anchor="end"))
     for tick in nice_ticks(first, last):
-        parts.append(text(x_of(tick), HEIGHT - BOTTOM + 20, number(tick), text_anchor="middle"))
+        parts.append(text(x_of(tick), HEIGHT - BOTTOM + 20, tick_label(tick), text_anchor="middle"))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, cost, text_anchor="middle"))
     line = "M" + " L".join(f"{x_of(c):.1f} {y_of(v):.1f}" for c, v in zip(costs, values))
     parts.append(element("path", d=line, fill="none", stroke=MUTED, stroke_width=1, opacity=0.6))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from cfmvit.report.markup import element
-from cfmvit.report.svg import INK, LINE, MUTED, SERIES, nice_ticks, number, picture, text
+from cfmvit.report.svg import INK, LINE, MUTED, SERIES, nice_ticks, number, picture, text, tick_label
 
 WIDTH, LEFT, RIGHT, TOP = 760.0, 150.0, 70.0, 44.0
 BAR, GAP, GROUP_GAP = 22.0, 5.0, 20.0
@@ -75,7 +75,7 @@ def bars(
     for tick in nice_ticks(0, high * unit):
         x = LEFT + scale * tick / unit
         grid.append(element("line", x1=x, x2=x, y1=first - 6, y2=y - GROUP_GAP + 6, stroke=LINE))
-        grid.append(text(x, y + 8, number(tick), text_anchor="middle"))
+        grid.append(text(x, y + 8, tick_label(tick), text_anchor="middle"))
     head = [text(0, 18, title, font_size=14, font_weight=600, fill=INK)] if title else []
     if len(names) > 1:
         x = LEFT

@@ -10,7 +10,18 @@ from pathlib import Path
 from markupsafe import Markup
 
 from cfmvit.report.markup import element
-from cfmvit.report.svg import INK, LINE, MUTED, SERIES, log_ticks, nice_ticks, number, picture, text
+from cfmvit.report.svg import (
+    INK,
+    LINE,
+    MUTED,
+    SERIES,
+    log_ticks,
+    nice_ticks,
+    number,
+    picture,
+    text,
+    tick_label,
+)
 
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 62.0, 52.0, 44.0
 MOST_POINTS = 500
@@ -97,9 +108,9 @@ def _chart(series: list[_Series], title: str, log: bool, size: tuple[float, floa
     parts = [text(0, 16, title, font_size=14, font_weight=600, fill=INK)] if title else []
     for tick in y_ticks:
         parts.append(element("line", x1=LEFT, x2=width - RIGHT, y1=y_of(tick), y2=y_of(tick), stroke=LINE))
-        parts.append(text(LEFT - 9, y_of(tick) + 4, number(tick), text_anchor="end"))
+        parts.append(text(LEFT - 9, y_of(tick) + 4, tick_label(tick), text_anchor="end"))
     for tick in nice_ticks(x_low, x_high):
-        parts.append(text(x_of(tick), height - BOTTOM + 20, number(tick), text_anchor="middle"))
+        parts.append(text(x_of(tick), height - BOTTOM + 20, tick_label(tick), text_anchor="middle"))
     parts.append(text((LEFT + width - RIGHT) / 2, height - 6, "step", text_anchor="middle"))
     for line in series:
         if faint:

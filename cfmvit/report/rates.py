@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from cfmvit.report.markup import element
-from cfmvit.report.svg import INK, LINE, MUTED, SERIES, number, picture, text
+from cfmvit.report.svg import INK, LINE, MUTED, SERIES, picture, text, tick_label
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 56.0, 44.0
 WIDTH, HEIGHT = 560.0, 400.0
@@ -76,8 +76,8 @@ def _frame(title: str, across: str, up: str, names: Mapping[str, object]) -> lis
     parts = [text(0, 16, title, font_size=14, font_weight=600, fill=INK)] if title else []
     for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
         parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=_y(tick), y2=_y(tick), stroke=LINE))
-        parts.append(text(LEFT - 8, _y(tick) + 4, number(tick), text_anchor="end"))
-        parts.append(text(_x(tick), HEIGHT - BOTTOM + 19, number(tick), text_anchor="middle"))
+        parts.append(text(LEFT - 8, _y(tick) + 4, tick_label(tick), text_anchor="end"))
+        parts.append(text(_x(tick), HEIGHT - BOTTOM + 19, tick_label(tick), text_anchor="middle"))
     parts.append(text(_x(0.5), HEIGHT - 6, across, text_anchor="middle"))
     parts.append(text(0, TOP - 14, up))
     x = LEFT + 30

@@ -64,6 +64,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks if len(ticks) >= 3 else nice_ticks(low, high)
 
 
+def tick_label(value: float) -> str:
+    """Write a tick, which is round, as it is: neighbours may differ in the fourth digit."""
+    return number(value) if abs(value) >= 1e4 else f"{value:g}"
+
+
 def number(value: float) -> str:
     """Write a number as short as its size allows: 0.0123, 1.25, 640, 12k, 3.1M."""
     size = abs(value)

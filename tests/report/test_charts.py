@@ -120,6 +120,11 @@ def test_names_of_any_length_are_whole_and_apart() -> None:
     assert float(root.attrib["viewBox"].split()[2]) >= places["d" + name][0] + 7 * len("d" + name)
 
 
+def test_ticks_of_a_short_axis_are_written_as_they_are() -> None:
+    drawn = texts(against_cost({"a": Point(1, 0.106), "b": Point(2, 0.1157)}, title="", cost="ms"))
+    assert {"10.75", "11", "11.25", "11.5"} <= set(drawn)
+
+
 def test_ticks() -> None:
     assert nice_ticks(0, 2) == [0, 0.5, 1, 1.5, 2]
     assert nice_ticks(3, 3) == [3]
