@@ -98,6 +98,7 @@ def _known(cell: Cell, plan: Study, output: Path) -> dict[str, Any] | None:
 def _measured(cell: Cell, plan: Study, output: Path) -> dict[str, Any]:
     """Make a cell, and return its figures or its error."""
     path = _path(cell, plan, output)
+    done: dict[str, Any]
     try:
         with _printing_to(path.with_suffix(".log")):
             found = measure(plan, Stages(cell, output / "stages"))
