@@ -116,8 +116,9 @@ def check_box(box: Any, where: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
+    kind = type(value)
     # Not math.isfinite, which fails on integers beyond every float.
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return issubclass(kind, Real) and not issubclass(kind, bool) and bool(abs(value) <= sys.float_info.max)
 
 
 def check_score(score: Any, where: str) -> None:
