@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from cfmvit._terminal import printable
 
 if TYPE_CHECKING:
+    from cfmvit.data import DetectionDataset
+    from cfmvit.evaluation.ground_truth import GroundTruth
     from cfmvit.training import World
 
 EVALUATION = Path("runs/evaluate")
@@ -192,9 +194,10 @@ def _predict(arguments: argparse.Namespace, folder: Path, world: World) -> tuple
         annotations = arguments.annotations
         if annotations is None and any(entry.annotations for entry in dataset.entries):
             annotations = dataset.annotations_path
-        if annotations and (arguments.fixed or arguments.engine != "hotcoco"):  # before hours of prediction
-            style = load_ground_truth(annotations, "auto", ("bbox",)).style
-            check_style(style, fixed=arguments.fixed, engine=arguments.engine)
+        if annotations:  # before hours of prediction
+            truth = load_ground_truth(annotations, "auto", ("bbox", "segm") if arguments.masks else ("bbox",))
+            check_style(truth.style, fixed=arguments.fixed, engine=arguments.engine)
+            _check_ids(truth, dataset)
     results = predict_dataset(
         detector,
         dataset,
@@ -205,6 +208,24 @@ def _predict(arguments: argparse.Namespace, folder: Path, world: World) -> tuple
         world=world,
     )
     return results, annotations
+
+
+def _check_ids(truth: GroundTruth, dataset: DetectionDataset) -> None:
+    """Raise ``ValueError`` unless a ground truth means by each id what the data do."""
+    from cfmvit.data.categories import name_of
+
+    known = {key: name_of(entry) for key, entry in truth.categories.items() if "name" in entry}
+    for category in dataset.categories:
+        if known.get(category.id) != category.name:
+            raise ValueError(
+                f"evaluate: --annotations must have the categories of --data: {category.id} is {category.name!r} there, and "
+                f"{known.get(category.id)!r} in {truth.path}"
+            )
+    for entry in dataset.entries:
+        if entry.image_id not in truth.images:
+            raise ValueError(
+                f"evaluate: --annotations must have the images of --data, got {truth.path} without {entry.image_id}"
+            )
 
 
 def run_demo(arguments: argparse.Namespace) -> None:

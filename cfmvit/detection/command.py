@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from cfmvit._io import atomic_write
@@ -127,7 +126,7 @@ def _vocabulary(detector: Detector, names: list[str] | None, file: Path | None) 
             )
         text = detector.vocabulary(names)
         if file is not None:
-            replace(text, source=detector.text_source()).save(file)
+            text.save(file)
         return text
     text = Vocabulary.load(file)
     if text.source and text.source != detector.text_source():
@@ -146,7 +145,7 @@ def read_labels(labels: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no text.
+        ValueError: it is no text, or has no label.
     """
     if isinstance(labels, Path):
         if not labels.is_file():
@@ -155,7 +154,10 @@ def read_labels(labels: str | Path) -> list[str]:
             lines = labels.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"labels: {labels} must be a text in UTF-8: {error}") from error
-        return [line for line in lines if line.strip()]
+        found = [line for line in lines if line.strip()]
+        if not found:
+            raise ValueError(f"labels: {labels} must have a label at least, got none")
+        return found
     separator = "," if "," in labels or " ." not in labels else " ."
     parts = labels.split(separator)
     # One at the end parts nothing.

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, overload
@@ -95,8 +96,8 @@ class Detector(nn.Module):
         return self
 
     def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
-        """Return the text matrix of labels, each encoded once in the detector's life."""
-        return self._bank.vocabulary(labels)
+        """Return the text matrix of labels, each encoded once in the detector's life; a saved one says whose it is."""
+        return replace(self._bank.vocabulary(labels), source=self.text_source())
 
     def text_source(self) -> str:
         """Return the hash of the text tower and the prompts: what a saved ``Vocabulary`` of this detector has as its ``source``."""
@@ -211,7 +212,7 @@ class Detector(nn.Module):
             raise ValueError(f"predict: threshold must be in [0, 1], got {threshold}")
         if batch_size < 1:
             raise ValueError(f"predict: batch_size must be positive, got {batch_size}")
-        text = labels if isinstance(labels, Vocabulary) else self.vocabulary(labels)
+        text = labels if isinstance(labels, Vocabulary) else self._bank.vocabulary(labels)
         base = self._base(text.labels, novel)
         found = partial(
             self._find,

@@ -32,7 +32,8 @@ class Vocabulary:
     Attributes:
         labels: n names.
         embeddings: (1 + n, C) float32, unit rows; row 0 is "background".
-        source: of a saved one, the hash of the text tower and the prompts that made it (``Detector.text_source``).
+        source: the hash of the text tower and the prompts that made it (``Detector.text_source``), by which a saved one is refused
+            to other weights; empty where they are not known.
     """
 
     labels: tuple[str, ...]
@@ -86,13 +87,14 @@ class Vocabulary:
                 ``Detector.predict`` raises of a picture.
         """
         names = clean_labels(list(crops))
-        rows = [detector.vocabulary(names[:1]).embeddings[0]]
+        words = detector.vocabulary(names[:1])
+        rows = [words.embeddings[0]]
         for name, given in zip(names, crops.values()):
             pictures = several(given, f"vocabulary: the pictures of {name!r}")
             if not pictures:
                 raise ValueError(f"vocabulary: {name!r} must have a picture at least, got none")
             rows.append(F.normalize(detector.embed_pictures(pictures).mean(dim=0), dim=-1))
-        return cls(names, torch.stack(rows))
+        return cls(names, torch.stack(rows), words.source)
 
 
 class TextBank:

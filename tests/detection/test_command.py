@@ -142,6 +142,9 @@ def test_labels_from_a_file(image, checkpoint, tmp_path, capsys):
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"bad\.txt must be a text in UTF-8"):
         read_labels(tmp_path / "bad.txt")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"empty\.txt must have a label at least"):
+        read_labels(tmp_path / "empty.txt")
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tif"])

@@ -178,7 +178,8 @@ def test_a_vocabulary_is_kept_in_a_file(
     detect(photos / "a.png", "red square, cat", tmp_path / "detector", **arguments)
     kept = Vocabulary.load(arguments["vocabulary"])
     assert kept.labels == ("red square", "cat") and kept.source == detector.text_source()
-    assert torch.equal(kept.embeddings, detector.vocabulary(kept.labels).embeddings)
+    again = detector.vocabulary(kept.labels)
+    assert torch.equal(kept.embeddings, again.embeddings) and kept.source == again.source
     detect(photos / "a.png", None, tmp_path / "detector", **arguments)
     with pytest.raises(ValueError, match="has 2 other labels"):
         detect(photos / "a.png", "dog", tmp_path / "detector", **arguments)
@@ -192,7 +193,7 @@ def test_a_vocabulary_is_kept_in_a_file(
 def test_a_vocabulary_of_pictures(detector: Detector, tmp_path: Path) -> None:
     images = squares_batch()["images"]
     found = Vocabulary.from_images({"This": [images[0]], "that": [images[1], images[0]]}, detector)
-    assert found.labels == ("this", "that")
+    assert found.labels == ("this", "that") and found.source == detector.text_source()
     torch.testing.assert_close(found.embeddings.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(found.embeddings[1], detector.embed_pictures([images[0]])[0])
     torch.testing.assert_close(found.embeddings[0], detector.vocabulary(["x"]).embeddings[0])
