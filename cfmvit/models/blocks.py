@@ -81,17 +81,18 @@ class Block(_timm.Block):
 
     checkpointed = False
 
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
-        """Run the block over x, (B, N, C); options as ``Attention.forward`` takes them."""
+    def forward(self, x: Tensor, values: bool = False, **options: Any) -> Tensor:
+        """Run the block over x, (B, N, C); options as ``Attention.forward`` takes them.
+
+        With ``values`` it does so without attention: each token takes its own value, see ``Attention.values``.
+        """
+        if values:
+            x = x + self.attn.values(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
         run = super().forward
         if self.checkpointed and self.training and torch.is_grad_enabled():
             return checkpoint(run, x, use_reentrant=False, **options)
         return run(x, **options)
-
-    def forward_values(self, x: Tensor) -> Tensor:
-        """Run the block over x, (B, N, C), without attention: each token takes its own value, see ``Attention.values``."""
-        x = x + self.attn.values(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
 
 
 class QuickGELU(nn.Module):

@@ -19,7 +19,8 @@ class ModelConfig(Architecture):
     """Architecture and pretraining options of a CFM-ViT.
 
     Options of models that were imported are inherited. Defaults are those of the paper for ViT-B/16 where it states them (sections 3 and 4.1); the text tower's size, the
-    decoder's width and ``mask_ratio`` of the other sizes are this project's choices.
+    decoder's width and ``mask_ratio`` of the other sizes are this project's choices. Of feature reconstruction, the paper's target is
+    the contrastive branch's ``tokens``; ``values`` are those that do not attend in its last block, which tell more of their own place.
     """
 
     name: str = "cfm_vit_b16"
@@ -40,6 +41,7 @@ class ModelConfig(Architecture):
     decoder_heads: int = 8
     mask_ratio: float = 0.75
     reconstruction: Literal["feature", "pixel", "none"] = "feature"
+    reconstruction_target: Literal["tokens", "values"] = "tokens"
     contrastive_input: Literal["complementary", "full"] = "complementary"
     ped_prob: float = 0.5
     ped_granularity: Literal["sample", "batch"] = "sample"

@@ -111,8 +111,12 @@ class VisionTransformer(nn.Module):
 
     def run(self, tokens: Tensor) -> Tensor:
         """Run the blocks over any set of embedded patches, (B, K, C) -> (B, prefix + K, C), before the final LN."""
+        return self.blocks[-1](self.run_to_last(tokens))
+
+    def run_to_last(self, tokens: Tensor) -> Tensor:
+        """Run all blocks but the last over any set of embedded patches, (B, K, C) -> (B, prefix + K, C)."""
         hidden = self._start(tokens)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             hidden = block(hidden)
         return hidden
 
@@ -147,7 +151,7 @@ class VisionTransformer(nn.Module):
         them (MaskCLIP; CLIPSelf's dense features).
         """
         pattern = self._pattern(window, global_blocks)
-        return self._values(self._through(*self._begin(images), pattern[:-1]))
+        return self.values(self._through(*self._begin(images), pattern[:-1]))
 
     def forward_both(
         self, images: Tensor, *, window: int = 0, global_blocks: Sequence[int] = ()
@@ -157,12 +161,11 @@ class VisionTransformer(nn.Module):
         hidden, grid = self._begin(images)
         before = self._through(hidden, grid, pattern[:-1])
         after = self._through(before, grid, pattern[-1:], first=self.depth - 1)
-        return self._patches(self.norm(after)), self._values(before)
+        return self._patches(self.norm(after)), self.values(before)
 
-    def _values(self, before: Tensor) -> Tensor:
-        """Finish (B, prefix + N, C), all blocks but the last, into (B, N, C) without attention."""
-        last: Any = self.blocks[-1]
-        return self.norm(last.forward_values(self._patches(before)))
+    def values(self, before: Tensor) -> Tensor:
+        """Finish what all blocks but the last made, (B, prefix + N, C), into (B, N, C) without attention."""
+        return self.norm(self.blocks[-1](self._patches(before), values=True))
 
     def _pattern(self, window: int, global_blocks: Sequence[int]) -> list[int]:
         """Return each block's window, 0 where it attends globally."""

@@ -19,17 +19,19 @@ class Flops:
         image: the contrastive branch's blocks and what follows them.
         text: the text tower.
         reconstruction: the encoder over the visible tokens, and the decoder.
+        target: what the decoder is to predict, beyond what the contrastive branch makes anyway; without gradient.
     """
 
     patches: int
     image: int
     text: int
     reconstruction: int
+    target: int
 
     @property
     def forward(self) -> int:
         """All of the forward pass."""
-        return self.patches + self.image + self.text + self.reconstruction
+        return self.patches + self.image + self.text + self.reconstruction + self.target
 
     @property
     def contrastive(self) -> int:
@@ -39,7 +41,7 @@ class Flops:
     @property
     def training(self) -> int:
         """Forward and backward pass: two more products for each, of the inputs and of the weights."""
-        return 3 * self.forward - self.patches
+        return 3 * self.forward - self.patches - 2 * self.target
 
 
 def flops(config: ModelConfig, text_tokens: float) -> Flops:
@@ -66,6 +68,7 @@ def flops(config: ModelConfig, text_tokens: float) -> Flops:
         # The loss of features fuses the projection of the masked tokens alone.
         decoder += 2 * (all_tokens if config.reconstruction == "pixel" else masked) * width * target
         decoder += config.depth * block_flops(visible + prefix, config.width, mlp)
+    values = config.reconstruction == "feature" and config.reconstruction_target == "values"
     projection = 0 if config.embed_dim is None else 2 * config.width * joint
     return Flops(
         patches=2 * embedded * pixels * config.width,
@@ -75,6 +78,7 @@ def flops(config: ModelConfig, text_tokens: float) -> Flops:
             + 2 * config.text_width * joint
         ),
         reconstruction=decoder,
+        target=seen * (4 * config.width**2 + 4 * config.width * mlp) if values else 0,
     )
 
 

@@ -109,11 +109,14 @@ class Branches(nn.Module):
         batch, tokens = draws.noise.shape
         masking = random_masking(batch, tokens, config.mask_ratio, noise=draws.noise)
         reconstructs = config.reconstruction != "none" and not contrastive_only
-        visible, hidden = _embed_and_encode(model, images, masking, positions, draws.keep_pos, reconstructs)
-        features, pooled = model.finish(hidden)
+        visible, before = _embed_and_encode(model, images, masking, positions, draws.keep_pos, reconstructs)
+        features, pooled = model.finish(model.visual.blocks[-1](before))
         image_embeds = F.normalize(pooled, dim=-1)
         reconstruction = None
         if visible is not None:
+            if config.reconstruction == "feature" and config.reconstruction_target == "values":
+                with torch.no_grad():
+                    features = model.visual.values(before)
             if config.contrastive_input == "full":
                 features = gather_tokens(features, masking.masked)
             reconstruction = _reconstruction(model, images, masking, visible, features.detach())
@@ -128,7 +131,7 @@ def _embed_and_encode(
     keep_pos: Tensor,
     reconstructs: bool,
 ) -> tuple[Tensor | None, Tensor]:
-    """Return the encoded visible tokens (None without reconstruction) and what the contrastive branch's blocks make.
+    """Return the encoded visible tokens (None without reconstruction) and what the contrastive branch's last block takes.
 
     No patch is embedded twice, and none that neither branch sees is embedded at all.
     """
@@ -136,16 +139,16 @@ def _embed_and_encode(
     added: dict[str, Any] = {"pos_embed": positions, "keep_pos": keep_pos}
     if not reconstructs and config.contrastive_input == "complementary":
         tokens = visual.patch_embed(images, masking.masked)
-        return None, visual.run(tokens + gather_positions(masking.masked, **added).to(tokens.dtype))
+        return None, visual.run_to_last(tokens + gather_positions(masking.masked, **added).to(tokens.dtype))
     tokens = visual.patch_embed(images)
     added["pos_embed"] = positions.to(tokens.dtype)
     if config.contrastive_input == "complementary":
         visible, masked = split_tokens(tokens, masking, **added)
-        return visual.encode(visible), visual.run(masked)
-    hidden = visual.run(tokens + keep_pos[:, None, None] * added["pos_embed"])
+        return visual.encode(visible), visual.run_to_last(masked)
+    before = visual.run_to_last(tokens + keep_pos[:, None, None] * added["pos_embed"])
     if not reconstructs:
-        return None, hidden
-    return visual.encode(gather_tokens(tokens, masking.keep, **added)), hidden
+        return None, before
+    return visual.encode(gather_tokens(tokens, masking.keep, **added)), before
 
 
 def gather_positions(index: Tensor, pos_embed: Tensor, keep_pos: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ BATCH, LENGTH = 4, 11
     [
         {},
         {"contrastive_input": "full"},
-        {"reconstruction": "pixel", "mask_ratio": 0.6},
+        {"reconstruction_target": "values"},
+        {"reconstruction_target": "values", "contrastive_input": "full"},
+        {"reconstruction": "pixel", "mask_ratio": 0.6, "reconstruction_target": "values"},
         {"reconstruction": "none"},
         {"reconstruction": "none", "contrastive_input": "full", "text_width": 96},
     ],

@@ -28,8 +28,11 @@ STEPS = 14
 
 
 def spread(data: str, **options: Any) -> PretrainConfig:
+    """Targets are values, for which the last block is called twice."""
     loop = LoopConfig(steps=STEPS, log_every=1, save_every=3, timeout=300)
-    return replace(config(data), loop=loop, **options)
+    alone = config(data)
+    model_options = {**alone.model_options, "reconstruction_target": "values"}
+    return replace(alone, model_options=model_options, loop=loop, **options)
 
 
 def _run(

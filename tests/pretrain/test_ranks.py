@@ -65,6 +65,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"frozen": "text"},
     {"reconstruction": "none", "ped_granularity": "batch"},
     {"reconstruction": "pixel", "contrastive_input": "full"},
+    {"reconstruction_target": "values"},
 ]
 
 
@@ -84,7 +85,7 @@ def test_pieces_are_the_whole_batch(options: dict[str, Any]) -> None:
     assert_same(gradients(World(CPU), 4, **options), gradients(World(CPU), 1, **options))
 
 
-@pytest.mark.parametrize("options", [{}, {"reconstruction": "pixel", "contrastive_input": "full"}], ids=str)
+@pytest.mark.parametrize("options", [OPTIONS[0], *OPTIONS[-2:]], ids=str)
 def test_pieces_in_bfloat16_leave_no_weight_without_a_gradient(options: dict[str, Any]) -> None:
     """What autocast keeps of a weight in the pass without graphs must not serve the one with them."""
     _, exact = gradients(World(CPU), 1, **options)
