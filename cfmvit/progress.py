@@ -38,8 +38,8 @@ class _Lines:
         self._log = log
 
     def write(self, drawn: str) -> None:
-        """Write a line of what is not blank."""
-        if line := drawn.strip():
+        """Write a line of what is not blank; a bar below another moves the cursor."""
+        if line := drawn.replace("\x1b[A", "").strip():
             self._log.write(f"{line}\n")
 
     def flush(self) -> None:
