@@ -175,5 +175,5 @@ def test_the_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
         return capsys.readouterr().err
 
     assert "must hold a detector, got a CFM-ViT without a detector" in said("model", labels)
-    assert "at least one label must be given" in said("model", empty)
+    assert "must have a label at least, got none" in said("model", empty)
     assert "labels: no file at" in said("model", tmp_path / "none.txt")
