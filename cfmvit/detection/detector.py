@@ -99,6 +99,15 @@ class Detector(nn.Module):
         """Return the text matrix of labels, each encoded once in the detector's life; a saved one says whose it is."""
         return replace(self._bank.vocabulary(labels), source=self.text_source())
 
+    def _text(self, labels: Words) -> Vocabulary:
+        if not isinstance(labels, Vocabulary):
+            return self._bank.vocabulary(labels)
+        if labels.source and labels.source != self.text_source():
+            raise ValueError(
+                "predict: the vocabulary was made by another text tower, or with other prompts; Detector.vocabulary makes it anew"
+            )
+        return labels
+
     def text_source(self) -> str:
         """Return the hash of the text tower and the prompts: what a saved ``Vocabulary`` of this detector has as its ``source``."""
         return self._bank.source()
@@ -190,7 +199,7 @@ class Detector(nn.Module):
         Args:
             image: a PIL image, a path, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W); a list of those, or what ``encode``
                 gave; or an iterator, such as a generator, of which ``batch_size`` images are held at a time.
-            labels: what to look for, or a ``Vocabulary`` made of it.
+            labels: what to look for, or a ``Vocabulary`` that this detector made of it, or that says nothing of who did.
             threshold: scores must exceed it; the configuration's by default.
             max_detections: at most so many an image; the configuration's by default.
             novel: the labels to weigh as novel in the ensemble. By default those that the detector was not finetuned on.
@@ -203,7 +212,7 @@ class Detector(nn.Module):
             What was found in the image; a list for several, an iterator for an iterator.
 
         Raises:
-            TypeError, ValueError: bad labels, or an image of an unknown kind.
+            TypeError, ValueError: bad labels, a vocabulary of other weights, or an image of an unknown kind.
             FileNotFoundError: no image at the path.
         """
         if max_detections is not None and max_detections < 1:
@@ -212,7 +221,7 @@ class Detector(nn.Module):
             raise ValueError(f"predict: threshold must be in [0, 1], got {threshold}")
         if batch_size < 1:
             raise ValueError(f"predict: batch_size must be positive, got {batch_size}")
-        text = labels if isinstance(labels, Vocabulary) else self._bank.vocabulary(labels)
+        text = self._text(labels)
         base = self._base(text.labels, novel)
         found = partial(
             self._find,

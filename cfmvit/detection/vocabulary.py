@@ -112,14 +112,13 @@ class TextBank:
         self._prompts = expand_templates(templates)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._weights: list[tuple[Any, ...]] = []
+        self._source = ""
 
     @torch.no_grad()
     def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
         """Return the text matrix of cleaned labels (see ``clean_labels``)."""
         names = clean_labels(labels)
-        weights = [_fingerprint(weight) for weight in self._model.parameters()]
-        if weights != self._weights:
-            self._weights, self._known = weights, OrderedDict()
+        self._forget_others()
         rows = [self._embedding(name) for name in (BACKGROUND, *names)]
         while len(self._known) > _MOST_KNOWN:
             self._known.popitem(last=False)
@@ -127,9 +126,17 @@ class TextBank:
 
     def source(self) -> str:
         """Return the hash of the prompts and of the weights of the text tower."""
-        return hashlib.sha256(
-            json.dumps([self._prompts, hash_weights(self._model.text)]).encode()
-        ).hexdigest()
+        self._forget_others()
+        if not self._source:
+            made_by = json.dumps([self._prompts, hash_weights(self._model.text)])
+            self._source = hashlib.sha256(made_by.encode()).hexdigest()
+        return self._source
+
+    def _forget_others(self) -> None:
+        """Keep nothing of weights that the model no longer has."""
+        weights = [_fingerprint(weight) for weight in self._model.parameters()]
+        if weights != self._weights:
+            self._weights, self._known, self._source = weights, OrderedDict(), ""
 
     def _embedding(self, name: str) -> Tensor:
         if name not in self._known:

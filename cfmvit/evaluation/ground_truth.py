@@ -194,6 +194,10 @@ def _check_annotation(annotation: Any, where: str, truth: GroundTruth, iou_types
     crowd = annotation.get("iscrowd", 0)
     if not isinstance(crowd, Integral) or crowd not in (0, 1):
         raise ValueError(f"evaluate_results: {where}: iscrowd must be 0 or 1, got {crowd!r}")
+    if truth.style == "lvis" and annotation.get("ignore", 0) not in (0, None):
+        raise ValueError(
+            f"evaluate_results: {where}: ignore must be 0 in LVIS style, got {annotation['ignore']!r}; LVIS's own files have none"
+        )
     if "segm" in iou_types:
         _check_segmentation(annotation["segmentation"], where, truth.images[annotation["image_id"]])
 

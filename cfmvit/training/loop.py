@@ -139,6 +139,7 @@ def fit(
     speed.start(start)
     watch = _Divergence()
     saving = Saving(output, model, optimizer, world)
+    done = start
     try:
         with stop_requests() as request, world.reaching():
             for step in range(start, config.steps):
@@ -166,14 +167,15 @@ def fit(
                             log.write(step, {**metrics, "grad_norm": norm, "lr": lr, **pace, **found})
                             watch.look(step, metrics)
                             saving.check()
-                signal = world.most(request.signal or 0)
-                if signal and step + 1 < config.steps:
-                    saving.save(step + 1)
-                    saving.finish()
-                    raise Stopped(signal)
-            if start < config.steps:
-                saving.save(config.steps)
+                done = step + 1
+                if world.most(request.signal or 0):
+                    break
+            if done > start:
+                saving.save(done)
                 saving.finish()
+            # After the last step too: what would come next does not begin.
+            if signal := world.most(request.signal or 0):
+                raise Stopped(signal)
     finally:
         saving.close()
         bar.close()

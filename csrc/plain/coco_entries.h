@@ -82,6 +82,7 @@ class EntryReader {
     double value = NAN, box[4] = {0, 0, 0, 0};
     bool has_box = false, good_box = false;
     bool escapes = false;  // in a key, which then may be one of those that are read
+    bool ignored = false;  // has an `ignore` that is not 0
     std::string_view mask;
   };
 
@@ -151,7 +152,9 @@ class EntryReader {
     }
     const char* begin = text.at;
     if (!text.skip()) return false;
-    if (key == "segmentation") entry.mask = {begin, static_cast<size_t>(text.at - begin)};
+    const std::string_view value(begin, static_cast<size_t>(text.at - begin));
+    if (key == "segmentation") entry.mask = value;
+    if (key == "ignore") entry.ignored = value != "0";
     return true;
   }
 
@@ -221,7 +224,7 @@ class EntryReader {
 
   bool is_annotation(const Entry& entry) const {
     if (!entry.good_box || !(entry.value >= 0 && std::isfinite(entry.value))) return false;
-    if (entry.crowd != 0 && entry.crowd != 1) return false;
+    if ((entry.crowd != 0 && entry.crowd != 1) || entry.ignored) return false;
     if (!wanted_.masks) return true;
     CompressedMask mask;
     return entry.mask.substr(0, 1) == "{"

@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,8 +184,14 @@ def test_a_vocabulary_is_kept_in_a_file(
     detect(photos / "a.png", None, tmp_path / "detector", **arguments)
     with pytest.raises(ValueError, match="has 2 other labels"):
         detect(photos / "a.png", "dog", tmp_path / "detector", **arguments)
+    assert detector.predict(squares_batch()["images"][0], kept) is not None
     with torch.no_grad():
         next(iter(detector.model.text.parameters())).add_(1)
+    with pytest.raises(
+        ValueError, match=r"predict: the vocabulary was made by another text tower.*makes it anew"
+    ):
+        detector.predict(squares_batch()["images"][0], kept)
+    detector.predict(squares_batch()["images"][0], replace(kept, source=""))
     detector.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="was made by another text tower, or with other prompts"):
         detect(photos / "a.png", None, tmp_path / "other", **arguments)

@@ -218,3 +218,17 @@ def test_an_engine_has_its_style(tmp_path: Path) -> None:
         evaluate_results([], federated(tmp_path), engine="pycocotools")
     with pytest.raises(ValueError, match="engine must be one of hotcoco, pycocotools, lvis, got 'fast'"):
         evaluate_results([], federated(tmp_path), engine="fast")
+
+
+@pytest.mark.parametrize("value", [1, True, 0.5, "1"])
+def test_what_is_marked_ignore_is_refused(tmp_path: Path, value: Any) -> None:
+    """The lvis package counts it neither as found nor as missed; in COCO style pycocotools takes no notice of it."""
+    path = federated(tmp_path)
+    data = read(path)
+    for number, entry in enumerate(data["annotations"]):
+        entry["ignore"] = value if number == 1 else 0
+    write(path, data)
+    with pytest.raises(ValueError, match=r"annotations\[1\]: ignore must be 0 in LVIS style, got"):
+        evaluate_results([detection(1, 7, 0.9)], path)
+    data["annotations"][1]["ignore"] = 0
+    evaluate_results([detection(1, 7, 0.9)], write(path, data))

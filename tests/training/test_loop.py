@@ -260,6 +260,31 @@ def test_a_run_that_is_asked_to_stop_saves_first(tmp_path: Path, number: signal.
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("moment", ["in the last step", "as it is saved"])
+def test_a_run_asked_to_stop_at_its_end_is_saved_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What would come after it, such as the next stage of the demo, does not begin."""
+    interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
+
+    class Signalling(Batches):
+        def iterate(self, start: int = 0) -> Iterator[dict[str, Any]]:
+            for step, batch in enumerate(super().iterate(start), start):
+                if moment == "in the last step" and step == 5:  # of six
+                    interrupt()
+                yield batch
+
+    if moment == "as it is saved":
+        write = loop.Saving._write
+        monkeypatch.setattr(loop.Saving, "_write", lambda *of: (interrupt(), write(*of)))
+    with pytest.raises(Stopped):
+        run(tmp_path / "stopped", save_every=100, loader=Signalling())
+    monkeypatch.undo()
+    resumed = run(tmp_path / "stopped", save_every=100, resume=True)
+    for a, b in zip(run(tmp_path / "whole", save_every=100).parameters(), resumed.parameters()):
+        assert torch.equal(a, b)
+
+
 def test_a_loss_that_grows_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     watch = loop._Divergence()
     with caplog.at_level(logging.WARNING):

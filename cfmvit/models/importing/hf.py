@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -266,8 +267,15 @@ def _statistics(folder: Path | None, usual: Statistics, mean: Any, std: Any) -> 
     elif folder is not None and (folder / "processor_config.json").is_file():
         config = read_config(folder / "processor_config.json").get("image_processor") or {}
     if config.get("do_normalize") is False:
-        config = {"image_mean": 0.0, "image_std": 1.0}
-    return Statistics.of(
+        config = {**config, "image_mean": 0.0, "image_std": 1.0}
+    factor = 1.0 if config.get("do_rescale") is False else config.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise ValueError(f"import: rescale_factor in {folder} must be a positive number, got {factor!r}")
+    statistics = Statistics.of(
         config.get("image_mean", usual.mean) if mean is None else mean,
         config.get("image_std", usual.std) if std is None else std,
+    )
+    theirs = statistics.of_pixels_times(255 * factor)
+    return Statistics(
+        theirs.mean if mean is None else statistics.mean, theirs.std if std is None else statistics.std
     )

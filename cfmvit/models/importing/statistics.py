@@ -27,6 +27,11 @@ class Statistics:
         """
         return cls(_three("mean", mean, -math.inf), _three("std", std, 0.0))
 
+    def of_pixels_times(self, factor: float) -> Statistics:
+        """Take these as those of pixels that are ``factor`` times as large as in [0, 1]: return those of pixels in [0, 1]."""
+        mean, std = ([x / factor for x in values] for values in (self.mean, self.std))
+        return Statistics.of(mean, std)
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Put ``(pixels - mean) / std`` into the patch embedding behind it, so that it takes pixels in [0, 1].
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,38 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folders_statistics_are_taken(clip: CFMViT, clip_folder: Path) -> None:
     theirs = transformers.CLIPModel.from_pretrained(clip_folder).eval()
     check_images(clip, test_hf.images_of(theirs, HALF), pixels(48))
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [{"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0]}, {"do_rescale": False, "image_std": [127.5] * 3}, {"do_normalize": False}],
+    ids=["factor", "bytes", "plain"],
+)  # fmt: skip
+def test_the_folders_scale_of_pixels_is_taken(
+    clip_folder: Path, tmp_path: Path, preprocessing: dict[str, Any]
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    transformers.CLIPImageProcessor(**preprocessing).save_pretrained(folder)
+    theirs = transformers.CLIPModel.from_pretrained(folder).eval()
+    processor = transformers.CLIPImageProcessor.from_pretrained(folder, do_resize=False, do_center_crop=False)
+
+    def original(images: Tensor) -> Tensor:
+        pixels = processor(list((images * 255).byte()), return_tensors="pt")["pixel_values"]
+        found = theirs.get_image_features(pixels, interpolate_pos_encoding=True)
+        return getattr(found, "pooler_output", found)
+
+    of_bytes = (pixels(48) * 255).byte() / 255
+    assert torch.equal((of_bytes * 255).byte(), (pixels(48) * 255).byte())
+    check_images(from_hf(folder), original, of_bytes)
+
+
+def test_a_scale_of_pixels_that_is_none(clip_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"rescale_factor": 0}))
+    with pytest.raises(ValueError, match=r"rescale_factor in .* must be a positive number, got 0"):
+        from_hf(folder)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
