@@ -8,7 +8,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ Orientation = Literal["auto", "stored", "upright"]
 
 _LOG = logging.getLogger(__name__)
 MOST_BYTES = 512 * 2**20  # of an encoded image
+MOST_PIXELS = 2**28  # of a JPEG
 _ORIENTATION = 0x0112  # the EXIF tag
 _UNDECIDED = (
     "it has the EXIF orientation {} and a size that does not say whether its annotations are for the image as it is stored "
@@ -97,6 +98,25 @@ def read_regular(path: str | Path) -> bytes:
         return file.read(MOST_BYTES)
 
 
+def open_picture(file: IO[bytes]) -> Picture:
+    """Open an encoded image as Pillow does, and JPEG of up to ``MOST_PIXELS`` too: phones take more pixels than Pillow allows.
+
+    Raises:
+        OSError: not an image, or of too many pixels.
+    """
+    pil = require("PIL.Image", extra="models")
+    try:
+        return pil.open(file)
+    except pil.DecompressionBombError as error:
+        file.seek(0)
+        if file.read(2) == b"\xff\xd8":
+            file.seek(0)
+            picture: Picture = require("PIL.JpegImagePlugin", extra="models").JpegImageFile(file)
+            if picture.width * picture.height <= MOST_PIXELS:
+                return picture
+        raise OSError(f"it has too many pixels: {error}") from error
+
+
 def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
     """Return an encoded image as uint8 (H, W, 3), turned upright by its EXIF orientation.
 
@@ -120,9 +140,8 @@ def decode_frame(
     Raises:
         CorruptSample: naming ``name``.
     """
-    pil = require("PIL.Image", extra="models")
     try:
-        with pil.open(io.BytesIO(content)) as image:
+        with open_picture(io.BytesIO(content)) as image:
             if orientation == "stored" or _orientation(image) == 1:
                 plain = image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
                 pixels = decode_jpeg(content) if plain else None
@@ -131,7 +150,7 @@ def decode_frame(
             odd = [] if turned is not None else [_UNDECIDED.format(_orientation(image))]
             return rgb(image if turned is False else upright(image), name), odd
     # Broken files make Pillow's decoders raise all of these.
-    except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise CorruptSample(name, str(error)) from error
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cfmvit._require import require
-from cfmvit.data.images import CorruptSample, rgb, upright
+from cfmvit.data.images import CorruptSample, open_picture, rgb, upright
 from cfmvit.data.transforms import resize
 
 
@@ -94,12 +94,11 @@ def prepare(image: Tensor, size: int) -> Prepared:
 def _read_file(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"predict: no image at {path}")
-    pil = require("PIL.Image", extra="models")
     try:
-        with pil.open(path) as file:
-            return _nonempty(torch.from_numpy(rgb(upright(file), str(path))).permute(2, 0, 1))
+        with path.open("rb") as file, open_picture(file) as picture:
+            return _nonempty(torch.from_numpy(rgb(upright(picture), str(path))).permute(2, 0, 1))
     # Broken files make Pillow's decoders raise all of these.
-    except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         hint = (
             "; pip install pillow-heif reads such files" if path.suffix.lower() in (".heic", ".heif") else ""
         )

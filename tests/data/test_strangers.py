@@ -18,6 +18,7 @@ from PIL import Image
 from cfmvit.data import CorruptSample, open_captions, open_detection
 from cfmvit.data.images import read_rgb
 from cfmvit.data.specs import resolve
+from cfmvit.detection.image_input import read_image
 
 from .conftest import add, jpeg
 
@@ -156,6 +157,22 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(CorruptSample, match=f"{name}.jpg is corrupt or not an image: .*{reason}"):
             read_rgb(tmp_path / f"{name}.jpg")
+
+
+def test_pictures_of_more_pixels_than_pillow_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phones take JPEG of 200 million; whatever else claims so many is refused before it is decoded."""
+    Image.new("RGB", (60, 50), "red").save(tmp_path / "phone.jpg")
+    Image.new("RGB", (60, 50), "red").save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    readers = (read_rgb, lambda path: read_image(path).permute(1, 2, 0).numpy())
+    for read in readers:
+        assert read(tmp_path / "phone.jpg").shape == (50, 60, 3)
+        with pytest.raises(CorruptSample, match=r"bomb\.png .*too many pixels: .*3000 pixels"):
+            read(tmp_path / "bomb.png")
+    monkeypatch.setattr("cfmvit.data.images.MOST_PIXELS", 2999)
+    for read in readers:
+        with pytest.raises(CorruptSample, match=r"phone\.jpg .*too many pixels: .*3000 pixels"):
+            read(tmp_path / "phone.jpg")
 
 
 @pytest.mark.parametrize("pattern", ["a-{0..999999999999}.tar", "{0..9999}{0..9999}.tar", "a-{5..4}.tar"])
