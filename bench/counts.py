@@ -46,7 +46,13 @@ B, N, K, M, D, H = (
 ITEM, INDEX, ENTRY = 2, 8, 8  # bytes of a number, of an index, of an entry of its inverse
 CHUNKS = -(-B * M // (132 * 128))  # of the projection, whose products lie in the cache
 
-HEADERS = ("masking_order", "masking_patches", "masking_restore", "reconstruction_pixels")
+HEADERS = (
+    "masking_order",
+    "masking_patches",
+    "masking_restore",
+    "reconstruction_linear",
+    "reconstruction_pixels",
+)
 PAIRS = B * M * D * ITEM
 OWNERS = (
     98 * 7 * 6
@@ -60,9 +66,22 @@ ROWS = (
     Row("gather_patches forward", "gather_patches_kernel<uint8_t, BFloat16, 8>", 8 * 8192, trips=(1, 49 / 16, 0, 2)),
     Row("masked_cosine_loss forward", "cosine_losses_kernel<BFloat16, BFloat16, 8>", B * M, part=1 / 2),
     Row("masked_cosine_loss backward", "cosine_gradient_kernel<BFloat16, BFloat16, 8>", B * M, part=1 / 2, launches=2),
-    Row("linear_masked_cosine_loss forward", "cosine_losses_kernel<BFloat16, BFloat16, 8>", B * M, PAIRS, part=1 / 2, launches=2 * CHUNKS, flops=2 * B * M * D * H),
-    Row("linear_masked_cosine_loss both", "cosine_gradient_kernel<BFloat16, BFloat16, 8>", B * M, PAIRS, part=1 / 2, launches=6 * CHUNKS, flops=6 * B * M * D * H),
-    Row("its bias's gradient", "column_sums_kernel<BFloat16, float, 2>", B * M / 256 * 12 * 8, PAIRS, trips=(4,), launches=0),
+    Whole(
+        "linear_masked_cosine_loss forward",
+        (Row("linear_masked_cosine_loss forward, losses", "cosine_losses_kernel<BFloat16, BFloat16, 8>", B * M, PAIRS, part=1 / 2, launches=CHUNKS, cached=2 * PAIRS),),
+        flops=2 * B * M * D * H,
+        launches=CHUNKS + 3,
+    ),
+    Whole(
+        "linear_masked_cosine_loss both",
+        (
+            Row("linear_masked_cosine_loss both, gradient of rows", "projection_gradient_kernel<BFloat16, BFloat16, 8>", B * M / 8, PAIRS, trips=((8, 1 / 2), 0, 0, 1, 1, 1), launches=CHUNKS, cached=2 * PAIRS),
+            Row("linear_masked_cosine_loss both, chunk's gradient of weight", "for_each_kernel<Add<float>>", CHUNKS * D * H / 32, D * H * 4, trips=(1,), launches=CHUNKS, cached=CHUNKS * D * H * 8),
+            Row("linear_masked_cosine_loss both, gradient of bias", "column_sums_kernel<float, float, 1>", D / 32 * 8, 264 * D * 4, trips=(4,)),
+        ),
+        flops=6 * B * M * D * H,
+        launches=3 * CHUNKS + 9,
+    ),
     Row("masked_pixel_loss forward", "pixel_losses_kernel<BFloat16, Runs<4, 3, 24>>", B * M),
     Row("masked_pixel_loss backward", "pixel_gradient_kernel<BFloat16, Runs<4, 3, 24>>", B * M, launches=2),
 )  # fmt: skip
@@ -143,7 +162,9 @@ How often loops of the region kernels turn depends on the boxes. It is counted i
 the weights of the reference: the pixels that a bin reads, the columns that a row of bins reads, the boxes and bins that a warp of a gradient
 finds, the rows and stretches of 16 columns that 8 large boxes multiply. Weights of zero and tiles that nothing reads are skipped, and counted so.
 
-Three of these ops stay away from what was asked of them. RoIAlign of channels last (1.3 of its floor): the L2 limits it, of which the floor
+Four of these ops stay away from what was asked of them. The forward of linear_masked_cosine_loss (1.8): prediction and target come from the
+L2 between the products, which takes 336 us whatever the kernel does.
+RoIAlign of channels last (1.3 of its floor): the L2 limits it, of which the floor
 knows nothing. A box reads 336 pixels, each once; boxes of more than 28 pixels read few of those that they cover, so two of them have
 little in common, and all 1,000 of an image read each of its 40,000 pixels 8 times. At the floor the L2 would have to give 16 TB/s.
 pool_regions (3): a block walks the rows that any of its 128 boxes reads, and a warp issues more for a row than its products take.

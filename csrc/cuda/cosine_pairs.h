@@ -1,14 +1,12 @@
-// The launchers of the row kernels of both cosine losses, for the dtypes of pred and target that
-// dispatch_pair knows: reconstruction.cu compiles them, reconstruction_linear.cu uses them.
+// The launcher of the losses' kernel of both cosine losses, for the dtypes of pred and target that
+// dispatch_pair knows: reconstruction.cu compiles it, reconstruction_linear.cu uses it.
 #pragma once
 
 #include "kernels/reconstruction.cuh"
 
-#define CFMVIT_COSINE_PAIR(prefix, S, T)                                                              \
-  prefix template void cfmvit::kernels::cosine_losses(const cfmvit::kernels::CosineLosses<S, T>&,     \
-                                                      cudaStream_t);                                  \
-  prefix template void cfmvit::kernels::cosine_gradient(const cfmvit::kernels::CosineGradient<S, T>&, \
-                                                        cudaStream_t);
+#define CFMVIT_COSINE_PAIR(prefix, S, T)                                                          \
+  prefix template void cfmvit::kernels::cosine_losses(const cfmvit::kernels::CosineLosses<S, T>&, \
+                                                      cudaStream_t);
 
 #define CFMVIT_COSINE_PAIRS(prefix)                              \
   CFMVIT_COSINE_PAIR(prefix, float, float)                       \

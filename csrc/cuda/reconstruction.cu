@@ -50,7 +50,6 @@ Tensor masked_cosine_loss_backward_cuda(Tensor grad, Tensor pred, Tensor target,
                                              inverse,
                                              data<const acc_t<S>>(grad),
                                              data<S>(out),
-                                             nullptr,
                                              batch,
                                              num_tokens,
                                              tokens.masked};

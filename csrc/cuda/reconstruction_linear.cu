@@ -8,6 +8,7 @@
 #include "cuda/launch.h"
 #include "cuda/matmul.h"
 #include "kernels/partial_sums.cuh"
+#include "kernels/reconstruction_linear.cuh"
 #include "torch/dispatch.h"
 #include "torch/reconstruction_checks.h"
 #include "torch/registration.h"
@@ -17,10 +18,11 @@ CFMVIT_COSINE_PAIRS(extern)
 namespace cfmvit {
 namespace {
 
-constexpr int64_t kBlock = 256;  // rows of a partial sum of the bias's gradient
+constexpr int64_t kBlock = kernels::kRowsOfBlock;
 
-// Rows of a chunk: in whole blocks of kBlock, what of the projection stays in the cache of an H100. Where
-// they fit, multiples of 16,896, which tiles of 128 x 256 cut into whole waves on its 132 multiprocessors.
+// Rows of a chunk: in whole blocks of the gradient's kernel, what of the projection stays in the cache of an
+// H100. Where they fit, multiples of 16,896, which tiles of 128 x 256, and two of those blocks at a time, cut
+// into whole waves on its 132 multiprocessors.
 // CFMVIT_CHUNK_ROWS is defined by tests, which have few rows and want many chunks.
 int64_t rows_of_chunk(int64_t rows, [[maybe_unused]] int64_t row_bytes) {
 #ifdef CFMVIT_CHUNK_ROWS
@@ -120,27 +122,20 @@ void differentiate(const char* op, Projection& projection, const Tensor& weight,
              by_weight = grads.weight.size(0) > 0, by_bias = by_weight && projection.bias;
   // One chunk's, of the weight's gradient.
   const Tensor share = like(weight, {wide || !by_weight ? 0 : width, inner}, sums);
-  const int64_t partials = by_bias ? kernels::ceil_div(rows, kBlock) : 0;
-  const Tensor partial = like(weight, {partials, width}, sums);
+  // Sums over the rows of the same blocks of all chunks.
+  const int64_t partials = by_bias ? projection.chunk / kBlock : 0;
+  const Tensor partial = torch::stable::new_zeros(weight, {partials, width}, sums);
   dispatch_pair(op, projection.pred, projection.target, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
     projection.each_chunk([&](int64_t first, int64_t count, const Tensor& in, const Tensor& pred) {
-      const kernels::CosineGradient<S, T> args{projection.pairs<S, T>(first, eps),
-                                               {},
-                                               nullptr,
-                                               data<const acc_t<S>>(grad_output) + first,
-                                               data<S>(pred),  // becomes its own gradient
-                                               losses ? data<acc_t<S>>(*losses) + first : nullptr,
-                                               1,
-                                               count,
-                                               count};
-      on_device(pred, [&](cudaStream_t stream) {
-        kernels::cosine_gradient(args, stream);
-        if (!by_bias) return;
-        kernels::column_sums(data<const S>(pred), width, data<acc_t<S>>(partial) + first / kBlock * width,
-                             count, kBlock, width, stream);
-      });
+      const kernels::ProjectionGradient<S, T> args{projection.pairs<S, T>(first, eps),
+                                                   data<const acc_t<S>>(grad_output) + first,
+                                                   data<S>(pred),
+                                                   losses ? data<acc_t<S>>(*losses) + first : nullptr,
+                                                   by_bias ? data<acc_t<S>>(partial) : nullptr,
+                                                   count};
+      on_device(pred, [&](cudaStream_t stream) { kernels::projection_gradient(args, stream); });
       if (by_hidden) {
         Tensor all = grads.hidden;  // torch::stable::narrow takes no constant
         multiply(torch::stable::narrow(all, 0, first, count), pred, weight);
@@ -156,7 +151,7 @@ void differentiate(const char* op, Projection& projection, const Tensor& weight,
     if (!by_bias) return;
     on_device(weight, [&](cudaStream_t stream) {
       kernels::column_sums(data<const acc_t<S>>(partial), width, data<acc_t<S>>(grads.bias), partials,
-                           std::max<int64_t>(partials, 1), width, stream);
+                           partials, width, stream);
     });
   });
 }
@@ -197,12 +192,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_masked_cosine_sum_cuda(Tensor 
     Projection projection(hidden, weight, bias, target);
     differentiate(op, projection, weight, eps, ones, losses, grads);
   }
-  const int64_t partials = std::max<int64_t>(kernels::ceil_div(rows, kBlock), 1);
+  constexpr int64_t kLosses = 1024;  // of a partial sum
+  const int64_t partials = std::max<int64_t>(kernels::ceil_div(rows, kLosses), 1);
   const Tensor partial = like(losses, {partials}), total = like(losses, {});
   dispatch_floating(op, losses.scalar_type(), [&]<typename S>(S) {
     if constexpr (std::is_same_v<S, acc_t<S>>) {
       on_device(losses, [&](cudaStream_t stream) {
-        kernels::column_sums(data<const S>(losses), 1, data<S>(partial), rows, kBlock, 1, stream);
+        kernels::column_sums(data<const S>(losses), 1, data<S>(partial), rows, kLosses, 1, stream);
         kernels::column_sums(data<const S>(partial), 1, data<S>(total), partials, partials, 1, stream);
       });
     }

@@ -23,6 +23,9 @@ struct Pairs {
 template <typename S, typename T, int V>
 class Pair {
  public:
+  // Vectors that a lane holds: rows of 1,536 halves, of 768 floats.
+  static constexpr int kHeld = sizeof(acc_t<S>) == 8 ? 2 : 6;
+
   __device__ __forceinline__ Pair(const Pairs<S, T>& pairs, int64_t b, int64_t n)
       : pred_(pairs.pred.at(b, n)), target_(pairs.target.at(b, n)), vecs_(static_cast<int>(pairs.width / V)) {
 #pragma unroll
@@ -33,7 +36,7 @@ class Pair {
 
   __device__ __forceinline__ Cosine<acc_t<S>> cosine(double eps) const {
     acc_t<S> sums[3] = {};  // pred.target, pred.pred, target.target
-    each([&](int, const Vec<S, V>& x, const Vec<T, V>& y) {
+    each([&](int, int, const Vec<S, V>& x, const Vec<T, V>& y) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const acc_t<S> a = x[v], b = static_cast<acc_t<S>>(y[v]);
@@ -47,29 +50,33 @@ class Pair {
     return {sums, eps};
   }
 
-  // to = a * pred + b * target; `to` may be pred.
-  __device__ __forceinline__ void combine(S* to, acc_t<S> a, acc_t<S> b) const {
-    each([&](int p, const Vec<S, V>& x, const Vec<T, V>& y) {
+  // to = a * pred + b * target; `to` may be pred. What is held of it is added to `sums`, of kHeld vectors,
+  // before it is rounded.
+  __device__ __forceinline__ void combine(S* to, acc_t<S> a, acc_t<S> b,
+                                          acc_t<S> (*sums)[V] = nullptr) const {
+    each([&](int u, int p, const Vec<S, V>& x, const Vec<T, V>& y) {
       Vec<S, V> out{};
 #pragma unroll
-      for (int v = 0; v < V; ++v) out.set(v, a * x[v] + b * static_cast<acc_t<S>>(y[v]));
+      for (int v = 0; v < V; ++v) {
+        const acc_t<S> value = a * x[v] + b * static_cast<acc_t<S>>(y[v]);
+        if (sums && u < kHeld) sums[u][v] += value;
+        out.set(v, value);
+      }
       vec_at<V>(to, p) = out;
     });
   }
 
  private:
-  static constexpr int kHeld =
-      sizeof(acc_t<S>) == 8 ? 2 : 6;  // vectors a lane: rows of 1,536 halves, of 768 floats
-
   __device__ __forceinline__ static int position(int u) { return static_cast<int>(threadIdx.x) + u * kLanes; }
+  // Calls visit(u, position, pred, target) for each of the lane's vectors, with u = kHeld if not held.
   template <typename Visit>
   __device__ __forceinline__ void each(const Visit& visit) const {
 #pragma unroll
     for (int u = 0; u < kHeld; ++u) {
-      if (position(u) < vecs_) visit(position(u), x_[u], y_[u]);
+      if (position(u) < vecs_) visit(u, position(u), x_[u], y_[u]);
     }
     for (int p = position(kHeld); p < vecs_; p += kLanes)
-      visit(p, vec_at<V>(pred_, p), vec_at<V>(target_, p));
+      visit(kHeld, p, vec_at<V>(pred_, p), vec_at<V>(target_, p));
   }
 
   const S* pred_;
@@ -106,8 +113,7 @@ struct CosineGradient {
   Sources sources;                // (B, M); without data: all rows
   const InverseEntries* inverse;  // (B, N), or null without an index
   const acc_t<S>* grad_output;    // (B, M)
-  S* out;                         // (B, N, D), may be pred
-  acc_t<S>* losses;               // (B, N) or null: those of all rows, where an entry names them
+  S* out;                         // (B, N, D)
   int64_t batch, num_tokens, masked;
 };
 
@@ -127,7 +133,6 @@ __global__ void __launch_bounds__(kThreads, 2) cosine_gradient_kernel(CosineGrad
   }
   const Pair<S, T, V> pair(c.pairs, b, n);
   const Cosine<acc_t<S>> cosine = pair.cosine(c.pairs.eps);
-  if (c.losses && threadIdx.x == 0) c.losses[row] = cosine.loss;
   pair.combine(c.out + row * c.pairs.width, grad_output * cosine.to_pred, grad_output * cosine.to_target);
 }
 

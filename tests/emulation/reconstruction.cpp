@@ -1,8 +1,6 @@
 // The launchers of the reconstruction family.
-#include "kernels/reconstruction.cuh"
-
 #include "cases.h"
-#include "kernels/partial_sums.cuh"
+#include "kernels/reconstruction_linear.cuh"
 #include "kernels/reconstruction_pixels.cuh"
 
 namespace cfmvit::emulation {
@@ -57,34 +55,42 @@ KERNEL(masked_cosine_loss) {
   });
 }
 
-// With the integer `in_place`, pred is overwritten by its gradient, the losses are written too and the
-// gradient summed, as for the chunks of a projection.
 KERNEL(masked_cosine_loss_backward) {
   const Array& pred = job["pred"];
-  const int64_t batch = pred.size(0), num_tokens = pred.size(1), width = pred.size(2);
+  const int64_t batch = pred.size(0), num_tokens = pred.size(1);
   const kernels::Sources from = sources(job, num_tokens);
   const kernels::InverseEntries* inverse = inverse_of(job, from, batch, num_tokens);
   with_pair(job, [&](auto p, auto t) {
     using S = decltype(p);
     using T = decltype(t);
-    S* out = job.output<S>("grad_pred", pred.sizes);
-    kernels::Pairs<S, T> pairs = pairs_of<S, T>(job);
-    acc_t<S>* losses = nullptr;
-    if (job.has("in_place")) {
-      losses = job.output<acc_t<S>>("losses", {batch, num_tokens});
-      std::memcpy(out, pred.data<S>(), pred.bytes);
-      pairs.pred = {out, num_tokens * width, width};
-    }
     kernels::cosine_gradient<S, T>(
-        {pairs, from, inverse, job.data<acc_t<S>>("grad"), out, losses, batch, num_tokens, from.entries[0]},
+        {pairs_of<S, T>(job), from, inverse, job.data<acc_t<S>>("grad"),
+         job.output<S>("grad_pred", pred.sizes), batch, num_tokens, from.entries[0]},
         nullptr);
-    if (!losses) return;
-    const int64_t rows = batch * num_tokens, rows_per_partial = 4,
-                  partials = kernels::ceil_div(rows, rows_per_partial);
-    acc_t<S>* partial = job.scratch<acc_t<S>>(partials * width);
-    kernels::column_sums<S, acc_t<S>>(out, width, partial, rows, rows_per_partial, width, nullptr);
-    kernels::column_sums<acc_t<S>, acc_t<S>>(partial, width, job.output<acc_t<S>>("grad_bias", {width}),
-                                             partials, partials, width, nullptr);
+  });
+}
+
+// As for two chunks of a projection, the second of `rest` rows; sums are added to what is there.
+KERNEL(projection_gradient) {
+  const Array& pred = job["pred"];
+  const int64_t rows = pred.size(1), width = pred.size(2), rest = job.integer("rest"),
+                blocks = kernels::ceil_div(rows, kernels::kRowsOfBlock);
+  with_pair(job, [&](auto p, auto t) {
+    using S = decltype(p);
+    using T = decltype(t);
+    S* out = job.output<S>("grad_pred", pred.sizes);
+    std::memcpy(out, pred.data<S>(), pred.bytes);
+    acc_t<S>*losses = job.output<acc_t<S>>("losses", {1, rows}),
+    *partial = job.output<acc_t<S>>("partial", {blocks, width});
+    std::fill_n(partial, blocks * width, acc_t<S>(0));
+    kernels::Pairs<S, T> pairs = pairs_of<S, T>(job);
+    for (const auto& [first, count] : {std::pair{int64_t{0}, rows - rest}, std::pair{rows - rest, rest}}) {
+      pairs.pred = {out + first * width, 0, width};
+      pairs.target.data = job["target"].data<T>() + first * pairs.target.token;
+      kernels::projection_gradient<S, T>(
+          {pairs, job.data<acc_t<S>>("grad") + first, out + first * width, losses + first, partial, count},
+          nullptr);
+    }
   });
 }
 
