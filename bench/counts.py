@@ -76,7 +76,7 @@ ROWS = (
         "linear_masked_cosine_loss both",
         (
             Row("linear_masked_cosine_loss both, gradient of rows", "projection_gradient_kernel<BFloat16, BFloat16, 8>", B * M / 8, PAIRS, trips=((8, 1 / 2), 0, 0, 1, 1, 1), launches=CHUNKS, cached=2 * PAIRS),
-            Row("linear_masked_cosine_loss both, chunk's gradient of weight", "for_each_kernel<Add<float>>", CHUNKS * D * H / 32, D * H * 4, trips=(1,), launches=CHUNKS, cached=CHUNKS * D * H * 8),
+            Row("linear_masked_cosine_loss both, gradient of weight", "for_each_kernel<Add<float>>", CHUNKS / 4 * D * H / 32, D * H * 4, trips=(1, 1), launches=CHUNKS // 4, cached=CHUNKS / 4 * 5 * D * H * 4),
             Row("linear_masked_cosine_loss both, gradient of bias", "column_sums_kernel<float, float, 1>", D / 32 * 8, 264 * D * 4, trips=(4,)),
         ),
         flops=6 * B * M * D * H,

@@ -35,6 +35,12 @@ int64_t rows_of_chunk(int64_t rows, [[maybe_unused]] int64_t row_bytes) {
   return std::max(kBlock, std::min(most / kBlock, kernels::ceil_div(rows, kBlock)) * kBlock);
 }
 
+// Chunks whose gradients of a weight of `size` elements are held, in the cache, and then added by one launch.
+int64_t chunks_of_sum(int64_t size, int64_t chunks) {
+  constexpr int64_t kMost = 4, kElements = 4 * 1048576;
+  return std::max<int64_t>(1, std::min({kMost, kElements / std::max<int64_t>(size, 1), chunks}));
+}
+
 // The projection of a chunk of rows, and what the row kernels read.
 struct Projection {
   Tensor hidden, across, target, pred;  // (R, H), (H, D), (R, D), (chunk, D)
@@ -120,8 +126,11 @@ void differentiate(const char* op, Projection& projection, const Tensor& weight,
   const ScalarType sums = acc_type(weight);
   const bool wide = weight.scalar_type() == sums, by_hidden = grads.hidden.size(0) > 0,
              by_weight = grads.weight.size(0) > 0, by_bias = by_weight && projection.bias;
-  // One chunk's, of the weight's gradient.
-  const Tensor share = like(weight, {wide || !by_weight ? 0 : width, inner}, sums);
+  // The weight's gradients of several chunks.
+  const int64_t most =
+      wide || !by_weight ? 0 : chunks_of_sum(width * inner, kernels::ceil_div(rows, projection.chunk));
+  Tensor held = like(weight, {most * width, inner}, sums);
+  int64_t chunks = 0;
   // Sums over the rows of the same blocks of all chunks.
   const int64_t partials = by_bias ? projection.chunk / kBlock : 0;
   const Tensor partial = torch::stable::new_zeros(weight, {partials, width}, sums);
@@ -143,10 +152,12 @@ void differentiate(const char* op, Projection& projection, const Tensor& weight,
       if (!by_weight) return;
       const Tensor turned = torch::stable::transpose(pred, 0, 1);
       if (wide) return multiply_add(grads.weight, turned, in);
-      multiply_wide(share, turned, in);
+      multiply_wide(torch::stable::narrow(held, 0, width * chunks++, width), turned, in);
+      if (chunks < most && first + count < rows) return;
       on_device(pred, [&](cudaStream_t stream) {
-        kernels::add(data<acc_t<S>>(grads.weight), data<const acc_t<S>>(share), width * inner, stream);
+        kernels::add(data<acc_t<S>>(grads.weight), data<const acc_t<S>>(held), chunks, width * inner, stream);
       });
+      chunks = 0;
     });
     if (!by_bias) return;
     on_device(weight, [&](cudaStream_t stream) {

@@ -70,15 +70,20 @@ void column_sums(const In* in, int64_t stride, Out* out, int64_t rows, int64_t r
 template <typename Real>
 struct Add {
   Real* out;
-  const Real* in;
+  const Real* in;  // (arrays, count)
+  int64_t arrays, count;
 
-  __device__ void operator()(int64_t i) const { out[i] += in[i]; }
+  __device__ void operator()(int64_t i) const {
+    Real sum = out[i];
+    for (int64_t a = 0; a < arrays; ++a) sum += in[a * count + i];
+    out[i] = sum;
+  }
 };
 
-// out += in
+// out += each of the arrays in turn
 template <typename Real>
-void add(Real* out, const Real* in, int64_t count, cudaStream_t stream) {
-  for_each(count, Add<Real>{out, in}, stream);
+void add(Real* out, const Real* in, int64_t arrays, int64_t count, cudaStream_t stream) {
+  for_each(count, Add<Real>{out, in, arrays, count}, stream);
 }
 
 }  // namespace cfmvit::kernels
