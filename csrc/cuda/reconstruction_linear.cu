@@ -217,10 +217,37 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_masked_cosine_sum_cuda(Tensor 
   return {total, grads.hidden, grads.weight, grads.bias};
 }
 
+// grad (), the inputs of the sum and its gradients -> these times grad, in the dtype of the inputs
+std::tuple<Tensor, Tensor, Tensor> linear_masked_cosine_sum_backward_cuda(Tensor grad, Tensor hidden, Tensor,
+                                                                          std::optional<Tensor>,
+                                                                          Tensor grad_hidden,
+                                                                          Tensor grad_weight,
+                                                                          Tensor grad_bias) {
+  constexpr const char* op = "linear_masked_cosine_sum_backward";
+  const ScalarType type = hidden.scalar_type();
+  grad = checked_grad_output(op, grad, {}, acc_type(hidden));
+  const auto scaled = [&](const char* name, const Tensor& gradient, const Tensor& of_type) {
+    check_type(op, name, gradient, of_type);
+    const Tensor in = dense(gradient), out = like(in, {in.sizes().begin(), in.sizes().end()}, type);
+    dispatch_floating(op, type, [&]<typename S>(S zero) {
+      const auto run = [&]<typename In>(In) {
+        on_device(in, [&](cudaStream_t stream) {
+          kernels::scale(data<const In>(in), data<const acc_t<In>>(grad), data<S>(out), in.numel(), stream);
+        });
+      };
+      in.scalar_type() == type ? run(zero) : run(acc_t<S>{});
+    });
+    return out;
+  };
+  return {scaled("grad_hidden", grad_hidden, hidden), scaled("grad_weight", grad_weight, grad),
+          scaled("grad_bias", grad_bias, grad)};
+}
+
 }  // namespace cfmvit
 
 STABLE_TORCH_LIBRARY_IMPL(cfmvit, CUDA, m) {
   CFMVIT_IMPL(m, linear_masked_cosine_loss, &cfmvit::linear_masked_cosine_loss_cuda);
   CFMVIT_IMPL(m, linear_masked_cosine_sum, &cfmvit::linear_masked_cosine_sum_cuda);
+  CFMVIT_IMPL(m, linear_masked_cosine_sum_backward, &cfmvit::linear_masked_cosine_sum_backward_cuda);
   CFMVIT_IMPL(m, linear_masked_cosine_loss_backward, &cfmvit::linear_masked_cosine_loss_backward_cuda);
 }

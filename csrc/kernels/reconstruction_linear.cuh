@@ -1,6 +1,8 @@
-// The gradient of projected rows, which takes their place, and its sums by column. R rows, D width.
+// The gradient of projected rows, which takes their place, and its sums by column; gradients of the sum of
+// losses times the sum's own. R rows, D width.
 #pragma once
 
+#include "kernels/for_each.cuh"
 #include "kernels/reconstruction.cuh"
 
 namespace cfmvit::kernels {
@@ -78,6 +80,33 @@ void projection_gradient(const ProjectionGradient<S, T>& g, cudaStream_t stream)
   dispatch_pair_vec(g.pairs, g.pred, [&](auto v) {
     launch(projection_gradient_kernel<S, T, decltype(v)::value>, grid_size(ceil_div(g.rows, kRowsOfBlock)),
            dim3(kLanes, kWarps), 0, stream, g);
+  });
+}
+
+// out = factor * in, in vectors of V.
+template <typename In, typename Out, int V>
+struct Scale {
+  const Vec<In, V>* in;
+  const acc_t<In>* factor;
+  Vec<Out, V>* out;
+
+  __device__ void operator()(int64_t i) const {
+    const Vec<In, V> from = in[i];
+    Vec<Out, V> to{};
+#pragma unroll
+    for (int v = 0; v < V; ++v) to.set(v, *factor * from[v]);
+    out[i] = to;
+  }
+};
+
+template <typename In, typename Out>
+void scale(const In* in, const acc_t<In>* factor, Out* out, int64_t count, cudaStream_t stream) {
+  dispatch_vec<16 / sizeof(In)>(count, {in, out}, {}, {sizeof(In), sizeof(Out)}, [&](auto v) {
+    using From = Vec<In, decltype(v)::value>;
+    using To = Vec<Out, decltype(v)::value>;
+    const Scale<In, Out, decltype(v)::value> body{reinterpret_cast<const From*>(in), factor,
+                                                  reinterpret_cast<To*>(out)};
+    for_each(count / decltype(v)::value, body, stream);
   });
 }
 
