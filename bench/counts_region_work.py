@@ -17,8 +17,13 @@ from torch import Tensor
 from cfmvit.ops.regions import reference
 
 STRETCH = 8  # pixels of a row that a warp of scatter_kernel owns
-# Of products_kernel: boxes of a block, of a warp, of a product; pixels of a product; the taps that its boxes have more of.
-TILE, WARP, PRODUCT, STEP, MATMUL_TAPS = 128, 16, 8, 16, 40
+# Of products_kernel: boxes of a block, of a warp, of a product; pixels of a product; rows that come at a time; the taps that its boxes
+# have more of.
+TILE, WARP, PRODUCT, STEP, BATCH, MATMUL_TAPS = 128, 16, 8, 16, 2, 40
+# Instructions of a turn over a row that some product needs: once; for each product its sums; for each stretch of pixels loads; for each
+# product of a stretch.
+ROW, SUMS, LOADS, PRODUCTS = 10, 24, 7, 8
+FULL = ROW + WARP // PRODUCT * SUMS + 64 // STEP * (LOADS + WARP // PRODUCT * PRODUCTS)
 BANDS, PLACES = 8, 64  # of a map, by which its boxes are sorted
 
 
@@ -55,10 +60,12 @@ class Multiplied(NamedTuple):
 
     tiles: float  # blocks for one stretch of channels
     images: float  # of a tile
-    rows: float  # that a tile reads of an image
-    kept: float  # share of rows times stretches of columns that products of 8 boxes multiply
-    multiplied: float  # stretches of 16 columns that all of them multiply
-    height: float  # turns of a thread over the rows of a box, of four taps, and over its columns
+    rows: float  # turns over the rows that a tile reads of an image, to list those of 32,
+    batches: float  # and over two of them that are there at a time
+    visits: float  # of them, to a warp's last one
+    kept: float  # share that these turns issue of what all products of a warp would
+    multiplied: float  # stretches of 16 columns that products of 8 boxes multiply
+    height: float  # turns of a thread over the rows of a box, and over its columns
     width: float
 
 
@@ -144,25 +151,31 @@ class Work:
         order = (image * 2**32 + self._keys(y, x)).sort(stable=True).indices
         y, x, image = y[order], x[order], image[order]
         steps = x.unflatten(1, (-1, STEP)).any(2)
-        passes = rows = multiplied = possible = 0.0
+        passes = listed = batches = visits = issued = multiplied = 0
         height, width = [], []
         for tile in torch.arange(len(order)).split(TILE):
             for of_image in image[tile].unique():
                 mine = tile[image[tile] == of_image]
-                read = int(y[mine].any(0).sum())
-                passes, rows = passes + 1, rows + read
+                read = y[mine].any(0)
+                passes, listed = passes + 1, listed + int(read.unflatten(0, (-1, min(32, self.side))).sum(1).max())
                 for warp in tile.split(WARP):
                     some = warp[image[warp] == of_image]
-                    height.append(float(y[some].sum(1).max() if len(some) else 0) / 8)
-                    width.append(float(x[some].sum(1).max() if len(some) else 0) / 8)
-                for product in tile.split(PRODUCT):
+                    height.append(float(y[some].sum(1).max() if len(some) else 0) / 2)
+                    width.append(float(x[some].sum(1).max() if len(some) else 0) / 2)
+                hits = torch.zeros(TILE // PRODUCT, -(-int(read.sum()) // BATCH) * BATCH, steps.shape[1], dtype=torch.bool)
+                for hit, product in zip(hits, tile.split(PRODUCT)):
                     some = product[image[product] == of_image]
-                    multiplied += int((y[some].T.double() @ steps[some].double() > 0).sum())
-                possible += read * steps.shape[1] * TILE / PRODUCT
+                    hit[: read.sum()] = (y[some].T.double() @ steps[some].double() > 0)[read]
+                multiplied += int(hits.sum())
+                by_warp = hits.unflatten(0, (-1, WARP // PRODUCT))  # (warps, products, rows, stretches)
+                sums, loads = by_warp.any(3).sum(1), by_warp.any(1).sum(2)
+                issued += int(ROW * (sums > 0).sum() + SUMS * sums.sum() + LOADS * loads.sum() + PRODUCTS * hits.sum())
+                last = (sums > 0).unflatten(1, (-1, BATCH)) * torch.arange(1, BATCH + 1)
+                batches, visits = batches + last.shape[1], visits + int(last.amax(2).sum()) / len(last)
         tiles, share = ceil(len(order) / TILE), self.images / (int(self.rois[-1, 0]) + 1)
         return Multiplied(
-            tiles * share, passes / tiles, rows / passes, multiplied / possible, multiplied * share,
-            sum(height) / len(height), sum(width) / len(width),
+            tiles * share, passes / tiles, listed / passes, batches / passes, visits / batches,
+            issued / (visits * TILE / WARP * FULL), multiplied * share, sum(height) / len(height), sum(width) / len(width),
         )  # fmt: skip
 
     def _keys(self, y: Tensor, x: Tensor) -> Tensor:

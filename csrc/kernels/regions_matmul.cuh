@@ -26,10 +26,11 @@ constexpr int kMostRows = 1024;  // of a map; taller ones are gathered
 
 constexpr int kMatmulThreads = 256, kTileBoxes = 128, kWarpBoxes = 16;
 constexpr int kTilePixels = 64, kTileChannels = 64;  // of a row in shared memory
-constexpr int kStages = 4;                           // rows there at a time
-static_assert(kMatmulThreads == 2 * kTileBoxes);     // list_rows
-constexpr int kSteps = kTilePixels / 16, kTiles = kTileChannels / 8;
-constexpr unsigned kFirstLanes = 0x11111111;  // of the groups of four that have a row of a fragment
+constexpr int kBatch = 2, kStages = 2 * kBatch;      // rows copied at a time, and there at a time
+constexpr int kListed = 64;                          // rows whose weights are there at a time
+static_assert(kMatmulThreads == 2 * kTileBoxes);     // a pair of lanes has a box
+constexpr int kMatmulWarps = kMatmulThreads / 32, kSteps = kTilePixels / 16, kTiles = kTileChannels / 16;
+constexpr int kPixelSize = kTileChannels + 8, kStageSize = kTilePixels * kPixelSize;  // padded
 
 // The boxes that are products, image after image, in each those together that read about the same pixels;
 // order of the work, not of any sum.
@@ -68,165 +69,192 @@ struct MatmulKeys {
   }
 };
 
-// The y weights of a box, row after row from below; few registers, since they live as long as the sums.
-struct RowWeights {
-  int32_t left = 0, pixel = -1;  // taps, and the row of the last of them
+// A number that stays in its register, and is not made again from its parts wherever it is used.
+__device__ __forceinline__ int kept(int number) {
+#ifdef __CUDACC__
+  asm("" : "+r"(number));
+#endif
+  return number;
+}
 
-  __device__ void begin(const Tap<float>* taps, int32_t count) {
-    left = count;
-    if (count > 0) pixel = taps[count - 1].pixel;
+// Zeroes what is a warp's own.
+template <typename T>
+__device__ void clear(T& all) {
+  constexpr int kWords = sizeof(T) / 16;
+  static_assert(sizeof(T) % 16 == 0);
+  __syncwarp();
+#pragma unroll
+  for (int first = 0; first < kWords; first += 32) {
+    const int i = first + static_cast<int>(threadIdx.x % 32);
+    if (i < kWords) reinterpret_cast<Vec<float, 4>*>(&all)[i] = Vec<float, 4>{};
   }
-  __device__ float at(int32_t y, const Tap<float>* taps) {
-    if (pixel != y) return 0;
-    const float weight = taps[--left].weight;
-    pixel = left > 0 ? taps[left - 1].pixel : -1;
-    return weight;
-  }
-};
+  __syncwarp();
+}
 
 template <typename S>
 struct MatmulShared {
   union {
-    // Rows of the map, their 16-byte chunks permuted so that no two rows of a matrix share banks.
-    alignas(16) S rows[kStages][kTilePixels][kTileChannels];
-    // wx of each warp's boxes, high and low, padded against bank conflicts; in registers before rows come.
-    alignas(16) S weights[kMatmulThreads / 32][2][kWarpBoxes][kTilePixels + 8];
+    // Rows of the map; their pixels, and those of weights, are padded against bank conflicts.
+    alignas(16) S rows[kStages][kTilePixels][kPixelSize];
+    // wx of each warp's boxes, high and low; in registers before rows come.
+    alignas(16) S weights[kMatmulWarps][2][kWarpBoxes][kTilePixels + 8];
   };
+  // wy of each warp's boxes in the next rows, and bit 8 (i % 2) + 4 g + s where row i is read by products g
+  // in stretch s, of 16 pixels.
+  alignas(16) float row_weights[kMatmulWarps][kListed][kWarpBoxes];
+  alignas(16) unsigned readers[kMatmulWarps][kListed / kBatch];
   int32_t box[kTileBoxes], image[kTileBoxes];
-  unsigned reads[kMostRows / 32], reads_x;  // rows that some box reads, and whether one reads this stretch
-  uint16_t row[kMostRows];
+  unsigned steps[kTileBoxes];        // bits of the stretches that each reads of these columns
+  unsigned reads[kMostRows / 32];    // bits of the rows that some box reads,
+  uint32_t row[kMostRows + kBatch];  // those in their order, as offsets in the map,
+  uint16_t position[kMostRows];      // and where in it each is
   int rows_read;
 };
 
-// Fills shared.row with the rows that boxes of the image read, from below.
+// Fills shared.row with the rows that boxes read of these columns, from below; one more completes a batch.
 template <typename S>
-__device__ void list_rows(const Tables<float>& tables, int32_t image, MatmulShared<S>& shared) {
-  const int thread = static_cast<int>(threadIdx.x);
+__device__ void list_rows(const AxisTables<float>& y, uint32_t stride, MatmulShared<S>& shared) {
+  const int thread = threadIdx.x;
   if (thread < kMostRows / 32) shared.reads[thread] = 0;
   __syncthreads();
-  const int32_t box = shared.box[thread / 2];
-  if (box >= 0 && shared.image[thread / 2] == image) {
-    const int32_t count = tables.y.count(box);
-    for (int32_t i = thread % 2; i < count; i += 2) {
-      const int32_t y = tables.y.taps(box)[i].pixel;
-      atomicOr(&shared.reads[y / 32], 1u << (y % 32));
+  if (shared.steps[threadIdx.x / 2] != 0) {
+    const int32_t box = shared.box[threadIdx.x / 2], count = y.count(box);
+    const Tap<float>* const taps = added_up(y.taps(box));
+#pragma unroll 1
+    for (int32_t i = threadIdx.x % 2; i < count; i += 2) {
+      const int32_t pixel = taps[i].pixel;
+      atomicOr(&shared.reads[pixel / 32], 1u << (pixel % 32));
     }
   }
   __syncthreads();
   if (thread < 32) {
     unsigned bits = shared.reads[thread];
     int at = __popc(bits);
+#pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int before = __shfl_up_sync(kAllLanes, at, step);
       if (thread >= step) at += before;
     }
-    const int rows = __shfl_sync(kAllLanes, at, 31);
-    if (thread == 31) shared.rows_read = rows;
-    at = rows - at + __popc(bits);
-    for (; bits != 0; bits &= bits - 1) {
-      shared.row[--at] = static_cast<uint16_t>(32 * thread + __ffs(static_cast<int>(bits)) - 1);
+    if (thread == 31) {
+      shared.rows_read = at;
+      shared.row[at] = 0;
+    }
+    for (at -= __popc(bits); bits != 0; bits &= bits - 1) {
+      const int row = 32 * thread + __ffs(static_cast<int>(bits)) - 1;
+      shared.position[row] = static_cast<uint16_t>(at);
+      shared.row[at++] = static_cast<uint32_t>(row) * stride;
     }
   }
   __syncthreads();
 }
 
-// The left sides of a warp's products, of 8 boxes each: wx of those of the image at pixels [first, first +
-// kTilePixels), high in rows 0 to 7, low in rows 8 to 15. readers: bit 4 g + s where box g
-// has weights in stretch s, of 16 pixels. Returns those stretches.
+// The right sides of a warp's products, of 8 boxes each: wx of those of the image at pixels [first, first +
+// kTilePixels), words 0 and 1 of the high ones, 2 and 3 of the low ones.
 template <typename S>
-__device__ unsigned load_weights(const Tables<float>& tables, int32_t image, int32_t first,
-                                 MatmulShared<S>& shared, uint32_t (&left)[2][kSteps][4],
-                                 unsigned (&readers)[2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+__device__ void load_weights(const AxisTables<float>& x, int32_t image, int32_t first,
+                             MatmulShared<S>& shared, uint32_t (&right)[2][kSteps][4]) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   auto& weights = shared.weights[warp];
-  __syncwarp();
-  auto* const words = reinterpret_cast<uint32_t*>(weights);
-  for (int i = lane; i < static_cast<int>(sizeof(weights) / 4); i += 32) words[i] = 0;
-  __syncwarp();
   const int r = lane / 2, slot = warp * kWarpBoxes + r;
+  clear(weights);
+  unsigned steps = 0;
   if (shared.box[slot] >= 0 && shared.image[slot] == image) {
-    const Tap<float>* const taps = tables.x.taps(shared.box[slot]);
-    const int32_t count = tables.x.count(shared.box[slot]);
+    const Tap<float>* const taps = added_up(x.taps(shared.box[slot]));
+    const int32_t count = x.count(shared.box[slot]);
+#pragma unroll 1
     for (int32_t i = lane % 2; i < count; i += 2) {
-      const int32_t x = taps[i].pixel - first;
-      if (x < 0 || x >= kTilePixels) continue;
-      from_acc(taps[i].weight, weights[0][r][x]);
-      from_acc(taps[i].weight - to_acc(weights[0][r][x]), weights[1][r][x]);
+      const Tap<float> tap = taps[i];
+      const int32_t at = tap.pixel - first;
+      if (at < 0 || at >= kTilePixels) continue;
+      steps |= 1u << at / 16;
+      from_acc(tap.weight, weights[0][r][at]);
+      from_acc(tap.weight - to_acc(weights[0][r][at]), weights[1][r][at]);
     }
   }
+  steps |= __shfl_xor_sync(kAllLanes, steps, 1);
+  if (lane % 2 == 0) shared.steps[slot] = steps;
   __syncwarp();
-  unsigned steps = 0;
 #pragma unroll
   for (int u = 0; u < 2; ++u) {
-    readers[u] = 0;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      uint32_t any = 0;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = lane / 4 + 8 * u, column = 16 * s + 2 * (lane % 4) + 8 * (i / 2);
-        left[u][s][i] = *reinterpret_cast<const uint32_t*>(&weights[i % 2][row][column]);
-        any |= left[u][s][i];
+        const int row = lane / 4 + 8 * u, column = 16 * s + 2 * (lane % 4) + 8 * (i % 2);
+        right[u][s][i] = *reinterpret_cast<const uint32_t*>(&weights[i / 2][row][column]);
       }
-      unsigned reads = __ballot_sync(kAllLanes, any != 0);
-      reads |= reads >> 1;
-      reads |= reads >> 2;
-      readers[u] |= (reads & kFirstLanes) << s;
-      if (reads != 0) steps |= 1u << s;
     }
-  }
-  return steps;
-}
-
-// Starts copying kTilePixels pixels and kTileChannels channels of a row, zeros beyond the map.
-template <typename S>
-__device__ void fetch_row(S (&to)[kTilePixels][kTileChannels], const S* from, int64_t stride, int pixels,
-                          int channels) {
-  constexpr int kVec = 16 / sizeof(S), kChunks = kTileChannels / kVec, kStep = kMatmulThreads / kChunks;
-  static_assert(kStep % kChunks == 0);  // so a thread's chunks all have the same number and permutation
-  const int x = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
-  S* const target = &to[x][(chunk ^ x % kChunks) * kVec];
-  const S* const source = from + x * stride + chunk * kVec;
-#pragma unroll
-  for (int first = 0; first < kTilePixels; first += kStep) {
-    const bool valid = first + x < pixels && chunk * kVec < channels;
-    copy_async(target + first * kTileChannels, source + first * stride, valid);
   }
 }
 
-// sum += wy * (wx F[y]) for a warp's boxes. weight: wy of this lane's two boxes.
+// wy of a warp's boxes in kListed rows of the list, from `first` on.
 template <typename S>
-__device__ void add_row(const S (&row)[kTilePixels][kTileChannels], const uint32_t (&left)[2][kSteps][4],
-                        const unsigned (&readers)[2], const float (&weight)[2], float (&sum)[kTiles][4]) {
-  constexpr int kVec = 16 / sizeof(S), kChunks = kTileChannels / kVec;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  unsigned here[2];  // of the readers, those that read this row: of a box all lanes or none
-  for (int u = 0; u < 2; ++u) here[u] = readers[u] & __ballot_sync(kAllLanes, weight[u] != 0);
-  if ((here[0] | here[1]) == 0) return;
+__device__ void load_row_weights(const AxisTables<float>& y, int first, MatmulShared<S>& shared) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int r = lane / 2, slot = warp * kWarpBoxes + r;
+  clear(shared.row_weights[warp]);
+  clear(shared.readers[warp]);
+  const unsigned steps = shared.steps[slot];
+  if (steps != 0) {
+    const Tap<float>* const taps = added_up(y.taps(shared.box[slot]));
+    const int32_t count = y.count(shared.box[slot]);
+#pragma unroll 1
+    for (int32_t i = lane % 2; i < count; i += 2) {
+      const Tap<float> tap = taps[i];
+      const int at = shared.position[tap.pixel] - first;
+      if (at < 0 || at >= kListed) continue;
+      shared.row_weights[warp][at][r] = tap.weight;
+      atomicOr(&shared.readers[warp][at / kBatch], steps << (8 * (at % kBatch) + 4 * (r / 8)));
+    }
+  }
+  __syncwarp();
+}
+
+// product += wx F[y] at 16 pixels, for the first or the second 8 boxes of a warp or for both.
+template <bool kFirst, bool kSecond, typename S>
+__device__ void add_stretch(const S* from, const uint32_t (&first)[4], const uint32_t (&second)[4],
+                            float (&product)[2][kTiles][4]) {
 #pragma unroll
-  for (int first = 0; first < kTiles; first += 2) {
-    float product[2][2][4] = {};  // of boxes, of channels
-    const int chunk = lane % 16 * kTileChannels + ((first + lane / 16) ^ lane % kChunks) * kVec;
+  for (int n = 0; n < kTiles; n += 2) {
+    uint32_t features[2][4];
+    for (int m = 0; m < 2; ++m) load_transposed(features[m], from + 16 * (n + m));
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const bool reads[2] = {(here[0] & kFirstLanes << s) != 0, (here[1] & kFirstLanes << s) != 0};
-      if (!reads[0] && !reads[1]) continue;
-      uint32_t features[4];
-      load_transposed(features, &row[16 * s][0] + chunk);
+    for (int i = 0; i < 4; i += 2) {
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        if (!reads[u]) continue;
-        multiply<S>(product[u][0], left[u][s], features[0], features[1]);
-        multiply<S>(product[u][1], left[u][s], features[2], features[3]);
+      for (int m = 0; m < 2; ++m) {
+        if (kFirst) multiply<S>(product[0][n + m], features[m], first[i], first[i + 1]);
+        if (kSecond) multiply<S>(product[1][n + m], features[m], second[i], second[i + 1]);
       }
     }
+  }
+}
+
+// sum += wy (wx F[y]) for the first or the second 8 boxes of a warp or for both. row: from where this lane
+// loads; readers: as in MatmulShared; weights: wy of the first of this lane's boxes.
+template <bool kFirst, bool kSecond, typename S>
+__device__ __forceinline__ void add_row(const S* row, const uint32_t (&right)[2][kSteps][4], unsigned readers,
+                                        const float* weights, float (&sum)[2][kTiles][4]) {
+  float product[2][kTiles][4] = {};
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+  for (int s = 0; s < kSteps; ++s) {
+    const S* const from = row + 16 * s * kPixelSize;
+    const bool first = kFirst && (readers & 1u << s), second = kSecond && (readers & 16u << s);
+    if (first && second) {
+      add_stretch<kFirst, kSecond>(from, right[0][s], right[1][s], product);
+    } else if (first) {
+      add_stretch<kFirst, false>(from, right[0][s], right[1][s], product);
+    } else if (second) {
+      add_stretch<false, kSecond>(from, right[0][s], right[1][s], product);
+    }
+  }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float (&both)[4] = product[i / 2][n];
-        sum[first + n][i] += weight[i / 2] * (both[i % 2] + both[i % 2 + 2]);
-      }
+  for (int u = 0; u < 2; ++u) {
+    if (!(u == 0 ? kFirst : kSecond)) continue;
+    const auto weight = *reinterpret_cast<const Vec<float, 2>*>(weights + 8 * u);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[u][n][i] += weight[i % 2] * product[u][n][i];
     }
   }
 }
@@ -235,8 +263,8 @@ __device__ void add_row(const S (&row)[kTilePixels][kTileChannels], const uint32
 template <typename S>
 __global__ void __launch_bounds__(kMatmulThreads, 2)
     products_kernel(Gather<S> op, const int32_t* order, const int64_t* count) {
-  __shared__ MatmulShared<S> shared;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  auto& shared = *dynamic_shared<MatmulShared<S>>();
+  const int thread = threadIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t total = *count, first_slot = int64_t{blockIdx.x} * kTileBoxes;
   if (first_slot >= total) return;
   if (thread < kTileBoxes) {
@@ -249,68 +277,90 @@ __global__ void __launch_bounds__(kMatmulThreads, 2)
   const Level<const S>& on = op.maps.level[0];
   const int32_t width = static_cast<int32_t>(on.width), first_channel = blockIdx.y * kTileChannels;
   const int channels = op.channels - first_channel;
-  const int mine = warp * kWarpBoxes + lane / 4;  // and 8 further on
 
-  float sum[kTiles][4] = {};
+  constexpr int kVec = 16 / sizeof(S), kChunks = kTileChannels / kVec, kApart = kMatmulThreads / kChunks;
+  static_assert(kTilePixels == 2 * kApart);
+  const int pixel = threadIdx.x / kChunks, channel = threadIdx.x % kChunks * kVec;  // that this thread copies
+  S* const stages = &shared.rows[0][0][0];
+  const int target = kept(pixel * kPixelSize + channel);
+  const int source = kept((lane / 16 * 8 + lane % 8) * kPixelSize + lane / 8 % 2 * 8);  // of load_transposed
+  const int weights = kept(warp * kListed * kWarpBoxes + 2 * (lane % 4));
+
+  float sum[2][kTiles][4] = {};
   for (int slot = 0; slot < kTileBoxes && shared.box[slot] >= 0;) {  // image after image, mostly one
-    list_rows(op.tables, shared.image[slot], shared);
-    const int rows = shared.rows_read;
     for (int32_t first = 0; first < width; first += kTilePixels) {
       const int32_t image = shared.image[slot];  // not kept: registers are few
-      uint32_t left[2][kSteps][4];
-      unsigned readers[2];
-      const unsigned steps = load_weights(op.tables, image, first, shared, left, readers);
-      if (thread == 0) shared.reads_x = 0;
-      __syncthreads();
-      if (lane == 0) atomicOr(&shared.reads_x, steps);
-      __syncthreads();
-      if (shared.reads_x == 0) continue;
-      RowWeights weights[2];
-      for (int i = 0; i < 2; ++i) {
-        const int32_t box = shared.image[mine + 8 * i] == image ? shared.box[mine + 8 * i] : -1;
-        if (box >= 0) weights[i].begin(op.tables.y.taps(box), op.tables.y.count(box));
-      }
-      const S* const from = on.data + image * on.image + int64_t{first} * on.pixel + first_channel;
+      uint32_t right[2][kSteps][4];
+      load_weights(op.tables.x, image, first, shared, right);
+      list_rows(op.tables.y, static_cast<uint32_t>(on.row), shared);
+      const S* const from =
+          added_up(on.data + image * on.image + int64_t{first + pixel} * on.pixel + first_channel + channel);
+      const int known = kept(channel < channels ? width - first - pixel : 0), rows = shared.rows_read;
       const auto start = [&](int i) {
         if (i < rows) {
-          fetch_row(shared.rows[i % kStages], from + shared.row[i] * on.row, on.pixel, width - first,
-                    channels);
+          const uint32_t of[kBatch] = {shared.row[i], shared.row[i + 1]};
+          S* const to = stages + i % kStages * kStageSize + target;
+#pragma unroll
+          for (int k = 0; k < kBatch; ++k) {
+            copy_async(to + k * kStageSize, from + of[k], known > 0);
+            copy_async(to + k * kStageSize + kApart * kPixelSize, from + of[k] + kApart * int64_t{on.pixel},
+                       known > kApart);
+          }
         }
         commit_copies();
       };
-      for (int i = 0; i < kStages - 1; ++i) start(i);
-      for (int i = 0; i < rows; ++i) {
-        wait_copies<kStages - 2>();
-        __syncthreads();
-        start(i + kStages - 1);
-        float weight[2];
-        for (int u = 0; u < 2; ++u) {
-          weight[u] = weights[u].at(shared.row[i], op.tables.y.taps(shared.box[mine + 8 * u]));
+      start(0);
+      for (int begin = 0; begin < rows; begin += kListed) {
+        load_row_weights(op.tables.y, begin, shared);
+        for (int i = 0; i < min(kListed, rows - begin); i += kBatch) {
+          wait_copies<0>();
+          __syncthreads();
+          start(begin + i + kBatch);
+          unsigned reads = shared.readers[warp][i / kBatch];
+#pragma unroll 1
+          for (int k = i; reads != 0; ++k, reads >>= 8) {
+            const float* const weight = &shared.row_weights[0][0][0] + k * kWarpBoxes + weights;
+            const S* const row = stages + k % kStages * kStageSize + source;
+            if ((reads & 15) != 0 && (reads & 240) != 0) {
+              add_row<true, true>(row, right, reads, weight, sum);
+            } else if ((reads & 15) != 0) {
+              add_row<true, false>(row, right, reads, weight, sum);
+            } else if ((reads & 240) != 0) {
+              add_row<false, true>(row, right, reads, weight, sum);
+            }
+          }
         }
-        add_row(shared.rows[i % kStages], left, readers, weight, sum);
       }
       __syncthreads();
     }
-    for (const int32_t image = shared.image[slot]; slot < kTileBoxes && shared.image[slot] == image;) ++slot;
+    const int32_t image = shared.image[slot];
+#pragma unroll
+    for (int i = lane; i < kTileBoxes; i += 32) {
+      slot += __popc(__ballot_sync(kAllLanes, shared.image[i] == image));
+    }
   }
 
-  bool finite = true;
+  float zero = 0;  // or NaN, where a sum is not finite
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int u = 0; u < 2; ++u) {
+    const int32_t box = shared.box[warp * kWarpBoxes + 8 * u + lane / 4];
+    S* const to = op.out.at(max(box, 0), 0, 0, first_channel);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int32_t box = shared.box[mine + 8 * half], c = 8 * n + 2 * static_cast<int32_t>(threadIdx.x % 4);
-      if (box < 0 || c >= channels) continue;
+    for (int i = 0; i < 2 * kTiles; ++i) {  // 8 channels
       Vec<S, 2> vec{};
-      for (int i = 0; i < 2; ++i) {
-        finite = finite && regions::finite(sum[n][2 * half + i]);
-        vec.set(i, sum[n][2 * half + i]);
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        const float value = sum[u][i / 2][i % 2 * 2 + v];
+        zero += 0 * value;
+        vec.set(v, value);
       }
-      *reinterpret_cast<Vec<S, 2>*>(op.out.at(box, 0, 0, first_channel + c)) = vec;
+      vec.words[0] = transposed(vec.words[0]);
+      const int c = 8 * i + 2 * (lane % 4);
+      if (box >= 0 && c < channels) *reinterpret_cast<Vec<S, 2>*>(to + c) = vec;
     }
   }
   // Zero times what is not finite is NaN: then pixels that a box does not read matter, and it is gathered.
-  if (__all_sync(kAllLanes, finite)) return;
+  if (__all_sync(kAllLanes, zero == 0)) return;
   __syncwarp();
   for (int i = lane; i < kWarpBoxes * kTileChannels; i += 32) {
     const int32_t box = shared.box[warp * kWarpBoxes + i / kTileChannels], c = i % kTileChannels;
@@ -324,8 +374,9 @@ __global__ void __launch_bounds__(kMatmulThreads, 2)
 template <typename S>
 bool has_products(const Gather<S>& op) {
   return kHasTensorCores<S> && op.scale == nullptr && op.maps.images > 0 &&
-         op.maps.level[0].height <= kMostRows && in_vectors<kMapVec<S>>(op.maps, op.channels) &&
-         in_vectors<kMapVec<S>>(op.out, op.channels);
+         op.maps.level[0].height <= kMostRows &&
+         op.maps.level[0].height * op.maps.level[0].row <= UINT32_MAX &&
+         in_vectors<kMapVec<S>>(op.maps, op.channels) && in_vectors<kMapVec<S>>(op.out, op.channels);
 }
 
 // The means of all boxes, each by the cheaper way.
@@ -340,7 +391,7 @@ void pool(Gather<S> op, const MatmulBoxes& products, int64_t boxes, cudaStream_t
       make_groups(products.image, boxes, products.images, stream);
       sort_groups(products.key, products.images, boxes, products.order, stream);
       const dim3 grid = grid_size(ceil_div(boxes, kTileBoxes), ceil_div(op.channels, kTileChannels));
-      launch(products_kernel<S>, grid, kMatmulThreads, 0, stream, op, products.order,
+      launch(products_kernel<S>, grid, kMatmulThreads, sizeof(MatmulShared<S>), stream, op, products.order,
              products.images.begin + products.images.count);
     }
   }

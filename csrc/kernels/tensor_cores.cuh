@@ -57,6 +57,14 @@ __device__ void load_transposed(uint32_t (&words)[4], const S* row) {
                : "memory");
 }
 
+// An 8 x 8 matrix of 16-bit numbers, of which a lane has the pair (row g, columns 2 t and the next),
+// transposed.
+__device__ inline uint32_t transposed(uint32_t pair) {
+  uint32_t out;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+  return out;
+}
+
 // 16 bytes of global memory into shared memory, or zeros, for which nothing is read; complete for a thread
 // after wait_copies, for others after a barrier.
 __device__ inline void copy_async(void* to, const void* from, bool valid) {
@@ -105,6 +113,13 @@ void load_transposed(uint32_t (&words)[4], const S* row) {
     const uintptr_t high = __shfl_sync(kAllLanes, address, 8 * i + 2 * t + 1);
     words[i] = pair_of(reinterpret_cast<const S*>(low)[g], reinterpret_cast<const S*>(high)[g]);
   }
+}
+
+inline uint32_t transposed(uint32_t pair) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const uint32_t low = __shfl_sync(kAllLanes, pair, 8 * t + g / 2);
+  const uint32_t high = __shfl_sync(kAllLanes, pair, 8 * t + 4 + g / 2);
+  return pair_in(low, high, g % 2);
 }
 
 inline void copy_async(void* to, const void* from, bool valid) {

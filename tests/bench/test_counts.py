@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cfmvit.bench import counts, sass
-from cfmvit.bench.counts_region_work import STRETCH, Work
+from cfmvit.bench.counts_region_work import FULL, LOADS, PRODUCTS, ROW, STRETCH, SUMS, Work
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernel-counts.md"
 
@@ -108,10 +108,11 @@ def test_large_boxes_are_multiplied_where_they_read() -> None:
     y, x = work.taps
     assert work.large.tolist() == [int(a) * int(b) > 40 for a, b in zip(y, x)]
     found = work.multiplied()
-    # One block of both images' boxes, in one stretch of columns: one product of sixteen has all rows of each image.
+    # One block of both images' boxes, in one stretch of columns: one product of sixteen has all rows of each image, and one warp of eight.
     rows_of_image = work.reads[0][work.large, 0][: int(work.large.sum()) // 2].any(0).sum()
     assert (found.tiles, found.images, found.rows) == (1, 2, rows_of_image)
-    assert found.kept == pytest.approx(1 / 16)
+    assert (found.batches, found.visits) == (-(-rows_of_image // 2), pytest.approx(rows_of_image / -(-rows_of_image // 2) / 8))
+    assert found.kept == pytest.approx((ROW + SUMS + LOADS + PRODUCTS) / FULL)
     assert found.multiplied == 2 * rows_of_image
 
 
