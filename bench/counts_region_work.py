@@ -60,9 +60,9 @@ class Multiplied(NamedTuple):
 
     tiles: float  # blocks for one stretch of channels
     images: float  # of a tile
-    rows: float  # turns over the rows that a tile reads of an image, to list those of 32,
-    batches: float  # and over two of them that are there at a time
-    visits: float  # of them, to a warp's last one
+    copied: float  # stretches of 16 columns of an image's rows that a tile reads
+    batches: float  # turns over two rows, from the first to the last of these
+    visits: float  # over those of them that a warp reads, to the last one
     kept: float  # share that these turns issue of what all products of a warp would
     multiplied: float  # stretches of 16 columns that products of 8 boxes multiply
     height: float  # turns of a thread over the rows of a box, and over its columns
@@ -151,13 +151,12 @@ class Work:
         order = (image * 2**32 + self._keys(y, x)).sort(stable=True).indices
         y, x, image = y[order], x[order], image[order]
         steps = x.unflatten(1, (-1, STEP)).any(2)
-        passes = listed = batches = visits = issued = multiplied = 0
+        passes = copied = batches = visits = issued = multiplied = 0
         height, width = [], []
         for tile in torch.arange(len(order)).split(TILE):
             for of_image in image[tile].unique():
                 mine = tile[image[tile] == of_image]
-                read = y[mine].any(0)
-                passes, listed = passes + 1, listed + int(read.unflatten(0, (-1, min(32, self.side))).sum(1).max())
+                passes, read = passes + 1, _spans(y[mine].any(0)[None])[0]
                 for warp in tile.split(WARP):
                     some = warp[image[warp] == of_image]
                     height.append(float(y[some].sum(1).max() if len(some) else 0) / 2)
@@ -166,7 +165,7 @@ class Work:
                 for hit, product in zip(hits, tile.split(PRODUCT)):
                     some = product[image[product] == of_image]
                     hit[: read.sum()] = (y[some].T.double() @ steps[some].double() > 0)[read]
-                multiplied += int(hits.sum())
+                multiplied, copied = multiplied + int(hits.sum()), copied + int(hits.any(0).sum())
                 by_warp = hits.unflatten(0, (-1, WARP // PRODUCT))  # (warps, products, rows, stretches)
                 sums, loads = by_warp.any(3).sum(1), by_warp.any(1).sum(2)
                 issued += int(ROW * (sums > 0).sum() + SUMS * sums.sum() + LOADS * loads.sum() + PRODUCTS * hits.sum())
@@ -174,7 +173,7 @@ class Work:
                 batches, visits = batches + last.shape[1], visits + int(last.amax(2).sum()) / len(last)
         tiles, share = ceil(len(order) / TILE), self.images / (int(self.rois[-1, 0]) + 1)
         return Multiplied(
-            tiles * share, passes / tiles, listed / passes, batches / passes, visits / batches,
+            tiles * share, passes / tiles, copied / passes, batches / passes, visits / batches,
             issued / (visits * TILE / WARP * FULL), multiplied * share, sum(height) / len(height), sum(width) / len(width),
         )  # fmt: skip
 

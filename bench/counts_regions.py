@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cfmvit.bench.counts_region_work import BATCH, Scattered, Work
+from cfmvit.bench.counts_region_work import STEP, Scattered, Work
 from cfmvit.bench.counts_rows import Row, Whole
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.regions import STRIDE, draw_boxes, rois_of
@@ -104,12 +104,11 @@ def pool_regions() -> list[Whole]:
         cached=boxes * (1 - share) * small.pixels * C * ITEM,
     )  # fmt: skip
     trips = (
-        made.images, S / 64, made.width, made.height, made.rows / 8, 1, made.height, made.batches,
-        (made.visits, made.kept),
+        made.images, S / 64, made.width, 1, made.height, made.batches, (made.visits, made.kept)
     )  # fmt: skip
     products = Row(
         f"{op}, large boxes", "products_kernel<BFloat16>", blocks * 8, (B * S * S + boxes * share) * C * ITEM, trips,
-        dynamic=78_480, cached=blocks * made.images * made.batches * BATCH * S * 64 * ITEM,
+        dynamic=72_464, cached=blocks * made.images * made.copied * STEP * 64 * ITEM,
         mma=made.multiplied * -(-C // 64) * 8 * 4096,
     )  # fmt: skip
     which = Row(f"{op}, which are large", LARGE, boxes / 32, boxes * SUM * 4, trips=(1,))

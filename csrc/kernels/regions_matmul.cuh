@@ -22,7 +22,6 @@
 namespace cfmvit::kernels {
 
 constexpr int64_t kMatmulTaps = 40;
-constexpr int kMostRows = 1024;  // of a map; taller ones are gathered
 
 constexpr int kMatmulThreads = 256, kTileBoxes = 128, kWarpBoxes = 16;
 constexpr int kTilePixels = 64, kTileChannels = 64;  // of a row in shared memory
@@ -100,53 +99,14 @@ struct MatmulShared {
     alignas(16) S weights[kMatmulWarps][2][kWarpBoxes][kTilePixels + 8];
   };
   // wy of each warp's boxes in the next rows, and bit 8 (i % 2) + 4 g + s where row i is read by products g
-  // in stretch s, of 16 pixels.
+  // in stretch s, of 16 pixels; bit 8 (i % 2) + s where some warp does.
   alignas(16) float row_weights[kMatmulWarps][kListed][kWarpBoxes];
   alignas(16) unsigned readers[kMatmulWarps][kListed / kBatch];
+  unsigned reads[kListed / kBatch];
   int32_t box[kTileBoxes], image[kTileBoxes];
-  unsigned steps[kTileBoxes];        // bits of the stretches that each reads of these columns
-  unsigned reads[kMostRows / 32];    // bits of the rows that some box reads,
-  uint32_t row[kMostRows + kBatch];  // those in their order, as offsets in the map,
-  uint16_t position[kMostRows];      // and where in it each is
-  int rows_read;
+  unsigned steps[kTileBoxes];  // bits of the stretches that each reads of these columns
+  int32_t top, bottom;         // the rows that they read
 };
-
-// Fills shared.row with the rows that boxes read of these columns, from below; one more completes a batch.
-template <typename S>
-__device__ void list_rows(const AxisTables<float>& y, uint32_t stride, MatmulShared<S>& shared) {
-  const int thread = threadIdx.x;
-  if (thread < kMostRows / 32) shared.reads[thread] = 0;
-  __syncthreads();
-  if (shared.steps[threadIdx.x / 2] != 0) {
-    const int32_t box = shared.box[threadIdx.x / 2], count = y.count(box);
-    const Tap<float>* const taps = added_up(y.taps(box));
-#pragma unroll 1
-    for (int32_t i = threadIdx.x % 2; i < count; i += 2) {
-      const int32_t pixel = taps[i].pixel;
-      atomicOr(&shared.reads[pixel / 32], 1u << (pixel % 32));
-    }
-  }
-  __syncthreads();
-  if (thread < 32) {
-    unsigned bits = shared.reads[thread];
-    int at = __popc(bits);
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int before = __shfl_up_sync(kAllLanes, at, step);
-      if (thread >= step) at += before;
-    }
-    if (thread == 31) {
-      shared.rows_read = at;
-      shared.row[at] = 0;
-    }
-    for (at -= __popc(bits); bits != 0; bits &= bits - 1) {
-      const int row = 32 * thread + __ffs(static_cast<int>(bits)) - 1;
-      shared.position[row] = static_cast<uint16_t>(at);
-      shared.row[at++] = static_cast<uint32_t>(row) * stride;
-    }
-  }
-  __syncthreads();
-}
 
 // The right sides of a warp's products, of 8 boxes each: wx of those of the image at pixels [first, first +
 // kTilePixels), words 0 and 1 of the high ones, 2 and 3 of the low ones.
@@ -187,11 +147,29 @@ __device__ void load_weights(const AxisTables<float>& x, int32_t image, int32_t 
   }
 }
 
-// wy of a warp's boxes in kListed rows of the list, from `first` on.
+// Finds the first and the last row that boxes read of these columns.
+template <typename S>
+__device__ void find_rows(const AxisTables<float>& y, MatmulShared<S>& shared) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    shared.top = INT32_MAX;
+    shared.bottom = -1;
+  }
+  __syncthreads();
+  if (threadIdx.x < kTileBoxes && shared.steps[threadIdx.x] != 0) {
+    const int32_t box = shared.box[threadIdx.x];
+    atomicMin(&shared.top, y.taps(box)[0].pixel);
+    atomicMax(&shared.bottom, y.taps(box)[y.count(box) - 1].pixel);
+  }
+  __syncthreads();
+}
+
+// wy of all boxes in kListed rows, from `first` on.
 template <typename S>
 __device__ void load_row_weights(const AxisTables<float>& y, int first, MatmulShared<S>& shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int r = lane / 2, slot = warp * kWarpBoxes + r;
+  if (threadIdx.x < kListed / kBatch) shared.reads[threadIdx.x] = 0;
   clear(shared.row_weights[warp]);
   clear(shared.readers[warp]);
   const unsigned steps = shared.steps[slot];
@@ -201,13 +179,17 @@ __device__ void load_row_weights(const AxisTables<float>& y, int first, MatmulSh
 #pragma unroll 1
     for (int32_t i = lane % 2; i < count; i += 2) {
       const Tap<float> tap = taps[i];
-      const int at = shared.position[tap.pixel] - first;
+      const int at = tap.pixel - first;
       if (at < 0 || at >= kListed) continue;
       shared.row_weights[warp][at][r] = tap.weight;
       atomicOr(&shared.readers[warp][at / kBatch], steps << (8 * (at % kBatch) + 4 * (r / 8)));
     }
   }
-  __syncwarp();
+  __syncthreads();
+  static_assert(kListed == 32 * kBatch);
+  const unsigned readers = shared.readers[warp][lane];
+  if (readers != 0) atomicOr(&shared.reads[lane], (readers | readers >> 4) & 0x0f0f);
+  __syncthreads();
 }
 
 // product += wx F[y] at 16 pixels, for the first or the second 8 boxes of a warp or for both.
@@ -292,30 +274,31 @@ __global__ void __launch_bounds__(kMatmulThreads, 2)
       const int32_t image = shared.image[slot];  // not kept: registers are few
       uint32_t right[2][kSteps][4];
       load_weights(op.tables.x, image, first, shared, right);
-      list_rows(op.tables.y, static_cast<uint32_t>(on.row), shared);
-      const S* const from =
-          added_up(on.data + image * on.image + int64_t{first + pixel} * on.pixel + first_channel + channel);
-      const int known = kept(channel < channels ? width - first - pixel : 0), rows = shared.rows_read;
-      const auto start = [&](int i) {
-        if (i < rows) {
-          const uint32_t of[kBatch] = {shared.row[i], shared.row[i + 1]};
-          S* const to = stages + i % kStages * kStageSize + target;
+      find_rows(op.tables.y, shared);
+      const int known = channel < channels ? width - first - pixel : 0;
+      const int mine = kept(((known > 0) | (known > kApart) << 2) * 0x101);  // by the bits of shared.reads
+      for (int32_t top = shared.top; top <= shared.bottom; top += kListed) {
+        load_row_weights(op.tables.y, top, shared);
+        const S* from = added_up(on.data + image * on.image + top * on.row +
+                                 int64_t{first + pixel} * on.pixel + first_channel + channel);
+        const int rows = min(kListed, shared.bottom + 1 - top);
+        const auto start = [&](int i) {
+          if (i < rows) {
+            const unsigned reads = shared.reads[i / kBatch] >> pixel / 16 & mine;
+            S* to = stages + i % kStages * kStageSize + target;
 #pragma unroll
-          for (int k = 0; k < kBatch; ++k) {
-            copy_async(to + k * kStageSize, from + of[k], known > 0);
-            copy_async(to + k * kStageSize + kApart * kPixelSize, from + of[k] + kApart * int64_t{on.pixel},
-                       known > kApart);
+            for (int k = 0; k < kBatch; ++k, to += kStageSize, from += on.row) {
+              copy_async(to, from, reads & 1u << 8 * k);
+              copy_async(to + kApart * kPixelSize, from + kApart * int64_t{on.pixel}, reads & 4u << 8 * k);
+            }
           }
-        }
-        commit_copies();
-      };
-      start(0);
-      for (int begin = 0; begin < rows; begin += kListed) {
-        load_row_weights(op.tables.y, begin, shared);
-        for (int i = 0; i < min(kListed, rows - begin); i += kBatch) {
+          commit_copies();
+        };
+        start(0);
+        for (int i = 0; i < rows; i += kBatch) {
           wait_copies<0>();
           __syncthreads();
-          start(begin + i + kBatch);
+          start(i + kBatch);
           unsigned reads = shared.readers[warp][i / kBatch];
 #pragma unroll 1
           for (int k = i; reads != 0; ++k, reads >>= 8) {
@@ -330,8 +313,8 @@ __global__ void __launch_bounds__(kMatmulThreads, 2)
             }
           }
         }
+        __syncthreads();
       }
-      __syncthreads();
     }
     const int32_t image = shared.image[slot];
 #pragma unroll
@@ -374,8 +357,6 @@ __global__ void __launch_bounds__(kMatmulThreads, 2)
 template <typename S>
 bool has_products(const Gather<S>& op) {
   return kHasTensorCores<S> && op.scale == nullptr && op.maps.images > 0 &&
-         op.maps.level[0].height <= kMostRows &&
-         op.maps.level[0].height * op.maps.level[0].row <= UINT32_MAX &&
          in_vectors<kMapVec<S>>(op.maps, op.channels) && in_vectors<kMapVec<S>>(op.out, op.channels);
 }
 

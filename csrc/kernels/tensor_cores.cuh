@@ -65,12 +65,14 @@ __device__ inline uint32_t transposed(uint32_t pair) {
   return out;
 }
 
-// 16 bytes of global memory into shared memory, or zeros, for which nothing is read; complete for a thread
-// after wait_copies, for others after a barrier.
-__device__ inline void copy_async(void* to, const void* from, bool valid) {
+// 16 bytes of global memory into shared memory, or zeros where `valid` is 0, for which nothing is read;
+// complete for a thread after wait_copies, for others after a barrier.
+__device__ inline void copy_async(void* to, const void* from, unsigned valid) {
   const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
+  asm volatile(
+      "{.reg .pred skip; setp.eq.u32 skip, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, skip;}" ::"r"(at),
+      "l"(from), "r"(valid)
+      : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most kPending of the committed groups are under way.
@@ -122,7 +124,7 @@ inline uint32_t transposed(uint32_t pair) {
   return pair_in(low, high, g % 2);
 }
 
-inline void copy_async(void* to, const void* from, bool valid) {
+inline void copy_async(void* to, const void* from, unsigned valid) {
   valid ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
 }
 inline void commit_copies() {}

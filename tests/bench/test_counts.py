@@ -110,7 +110,7 @@ def test_large_boxes_are_multiplied_where_they_read() -> None:
     found = work.multiplied()
     # One block of both images' boxes, in one stretch of columns: one product of sixteen has all rows of each image, and one warp of eight.
     rows_of_image = work.reads[0][work.large, 0][: int(work.large.sum()) // 2].any(0).sum()
-    assert (found.tiles, found.images, found.rows) == (1, 2, rows_of_image)
+    assert (found.tiles, found.images, found.copied) == (1, 2, rows_of_image)
     assert (found.batches, found.visits) == (-(-rows_of_image // 2), pytest.approx(rows_of_image / -(-rows_of_image // 2) / 8))
     assert found.kept == pytest.approx((ROW + SUMS + LOADS + PRODUCTS) / FULL)
     assert found.multiplied == 2 * rows_of_image
