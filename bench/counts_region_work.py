@@ -19,9 +19,9 @@ from cfmvit.ops.regions import reference
 STRETCH = 8  # pixels of a row that a warp of scatter_kernel owns
 # Of products_kernel: boxes of a block, of a warp, of a product; pixels of a product; rows that come at a time; the taps that its boxes
 # have more of.
-TILE, WARP, PRODUCT, STEP, BATCH, MATMUL_TAPS = 128, 16, 8, 16, 2, 40
+TILE, WARP, PRODUCT, STEP, BATCH, MATMUL_TAPS = 128, 16, 8, 16, 2, 12
 # Instructions of a turn over a row that some product needs: once; for each product its sums; for each stretch of pixels loads; for each
-# product of a stretch.
+# product of a stretch. Where the products do not all begin in the first stretch, 20 more zero sums: the longest way has them.
 ROW, SUMS, LOADS, PRODUCTS = 10, 24, 7, 8
 FULL = ROW + WARP // PRODUCT * SUMS + 64 // STEP * (LOADS + WARP // PRODUCT * PRODUCTS)
 BANDS, PLACES = 8, 64  # of a map, by which its boxes are sorted
@@ -161,14 +161,18 @@ class Work:
                     some = warp[image[warp] == of_image]
                     height.append(float(y[some].sum(1).max() if len(some) else 0) / 2)
                     width.append(float(x[some].sum(1).max() if len(some) else 0) / 2)
-                hits = torch.zeros(TILE // PRODUCT, -(-int(read.sum()) // BATCH) * BATCH, steps.shape[1], dtype=torch.bool)
+                hits = torch.zeros(
+                    TILE // PRODUCT, -(-int(read.sum()) // BATCH) * BATCH, steps.shape[1], dtype=torch.bool
+                )
                 for hit, product in zip(hits, tile.split(PRODUCT)):
                     some = product[image[product] == of_image]
                     hit[: read.sum()] = (y[some].T.double() @ steps[some].double() > 0)[read]
                 multiplied, copied = multiplied + int(hits.sum()), copied + int(hits.any(0).sum())
                 by_warp = hits.unflatten(0, (-1, WARP // PRODUCT))  # (warps, products, rows, stretches)
                 sums, loads = by_warp.any(3).sum(1), by_warp.any(1).sum(2)
-                issued += int(ROW * (sums > 0).sum() + SUMS * sums.sum() + LOADS * loads.sum() + PRODUCTS * hits.sum())
+                issued += int(
+                    ROW * (sums > 0).sum() + SUMS * sums.sum() + LOADS * loads.sum() + PRODUCTS * hits.sum()
+                )
                 last = (sums > 0).unflatten(1, (-1, BATCH)) * torch.arange(1, BATCH + 1)
                 batches, visits = batches + last.shape[1], visits + int(last.amax(2).sum()) / len(last)
         tiles, share = ceil(len(order) / TILE), self.images / (int(self.rois[-1, 0]) + 1)

@@ -103,12 +103,11 @@ def pool_regions() -> list[Whole]:
         (1, 1, 1, small.columns, small.rows), threads=C // 8, idle=boxes * share * vectors,
         cached=boxes * (1 - share) * small.pixels * C * ITEM,
     )  # fmt: skip
-    trips = (
-        made.images, S / 64, made.width, 1, made.height, made.batches, (made.visits, made.kept)
-    )  # fmt: skip
+    # Half of the warps copy a batch.
+    trips = (made.images, S / 64, made.width, 1, made.height, (made.batches, 1 / 2), (made.visits, made.kept))
     products = Row(
         f"{op}, large boxes", "products_kernel<BFloat16>", blocks * 8, (B * S * S + boxes * share) * C * ITEM, trips,
-        dynamic=72_464, cached=blocks * made.images * made.copied * STEP * 64 * ITEM,
+        dynamic=72_336, cached=blocks * made.images * made.copied * STEP * 64 * ITEM,
         mma=made.multiplied * -(-C // 64) * 8 * 4096,
     )  # fmt: skip
     which = Row(f"{op}, which are large", LARGE, boxes / 32, boxes * SUM * 4, trips=(1,))

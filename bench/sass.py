@@ -198,7 +198,8 @@ class Kernel:
         whole = range(len(self.instructions)), (1.0, part)
         for loop, (_, share) in [*zip(loops, pairs, strict=True)][::-1] + [whole]:  # inner ones first
             if share < 1 and times[loop[0]]:
-                most, least = (self._once(loop, edges, times, passed, sign) for sign in (1, -1))
+                inner = {i for other in loops if loop[0] < other[0] < loop[-1] for i in other}
+                most, least = (self._once(loop, edges, times, passed, inner, sign) for sign in (1, -1))
                 kept = (least + share * (most - least)) / most
                 times |= {i: times[i] * kept for i in loop if i in times}
         longest: dict[int, tuple[float, int | None]] = {}
@@ -217,18 +218,28 @@ class Kernel:
         return counts
 
     def _once(
-        self, loop: range, edges: dict[int, list[int]], times: dict[int, float], passed: set[int], sign: int
+        self,
+        loop: range,
+        edges: dict[int, list[int]],
+        times: dict[int, float],
+        passed: set[int],
+        inner: set[int],
+        sign: int,
     ) -> float:
-        """What one turn of a loop issues on its longest way, or for a negative sign on its shortest by most that are to be passed."""
-        best: dict[int, tuple[int, float]] = {}  # of those passed, signed instructions
+        """What one turn of a loop issues on its longest way, or for a negative sign on its shortest by most that are to be passed.
+
+        Loops in it count as they do on the longest way.
+        """
+        best: dict[int, tuple[int, float]] = {}  # of those passed, instructions
         for i in reversed(loop):
             if times.get(i):
                 ways = [best[j] for j in edges[i] if j > i and j in best]
                 ways += [(0, 0.0)] * (loop[0] in edges[i] or self.instructions[i].opcode == "EXIT")
                 if ways:
-                    found, issued = max(ways)
-                    best[i] = (found + (sign < 0 and i in passed), issued + sign * times[i])
-        return abs(best[loop[0]][1])
+                    better = 1 if i in inner else sign
+                    found, issued = max(ways, key=lambda way: (way[0], better * way[1]))
+                    best[i] = (found + (sign < 0 and i in passed), issued + times[i])
+        return best[loop[0]][1]
 
     def _rare(self, i: int, j: int) -> bool:
         """Whether the step leads into a function, or to where lanes that have parted exchange values."""

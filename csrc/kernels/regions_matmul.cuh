@@ -2,16 +2,16 @@
 // as a matrix product from some T on.
 //
 // For 8 boxes and a row y of the map,
-//   row[r, c] = sum_x wx[r, x] F[y, x, c],    pooled[r, c] += wy[r, y] row[r, c]:
-// the product has the same left side on every row, which therefore stays in registers, rows and stretches of
+//   row[c, r] = sum_x F[y, x, c] wx[r, x],    pooled[r, c] += wy[r, y] row[c, r]:
+// the product has the same right side on every row, which therefore stays in registers, rows and stretches of
 // x that none of the boxes reads are left out, and weights are never stored as an image. wx is the sum of two
-// 16-bit numbers, the high ones in one half of the left side's rows and the low ones in the other, so the
-// result is as exact as features are (relative error of the weights below 2^-16).
+// 16-bit numbers, whose products add up in the same place, so the result is as exact as features are
+// (relative error of the weights below 2^-16).
 //
 // What a row costs is shared by those that read it: boxes are sorted by size and place, so that neighbours
-// read about the same pixels, and a block reads a row once from the L2 for all its boxes. Boxes of few taps
-// have too little in common: by the counts of docs/kernel-counts.md, products from 24 and from 40 taps on
-// come to the same, from 60 on to more.
+// read about the same pixels, and a block reads a pixel once from the L2 for all its boxes. Boxes of few taps
+// have too little in common: by the counts of docs/kernel-counts.md, products from 6 to 16 taps on come to
+// about the same, those from 40 on to a seventh more.
 #pragma once
 
 #include "kernels/for_each.cuh"
@@ -21,12 +21,12 @@
 
 namespace cfmvit::kernels {
 
-constexpr int64_t kMatmulTaps = 40;
+constexpr int64_t kMatmulTaps = 12;
 
 constexpr int kMatmulThreads = 256, kTileBoxes = 128, kWarpBoxes = 16;
 constexpr int kTilePixels = 64, kTileChannels = 64;  // of a row in shared memory
 constexpr int kBatch = 2, kStages = 2 * kBatch;      // rows copied at a time, and there at a time
-constexpr int kListed = 64;                          // rows whose weights are there at a time
+constexpr int kWeightedRows = 64;                    // rows whose weights are there at a time
 static_assert(kMatmulThreads == 2 * kTileBoxes);     // a pair of lanes has a box
 constexpr int kMatmulWarps = kMatmulThreads / 32, kSteps = kTilePixels / 16, kTiles = kTileChannels / 16;
 constexpr int kPixelSize = kTileChannels + 8, kStageSize = kTilePixels * kPixelSize;  // padded
@@ -98,11 +98,11 @@ struct MatmulShared {
     // wx of each warp's boxes, high and low; in registers before rows come.
     alignas(16) S weights[kMatmulWarps][2][kWarpBoxes][kTilePixels + 8];
   };
-  // wy of each warp's boxes in the next rows, and bit 8 (i % 2) + 4 g + s where row i is read by products g
-  // in stretch s, of 16 pixels; bit 8 (i % 2) + s where some warp does.
-  alignas(16) float row_weights[kMatmulWarps][kListed][kWarpBoxes];
-  alignas(16) unsigned readers[kMatmulWarps][kListed / kBatch];
-  unsigned reads[kListed / kBatch];
+  // wy of each warp's boxes in the next rows; bit 8 (i % 2) + 4 g + s where row i is read by its boxes from 8
+  // g on in stretch s, of 16 pixels; bit 8 (i % 2) + s where some box of the block does.
+  alignas(16) float row_weights[kMatmulWarps][kWeightedRows][kWarpBoxes];
+  alignas(16) unsigned readers[kMatmulWarps][kWeightedRows / kBatch];
+  unsigned reads[kWeightedRows / kBatch];
   int32_t box[kTileBoxes], image[kTileBoxes];
   unsigned steps[kTileBoxes];  // bits of the stretches that each reads of these columns
   int32_t top, bottom;         // the rows that they read
@@ -164,12 +164,12 @@ __device__ void find_rows(const AxisTables<float>& y, MatmulShared<S>& shared) {
   __syncthreads();
 }
 
-// wy of all boxes in kListed rows, from `first` on.
+// wy of all boxes in kWeightedRows rows, from `first` on.
 template <typename S>
 __device__ void load_row_weights(const AxisTables<float>& y, int first, MatmulShared<S>& shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int r = lane / 2, slot = warp * kWarpBoxes + r;
-  if (threadIdx.x < kListed / kBatch) shared.reads[threadIdx.x] = 0;
+  if (threadIdx.x < kWeightedRows / kBatch) shared.reads[threadIdx.x] = 0;
   clear(shared.row_weights[warp]);
   clear(shared.readers[warp]);
   const unsigned steps = shared.steps[slot];
@@ -180,13 +180,13 @@ __device__ void load_row_weights(const AxisTables<float>& y, int first, MatmulSh
     for (int32_t i = lane % 2; i < count; i += 2) {
       const Tap<float> tap = taps[i];
       const int at = tap.pixel - first;
-      if (at < 0 || at >= kListed) continue;
+      if (at < 0 || at >= kWeightedRows) continue;
       shared.row_weights[warp][at][r] = tap.weight;
       atomicOr(&shared.readers[warp][at / kBatch], steps << (8 * (at % kBatch) + 4 * (r / 8)));
     }
   }
   __syncthreads();
-  static_assert(kListed == 32 * kBatch);
+  static_assert(kWeightedRows == 32 * kBatch);
   const unsigned readers = shared.readers[warp][lane];
   if (readers != 0) atomicOr(&shared.reads[lane], (readers | readers >> 4) & 0x0f0f);
   __syncthreads();
@@ -260,13 +260,15 @@ __global__ void __launch_bounds__(kMatmulThreads, 2)
   const int32_t width = static_cast<int32_t>(on.width), first_channel = blockIdx.y * kTileChannels;
   const int channels = op.channels - first_channel;
 
-  constexpr int kVec = 16 / sizeof(S), kChunks = kTileChannels / kVec, kApart = kMatmulThreads / kChunks;
-  static_assert(kTilePixels == 2 * kApart);
-  const int pixel = threadIdx.x / kChunks, channel = threadIdx.x % kChunks * kVec;  // that this thread copies
+  // Half of the threads copy one batch, half the next, 16 bytes of every 16th pixel each.
+  constexpr int kVec = 16 / sizeof(S), kChunks = kTileChannels / kVec;
+  static_assert(kMatmulThreads / 2 == 16 * kChunks);
+  const int pixel = threadIdx.x / kChunks % 16, channel = threadIdx.x % kChunks * kVec;
+  const int half = threadIdx.x / (kMatmulThreads / 2);
   S* const stages = &shared.rows[0][0][0];
-  const int target = kept(pixel * kPixelSize + channel);
+  const int target = kept(half * kBatch * kStageSize + pixel * kPixelSize + channel);
   const int source = kept((lane / 16 * 8 + lane % 8) * kPixelSize + lane / 8 % 2 * 8);  // of load_transposed
-  const int weights = kept(warp * kListed * kWarpBoxes + 2 * (lane % 4));
+  const int weights = kept(warp * kWeightedRows * kWarpBoxes + 2 * (lane % 4));
 
   float sum[2][kTiles][4] = {};
   for (int slot = 0; slot < kTileBoxes && shared.box[slot] >= 0;) {  // image after image, mostly one
@@ -276,21 +278,26 @@ __global__ void __launch_bounds__(kMatmulThreads, 2)
       load_weights(op.tables.x, image, first, shared, right);
       find_rows(op.tables.y, shared);
       const int known = channel < channels ? width - first - pixel : 0;
-      const int mine = kept(((known > 0) | (known > kApart) << 2) * 0x101);  // by the bits of shared.reads
-      for (int32_t top = shared.top; top <= shared.bottom; top += kListed) {
+      unsigned mine = 0;  // of the bits of shared.reads
+      for (int j = 0; j < kSteps; ++j) mine |= (known > 16 * j ? 0x101u : 0) << j;
+      for (int32_t top = shared.top; top <= shared.bottom; top += kWeightedRows) {
         load_row_weights(op.tables.y, top, shared);
-        const S* from = added_up(on.data + image * on.image + top * on.row +
+        const S* from = added_up(on.data + image * on.image + (top + half * kBatch) * on.row +
                                  int64_t{first + pixel} * on.pixel + first_channel + channel);
-        const int rows = min(kListed, shared.bottom + 1 - top);
+        const int rows = min(kWeightedRows, shared.bottom + 1 - top);
         const auto start = [&](int i) {
-          if (i < rows) {
-            const unsigned reads = shared.reads[i / kBatch] >> pixel / 16 & mine;
-            S* to = stages + i % kStages * kStageSize + target;
+          if (i < rows && i / kBatch % 2 == half) {
+            const unsigned reads = shared.reads[i / kBatch] & mine;
+            S* to = stages + target;
 #pragma unroll
             for (int k = 0; k < kBatch; ++k, to += kStageSize, from += on.row) {
-              copy_async(to, from, reads & 1u << 8 * k);
-              copy_async(to + kApart * kPixelSize, from + kApart * int64_t{on.pixel}, reads & 4u << 8 * k);
+#pragma unroll
+              for (int j = 0; j < kSteps; ++j) {
+                copy_async(to + 16 * j * kPixelSize, from + 16 * j * int64_t{on.pixel},
+                           reads & 1u << (8 * k + j));
+              }
             }
+            from += kBatch * on.row;
           }
           commit_copies();
         };

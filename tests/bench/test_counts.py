@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cfmvit.bench import counts, sass
-from cfmvit.bench.counts_region_work import FULL, LOADS, PRODUCTS, ROW, STRETCH, SUMS, Work
+from cfmvit.bench.counts_region_work import FULL, LOADS, MATMUL_TAPS, PRODUCTS, ROW, STRETCH, SUMS, Work
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernel-counts.md"
 
@@ -48,7 +48,7 @@ def test_predictions_keep_to_their_targets(op: str, most: float, instructions: i
         ("linear_masked_cosine_loss both", 1.6),
         ("roi_align forward", 4),
         ("roi_align forward, channels-last", 3.1),
-        ("pool_regions forward", 6),
+        ("pool_regions forward", 3.8),
         ("score_regions forward", 2.75),
     ],
 )
@@ -106,12 +106,15 @@ def test_a_gradient_finds_every_tap_once() -> None:
 def test_large_boxes_are_multiplied_where_they_read() -> None:
     work = few_boxes(merge=True)
     y, x = work.taps
-    assert work.large.tolist() == [int(a) * int(b) > 40 for a, b in zip(y, x)]
+    assert work.large.tolist() == [int(a) * int(b) > MATMUL_TAPS for a, b in zip(y, x)]
     found = work.multiplied()
     # One block of both images' boxes, in one stretch of columns: one product of sixteen has all rows of each image, and one warp of eight.
     rows_of_image = work.reads[0][work.large, 0][: int(work.large.sum()) // 2].any(0).sum()
     assert (found.tiles, found.images, found.copied) == (1, 2, rows_of_image)
-    assert (found.batches, found.visits) == (-(-rows_of_image // 2), pytest.approx(rows_of_image / -(-rows_of_image // 2) / 8))
+    assert (found.batches, found.visits) == (
+        -(-rows_of_image // 2),
+        pytest.approx(rows_of_image / -(-rows_of_image // 2) / 8),
+    )
     assert found.kept == pytest.approx((ROW + SUMS + LOADS + PRODUCTS) / FULL)
     assert found.multiplied == 2 * rows_of_image
 

@@ -76,13 +76,21 @@ def test_rows_of_bins_are_products(kernels: dict[str, sass.Kernel]) -> None:
 
 
 def test_large_boxes_share_a_row(kernels: dict[str, sass.Kernel]) -> None:
-    """Of 16 boxes, 64 pixels and 64 channels: a product of 8 boxes each, both halves of their weights at once."""
+    """Of 64 pixels and 64 channels: 16 boxes at once where all read it, in four products a load, or 8 of them."""
     kernel = kernels["products_kernel"]
-    loop = loop_of(kernel, "HMMA", 64)
-    assert kernel.opcodes("HMMA", loop).total() == 64
-    assert kernel.opcodes("LDSM", loop).total() == 16
-    assert kernel.counts(loop).total() <= 400
-    assert sass.blocks_at_once(kernel.usage, 256, 0, 90) >= 2
+    loop = loop_of(kernel, "HMMA", 3 * 64)
+    assert kernel.opcodes("HMMA", loop).total() == 3 * 64
+    assert kernel.opcodes("LDSM", loop).total() == 5 * 16
+    assert kernel.counts(loop).total() <= 580
+    assert sass.blocks_at_once(kernel.usage, 256, 72_336, 90) >= 2
+
+
+def test_half_of_the_warps_copy_two_rows(kernels: dict[str, sass.Kernel]) -> None:
+    """In eight copies each; what a warp issues beside, for two rows at a time, is little."""
+    kernel = kernels["products_kernel"]
+    rows, batch = loop_of(kernel, "HMMA", 1), loop_of(kernel, "LDGSTS", 8)
+    assert kernel.opcodes("LDGSTS", batch).total() == 8
+    assert len(batch) - len(rows) <= 56
 
 
 def test_gather_reads_eight_vectors_before_it_adds(kernels: dict[str, sass.Kernel]) -> None:

@@ -304,7 +304,7 @@ def large_boxes(count: int, width: float, height: float) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_pool_regions_by_products(regions: Emulator, dtype: torch.dtype) -> None:
-    """Large boxes on tensor cores: tiles of several images, rows of more than one stretch, more rows than are listed at once, the last channels apart."""
+    """Large boxes on tensor cores: tiles of several images, the last channels apart, more columns and rows than are there at once."""
     for size, channels, count, sampling in (
         ((5, 75), 72, 132, (7, 7, 2, 1)),
         ((70, 9), 8, 20, (1, 1, -1, 1)),
