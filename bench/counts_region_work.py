@@ -151,7 +151,8 @@ class Work:
         order = (image * 2**32 + self._keys(y, x)).sort(stable=True).indices
         y, x, image = y[order], x[order], image[order]
         steps = x.unflatten(1, (-1, STEP)).any(2)
-        passes = copied = batches = visits = issued = multiplied = 0
+        passes = copied = batches = issued = multiplied = 0
+        visits = 0.0
         height, width = [], []
         for tile in torch.arange(len(order)).split(TILE):
             for of_image in image[tile].unique():
@@ -159,8 +160,8 @@ class Work:
                 passes, read = passes + 1, _spans(y[mine].any(0)[None])[0]
                 for warp in tile.split(WARP):
                     some = warp[image[warp] == of_image]
-                    height.append(float(y[some].sum(1).max() if len(some) else 0) / 2)
-                    width.append(float(x[some].sum(1).max() if len(some) else 0) / 2)
+                    height.append(ceil(int(y[some].sum(1).max()) / 2) if len(some) else 0)
+                    width.append(ceil(int(x[some].sum(1).max()) / 2) if len(some) else 0)
                 hits = torch.zeros(
                     TILE // PRODUCT, -(-int(read.sum()) // BATCH) * BATCH, steps.shape[1], dtype=torch.bool
                 )

@@ -78,8 +78,8 @@ inline void make_groups(const int32_t* of_box, int64_t boxes, const Groups& out,
 
 constexpr int32_t kSorted = 4096;
 
-// Puts the boxes of each group in the order of their keys, kSorted of them at a time, those of the same key
-// as they were: a thread counts for its box those that come before it.
+// Puts the boxes of each group in the order of their keys, which are below 2^19, kSorted of them at a time,
+// those of the same key as they were: a thread counts for its box those that come before it.
 static __global__ void __launch_bounds__(kGroupThreads)
     sort_kernel(const int32_t* key, Groups groups, int32_t* sorted) {
   static_assert(kSorted % kGroupThreads == 0);
@@ -92,16 +92,16 @@ static __global__ void __launch_bounds__(kGroupThreads)
          first += int64_t{gridDim.y} * kGroupThreads) {
       const auto mine = static_cast<int32_t>(first) + thread,
                  start = static_cast<int32_t>(first) / kSorted * kSorted;
-      const int32_t box = mine < count ? order[mine] : 0, own = mine < count ? key[box] : 0;
+      const int32_t box = mine < count ? order[mine] : 0;
+      const int32_t own = mine < count ? key[box] * kSorted + mine - start : 0;
       int32_t rank = start;
       for (int32_t begin = start; begin < min(start + kSorted, count); begin += kGroupThreads) {
         __syncthreads();
         const int32_t other = min(begin + thread, count - 1);
-        keys[thread] = begin + thread < count ? key[order[other]] : INT32_MAX;
+        keys[thread] = begin + thread < count ? key[order[other]] * kSorted + other - start : INT32_MAX;
         __syncthreads();
-        const int32_t before = mine - begin;  // of these, those that come first where keys are the same
 #pragma unroll 16
-        for (int j = 0; j < kGroupThreads; ++j) rank += keys[j] < own + (j < before);
+        for (int j = 0; j < kGroupThreads; ++j) rank += keys[j] < own;
       }
       if (mine < count) sorted[groups.begin[group] + rank] = box;
     }
