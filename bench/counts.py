@@ -171,7 +171,8 @@ knows nothing. A box reads 336 pixels, each once; boxes of more than 28 pixels r
 little in common, and all 1,000 of an image read each of its 40,000 pixels 8 times. At the floor the L2 would have to give 16 TB/s.
 pool_regions (3): its products alone take 2.9 of its floors. 8 boxes share a product of 16 pixels, of which a box reads a fifth, and
 exact weights are two numbers.
-score_regions (2): its products go through the memory in float32, which takes as long as they do.
+score_regions (2): reading the products once from the L2, and the next embeddings with them, takes 0.7 of the time that they take; the
+launches of 20 chunks, by which products stay in the L2, take another 0.3.
 """
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import torch
 
 from cfmvit.bench.counts_region_work import STEP, Scattered, Work
-from cfmvit.bench.counts_rows import Row, Whole
+from cfmvit.bench.counts_rows import MULTIPROCESSORS, Row, Whole
 from cfmvit.bench.draw import Draw
 from cfmvit.bench.regions import STRIDE, draw_boxes, rois_of
 from cfmvit.bench.registry import ENTRIES
 
-HEADERS = ("regions_bin_rows", "regions_matmul", "regions_norms", "regions_scatter", "regions_scores")
+HEADERS = ("regions_bin_rows", "regions_matmul", "regions_scatter", "regions_scores")
 ITEM, BOX, TAP, SUM = 2, 20, 8, 4  # bytes of a number, of a box, of a tap, of a sum
 SAMPLES = 2  # of a bin along an axis
 MOST_IMAGES = 4  # whose boxes stand for all
 ALIGN, GATHER, PACK = "bin_rows_kernel<BFloat16>", "gather_kernel<BFloat16, false>", "pack_kernel<BFloat16>"
 SCATTER, TABLES = "scatter_kernel<BFloat16, BFloat16>", "tables_kernel<float, float>"
 SPANS, LARGE = "for_each_kernel<MakeSpan<float>>", "for_each_kernel<MatmulKeys>"
-NORMS = "for_each_warp_kernel<RowNorms<BFloat16, 8>>"
 
 
 def work_of(B: int, R: int, S: int, merge: bool) -> Work:
@@ -121,24 +120,25 @@ def pool_regions() -> list[Whole]:
 
 
 def score_regions() -> list[Whole]:
-    """Scores, from the products of a chunk of regions."""
+    """Scores, from the product of a chunk of regions, both towers at once."""
     R, n, C = (ENTRIES["score_regions"].sizes["large"][x] for x in "RnC")
     texts, op = 1 + n, "score_regions forward"
-    row = -(-texts // 4) * 4 * SUM
-    chunks = -(-R // (256 * 2**20 // (2 * row)))
-    norms = Row(
-        f"{op}, norms",
-        NORMS,
-        2 * R + texts,
-        (2 * R + texts) * C * ITEM,
-        (C / 8 / 32 / 2,),
-        launches=1 + 2 * chunks,
-    )
-    # Turns over vectors of four texts, which are all whole, and over four results.
-    turns, whole = -(-texts // 128) / 2, n // 256
-    trips = (turns, turns, 0, n / 64 - 4 * whole, whole)
-    scores = Row(f"{op}, scores", "scores_kernel<float, true>", 2 * R, R * (2 * row + n * SUM), trips, part=0, threads=64, dynamic=texts * SUM, launches=chunks)  # fmt: skip
-    return [Whole(op, (norms, scores), flops=4 * R * texts * C, launches=2 * chunks + 2)]
+    row = 4 * (-(-texts // 4) + 1)
+    # Tiles of 128 x 256, in whole waves of what stays in the cache.
+    across = -(-texts // 256)
+    tiles = 33 * 2**20 // (row * SUM) // 128 * across
+    chunk = tiles // MULTIPROCESSORS * MULTIPROCESSORS // across * 128 // 2
+    chunks = -(-R // chunk)
+    embeds, tables = 2 * C * ITEM, 2 * row * SUM
+    before = Row(
+        f"{op}, what comes before", "for_each_warp_kernel<PrepareScores<BFloat16, true>>", row + chunk + R / 32,
+        texts * C * ITEM + chunk * embeds + 2 * R * SUM, (C / 8 / 16 / 4, 0, 0, C / 8 / 32),
+    )  # fmt: skip
+    scores = Row(
+        f"{op}, scores", "warp_scores_kernel<BFloat16, true, 10, 6>", R, R * (embeds + n * SUM), (C / 8 / 16 / 4,),
+        threads=32, launches=chunks, cached=R * (2 * row * SUM + embeds) + chunks * MULTIPROCESSORS * tables,
+    )  # fmt: skip
+    return [Whole(op, (before, scores), flops=4 * R * texts * C, launches=chunks)]
 
 
 def rows() -> list[Whole]:

@@ -14,11 +14,11 @@
 // Under the emulation there are: threadIdx, blockIdx, blockDim, gridDim, warpSize, dim3, cudaStream_t (null);
 // __global__, __device__, __host__, __forceinline__, __shared__, __launch_bounds__; __syncthreads,
 // __syncwarp,
-// __shfl_sync, _xor, _up, _down, __ballot_sync, __any_sync, __all_sync; __ldg, __threadfence; atomicAdd, Or,
-// And, Max, Min, Exch, CAS of integers (floats are refused: their sums would depend on the schedule); rsqrtf,
-// rsqrt, __fdividef, __expf, __logf, __saturatef, __popc, __popcll, __ffs, __clz, min, max, and <cmath>. What
-// else the device has (tensor cores, asynchronous copies) goes behind a function here, with a plain path.
-// 16-bit floats are BFloat16 and Half of half.h.
+// __shfl_sync, _xor, _up, _down, __ballot_sync, __any_sync, __all_sync; __ldg, __stcs, __threadfence;
+// atomicAdd, Or, And, Max, Min, Exch, CAS of integers (floats are refused: their sums would depend on the
+// schedule); rsqrtf, rsqrt, __fdividef, __expf, __logf, __saturatef, __popc, __popcll, __ffs, __clz, min,
+// max, and <cmath>. What else the device has (tensor cores, asynchronous copies) goes behind a function here,
+// with a plain path. 16-bit floats are BFloat16 and Half of half.h.
 //
 // It aborts, with file and line, on a barrier that not every thread of the block reaches (stricter than the
 // hardware: an exited thread counts as missing), on an exchange that the lanes of its mask do not all reach
@@ -56,6 +56,13 @@ __device__ T* dynamic_shared() {
   return reinterpret_cast<T*>(cfmvit_dynamic_shared);
 }
 
+// The same pointer, but the compiler doesn't know how it came about.
+template <typename T>
+__device__ T* opaque(T* pointer) {
+  asm("" : "+l"(pointer));
+  return pointer;
+}
+
 // The check of the launch is the caller's (on_device).
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
@@ -70,6 +77,11 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 template <typename T>
 T* dynamic_shared() {
   return static_cast<T*>(emulation::shared_memory());
+}
+
+template <typename T>
+T* opaque(T* pointer) {
+  return pointer;
 }
 
 template <typename... Params, typename... Args>

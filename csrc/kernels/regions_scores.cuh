@@ -1,192 +1,214 @@
-// Detection scores from products of embeddings, a block a region: logits, their softmaxes, the geometric
-// mean, its normalisation over the labels and the background, and objectness, in three readings of the rows
-// that stay in a core's L1 cache.
+// A chunk's products turned into scores, the geometric mean of the towers' softmaxes, normalised over labels
+// and background, times objectness; the next chunk is staged meanwhile.
 #pragma once
 
-#include <limits>
-
-#include "kernels/vectors.cuh"
-#include "kernels/warp_sum.cuh"
+#include "kernels/log_sum_exp.cuh"
+#include "kernels/regions_score_chunks.cuh"
 
 namespace cfmvit::kernels {
 
-constexpr int kScoreThreads = 64;  // more would repeat the sums that threads exchange
-
-// Products of a tower's embeddings with those of the texts, (R, 1 + n), the background first. Rows begin at
-// multiples of 16 bytes, as `inverse` and `exponent` of the texts do.
+// Products times `factor` are a tower's logits, in units of log 2; `total` is the logarithm of the sum of
+// their exponentials.
 template <typename T>
-struct Products {
-  const T* data;  // null where there is no tower
-  int64_t row;
-  const T* inverse;      // (R,) inverse norms of the tower's embeddings
-  const T* temperature;  // ()
+struct Softmax {
+  T factor, total;
+
+  __device__ T log_probability(T product) const { return std::fma(product, factor, -total); }
 };
 
+// Minus infinity times zero would be NaN.
 template <typename T>
-struct Scores {
-  Products<T> detector, vlm;
-  const T* inverse;     // (1 + n,) inverse norms of the texts
-  const T* exponent;    // (1 + n,), of the background 0
-  const T* objectness;  // (R,) or null
-  int64_t objectness_stride;
-  double power;
-  bool renormalize;
-  T* out;  // (R, n) contiguous
-  int32_t texts;
-};
+constexpr T kLeastFactor = std::numeric_limits<T>::min();
 
-// Logits are kept in units of log 2, which spares each exponential a product.
-constexpr double kLog2E = 1.4426950408889634;
-
-// 2^x to about 2 units in the last place for x near zero; what is below 1e-38 is zero.
-__device__ inline float fast_exp2(float x) {
-#ifdef __CUDACC__
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-  return power;
-#else
-  return std::exp2(x);
-#endif
-}
-__device__ inline double fast_exp2(double x) { return std::exp2(x); }
-
-// The largest of some numbers and the sum of 2^(x - largest), NaN where one of them is NaN or infinity. It
-// begins with the lowest finite number, so that minus infinity adds nothing.
-template <typename T>
-struct SumOfExponentials {
-  T largest = std::numeric_limits<T>::lowest(), sum = 0;
-
-  template <int N>
-  __device__ void add(const T (&x)[N]) {
-    const T before = largest;
-#pragma unroll
-    for (int i = 0; i < N; ++i) largest = std::fmax(x[i], largest);
-    sum *= fast_exp2(before - largest);
-#pragma unroll
-    for (int i = 0; i < N; ++i) sum += fast_exp2(x[i] - largest);
-  }
-  __device__ T log2() const { return largest + std::log2(sum); }
-
-  // The sum of 2^(x - other), other being no smaller than the largest.
-  __device__ T sum_below(T other) const { return sum * fast_exp2(largest - other); }
-};
-
-// Joins those of all threads, in an order that the block's size alone decides.
-template <typename T>
-__device__ SumOfExponentials<T> join_block(SumOfExponentials<T> mine) {
-  constexpr int kWarps = kScoreThreads / 32;
-  __shared__ T largest[kWarps], sum[kWarps];
-  SumOfExponentials<T> all;
-  all.largest = mine.largest;
-  for (int step = 16; step > 0; step /= 2) {
-    all.largest = std::fmax(all.largest, __shfl_xor_sync(kAllLanes, all.largest, step));
-  }
-  mine.sum = warp_sum(mine.sum_below(all.largest));
-  mine.largest = all.largest;
-  if (threadIdx.x % 32 == 0) {
-    largest[threadIdx.x / 32] = mine.largest;
-    sum[threadIdx.x / 32] = mine.sum;
-  }
-  __syncthreads();
-  for (int w = 0; w < kWarps; ++w) all.largest = std::fmax(all.largest, largest[w]);
-  for (int w = 0; w < kWarps; ++w) all.sum += SumOfExponentials<T>{largest[w], sum[w]}.sum_below(all.largest);
-  __syncthreads();
-  return all;
+template <typename S>
+__device__ acc_t<S> factor_of(const Scores<S>& op, int64_t row, int tower) {
+  using T = acc_t<S>;
+  const T factor = op.inverse[row] * op.scale[tower];
+  return factor < kLeastFactor<T> ? kLeastFactor<T> : factor;
 }
 
-// The first `there` of V numbers, read as one.
-template <int V, typename T>
-__device__ __forceinline__ void load_numbers(const T* from, int there, T (&to)[V]) {
-  if (there >= V) {
-    const auto vec = *reinterpret_cast<const Vec<T, V>*>(from);
-#pragma unroll
-    for (int v = 0; v < V; ++v) to[v] = vec[v];
-  } else {
-#pragma unroll
-    for (int v = 0; v < V; ++v) to[v] = v < there ? from[v] : T(0);
-  }
+template <bool kBoth, typename T>
+__device__ T log_score(const Softmax<T>& detector, T product, const Softmax<T>& vlm, T other, T weight) {
+  const T p = detector.log_probability(product);
+  return kBoth ? std::fma(weight, vlm.log_probability(other), (1 - weight) * p) : p;
 }
 
-// kBoth: whether there is a vlm. kept: whether shared memory holds a row of the results; else it is kept in
-// the results themselves.
-template <typename T, bool kBoth>
-__global__ void __launch_bounds__(kScoreThreads, sizeof(T) < 8 ? 8 : 4)
-    scores_kernel(Scores<T> op, bool kept) {
-  constexpr int V = 16 / sizeof(T);
-  const int64_t region = blockIdx.x;
-  const int32_t texts = op.texts, thread = static_cast<int32_t>(threadIdx.x);
-  const T factor = T(kLog2E) * op.detector.inverse[region] / *op.detector.temperature;
-  const T vlm_factor = kBoth ? T(kLog2E) * op.vlm.inverse[region] / *op.vlm.temperature : T(0);
-  T* const out = op.out + region * (texts - 1) - 1;  // of text j
-  T* const row = kept ? dynamic_shared<T>() : out;
-  // Logits of the first `there` of V texts from the j-th on.
-  const auto logits_of = [&](int32_t j, int there, T(&logit)[V], T(&vlm)[V]) {
-    T inverse[V];
-    load_numbers(op.inverse + j, there, inverse);
-    load_numbers(op.detector.data + region * op.detector.row + j, there, logit);
-    if (kBoth) load_numbers(op.vlm.data + region * op.vlm.row + j, there, vlm);
+// A warp a region, which holds kVecs vectors of logits a lane: each product is read once. kSure: how many
+// vectors of a lane all vocabularies fill.
+template <typename S, bool kBoth, int kVecs, int kSure>
+__global__ void __launch_bounds__(32, 12) warp_scores_kernel(Scores<S> op) {
+  using T = acc_t<S>;
+  constexpr int V = 16 / sizeof(T), N = kVecs * V, kTowers = kBoth ? 2 : 1;
+  __shared__ Vec<T, V> row[32 * kVecs];
+  const uint32_t lane = threadIdx.x, past = (static_cast<uint32_t>(op.texts) + V - 1) / V;
+  const int64_t place = blockIdx.x, region = op.first + place;
+  const T* const products = op.products + kTowers * place * op.row;
+  // The lane's i-th vector of a row; beyond the texts that after the last.
+  const auto read = [&](const T* from, int i) {
+    const uint32_t p = lane + 32u * i;
+    return reinterpret_cast<const Vec<T, V>*>(from)[i < kSure ? p : min(p, past)];
+  };
+
+  T logit[N], vlm[kBoth ? N : 1];
+#pragma unroll
+  for (int i = 0; i < kVecs; ++i) {
+    const Vec<T, V> some = read(products, i);
+#pragma unroll
+    for (int v = 0; v < V; ++v) logit[i * V + v] = some[v];
+    if constexpr (kBoth) {
+      const Vec<T, V> others = read(products + op.row, i);
+#pragma unroll
+      for (int v = 0; v < V; ++v) vlm[i * V + v] = others[v];
+    }
+  }
+  if (region + op.chunk < op.regions) stage_region<kBoth>(op, region + op.chunk, place);
+#pragma unroll
+  for (int i = 0; i < kVecs; ++i) {
+    const Vec<T, V> inverse = read(op.text_inverse, i);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      logit[v] *= inverse[v] * factor;
-      if (kBoth) vlm[v] *= inverse[v] * vlm_factor;
+      logit[i * V + v] *= inverse[v];
+      if constexpr (kBoth) vlm[i * V + v] *= inverse[v];
     }
-  };
-  const auto leave_out = [](int there, T(&x)[V]) {  // what is beyond the last text
-#pragma unroll
-    for (int v = 1; v < V; ++v) {
-      if (v >= there) x[v] = -INFINITY;
-    }
-  };
+  }
 
-  // Calls run(j, there) for this thread's vectors of texts, of all of which but the last V are there.
+  Softmax<T> p{factor_of(op, kTowers * region, 0), 0}, z{};
+  SumOfExponentials<T> sum;
+  sum.add(logit, p.factor);
+  sum = join_warp(sum);
+  if constexpr (kBoth) {
+    z.factor = factor_of(op, kTowers * region + 1, 1);
+    SumOfExponentials<T> vlm_sum;
+    vlm_sum.add(vlm, z.factor);
+    vlm_sum = join_warp(vlm_sum);
+    const T total = (lane < 16 ? sum : vlm_sum).log2();  // one logarithm for both
+    p.total = __shfl_sync(kAllLanes, total, 0);
+    z.total = __shfl_sync(kAllLanes, total, 16);
+  } else {
+    p.total = sum.log2();
+  }
+
+  SumOfExponentials<T> all;
+#pragma unroll
+  for (int i = 0; i < kVecs; ++i) {
+    Vec<T, V> weight{};
+    if constexpr (kBoth) weight = read(op.exponent, i);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      T& x = logit[i * V + v];
+      x = log_score<kBoth>(p, x, z, kBoth ? vlm[kBoth ? i * V + v : 0] : T(0), weight[v]);
+      all.largest = std::fmax(all.largest, x);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    logit[i] = fast_exp2(logit[i] - all.largest);
+    all.sum += logit[i];
+  }
+  T factor = op.sure == nullptr ? T(1) : op.sure[region];
+  if (kBoth && op.renormalize) {
+    const SumOfExponentials<T> joined = join_warp(all);
+    factor *= __fdividef(fast_exp2(all.largest - joined.largest), joined.sum);
+  } else {
+    factor *= fast_exp2(all.largest);
+  }
+#pragma unroll
+  for (int i = 0; i < kVecs; ++i) {
+    Vec<T, V> score;
+#pragma unroll
+    for (int v = 0; v < V; ++v) score.set(v, logit[i * V + v] * factor);
+    row[lane + 32 * i] = score;
+  }
+  __syncwarp();
+  // Rows of results begin anywhere: each lane writes single numbers, its neighbours the next. They leave the
+  // cache before products do. Without `opaque` each store that has a condition would compute its address
+  // anew.
+  const T* const scores = reinterpret_cast<const T*>(row) + lane;
+  T* const out = opaque(op.out + region * (op.texts - 1) + lane - 1);
+  const int32_t left = op.texts - static_cast<int32_t>(lane);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (i == 0 && lane == 0) continue;  // the background
+    if (i < kSure * V || 32 * i < left) __stcs(out + 32 * i, scores[32 * i]);
+  }
+}
+
+constexpr int kScoreThreads = 64;  // more would repeat the sums that threads exchange
+
+// A block a region, for any number of texts. kept: whether shared memory holds a row of the results; else it
+// is kept in the results themselves.
+template <typename S, bool kBoth>
+__global__ void __launch_bounds__(kScoreThreads, sizeof(S) < 8 ? 8 : 4)
+    block_scores_kernel(Scores<S> op, bool kept) {
+  using T = acc_t<S>;
+  constexpr int V = 16 / sizeof(T), kTowers = kBoth ? 2 : 1, kWarps = kScoreThreads / 32;
+  const uint32_t texts = op.texts, thread = threadIdx.x;
+  const int64_t place = blockIdx.x, region = op.first + place;
+  if (thread < 32 && region + op.chunk < op.regions) stage_region<kBoth>(op, region + op.chunk, place);
+  const T* const products = op.products + kTowers * place * op.row;
+  T* const out = op.out + region * (op.texts - 1) - 1;  // of text j
+  T* const row = kept ? dynamic_shared<T>() : out;
+
+  // Calls run(j, logits, logits of the vlm) for this thread's vectors of texts from j on.
   const auto for_vectors = [&](const auto& run) {
-    int32_t j = thread * V;
-    for (; j <= texts - V; j += kScoreThreads * V) run(j, V);
-    if (j < texts) run(j, texts - j);
+    for (uint32_t j = thread * V; j < texts; j += kScoreThreads * V) {
+      const Vec<T, V> inverse = vec_at<V>(op.text_inverse + j, 0), some = vec_at<V>(products + j, 0);
+      Vec<T, V> others{};
+      if (kBoth) others = vec_at<V>(products + op.row + j, 0);
+      T logit[V], vlm[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        logit[v] = some[v] * inverse[v];
+        vlm[v] = others[v] * inverse[v];
+      }
+      run(j, logit, vlm);
+    }
   };
 
   SumOfExponentials<T> partial, vlm_partial;
-  for_vectors([&](int32_t j, int there) {
-    T logit[V], vlm[V];
-    logits_of(j, there, logit, vlm);
-    leave_out(there, logit);
-    partial.add(logit);
-    if (!kBoth) return;
-    leave_out(there, vlm);
-    vlm_partial.add(vlm);
+  Softmax<T> p{factor_of(op, kTowers * region, 0), 0}, z{};
+  if (kBoth) z.factor = factor_of(op, kTowers * region + 1, 1);
+  for_vectors([&](uint32_t, T(&logit)[V], T(&vlm)[V]) {
+    partial.add(logit, p.factor);
+    if (kBoth) vlm_partial.add(vlm, z.factor);
   });
-  const T total = join_block(partial).log2(), vlm_total = kBoth ? join_block(vlm_partial).log2() : T(0);
+  p.total = join_block<kWarps>(partial).log2();
+  if (kBoth) z.total = join_block<kWarps>(vlm_partial).log2();
 
   partial = {};
-  for_vectors([&](int32_t j, int there) {
-    T score[V], vlm[V], w[V];
-    logits_of(j, there, score, vlm);
-    if (kBoth) load_numbers(op.exponent + j, there, w);
+  for_vectors([&](uint32_t j, T(&score)[V], T(&vlm)[V]) {
+    Vec<T, V> weight{};
+    if (kBoth) weight = vec_at<V>(op.exponent + j, 0);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      score[v] -= total;
-      if (kBoth) score[v] = (1 - w[v]) * score[v] + w[v] * (vlm[v] - vlm_total);
-      if (v < there && j + v > 0) row[j + v] = score[v];
+      score[v] = log_score<kBoth>(p, score[v], z, vlm[v], weight[v]);
+      if (j + v < texts && j + v > 0) row[j + v] = score[v];
     }
-    if (!kBoth || !op.renormalize) return;
-    leave_out(there, score);
-    partial.add(score);
+    if (kBoth && op.renormalize) partial.add(score, T(1));
   });
-  const T shift = kBoth && op.renormalize ? join_block(partial).log2() : T(0);
-  const T sure =
-      op.objectness == nullptr ? T(1) : std::pow(op.objectness[region * op.objectness_stride], T(op.power));
+  const T shift = kBoth && op.renormalize ? join_block<kWarps>(partial).log2() : T(0);
+  const T sure = op.sure == nullptr ? T(1) : op.sure[region];
   __syncthreads();  // of rows
 #pragma unroll 4
-  for (int32_t j = thread + 1; j < texts; j += kScoreThreads) out[j] = fast_exp2(row[j] - shift) * sure;
+  for (uint32_t j = thread + 1; j < texts; j += kScoreThreads) out[j] = fast_exp2(row[j] - shift) * sure;
 }
 
-template <typename T>
-void scores(const Scores<T>& op, int64_t regions, cudaStream_t stream) {
+// Of the chunk's `count` regions.
+template <bool kBoth, typename S>
+void scores(const Scores<S>& op, int64_t count, cudaStream_t stream) {
+  using T = acc_t<S>;
+  const auto blocks = static_cast<unsigned>(count);
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr int kFew = 3, kSome = 6, kMany = 10, kTexts = 128;  // vectors a lane; texts of a warp's
+    const auto run = [&](auto kernel) { launch(kernel, blocks, 32, 0, stream, op); };
+    if (op.texts <= kFew * kTexts) return run(warp_scores_kernel<S, kBoth, kFew, 0>);
+    if (op.texts <= kSome * kTexts) return run(warp_scores_kernel<S, kBoth, kSome, kFew>);
+    if (op.texts <= kMany * kTexts) return run(warp_scores_kernel<S, kBoth, kMany, kSome>);
+  }
   constexpr size_t kMostKept = 16384;  // bytes
   const size_t row = op.texts * sizeof(T);
   const bool kept = row <= kMostKept;
-  launch(op.vlm.data == nullptr ? scores_kernel<T, false> : scores_kernel<T, true>,
-         static_cast<unsigned>(regions), kScoreThreads, kept ? row : 0, stream, op, kept);
+  launch(block_scores_kernel<S, kBoth>, blocks, kScoreThreads, kept ? row : 0, stream, op, kept);
 }
 
 }  // namespace cfmvit::kernels

@@ -49,7 +49,7 @@ def test_predictions_keep_to_their_targets(op: str, most: float, instructions: i
         ("roi_align forward", 4),
         ("roi_align forward, channels-last", 3.1),
         ("pool_regions forward", 3.8),
-        ("score_regions forward", 2.75),
+        ("score_regions forward", 2.05),
     ],
 )
 def test_ops_are_no_farther_from_their_floors(op: str, most: float) -> None:

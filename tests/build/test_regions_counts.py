@@ -25,7 +25,7 @@ template __global__ void pack_kernel<S>(Pyramid<const S>, Pyramid<S>, Tiles, int
 template __global__ void scatter_kernel<S, S>(
     Pyramid<S>, Tiles, Tables<float>, Readers, Divider, Divider, Bins<const S>, int32_t, bool);
 void groups(const int32_t* of_box, Groups out) { make_groups(of_box, 1, out, nullptr); }
-template __global__ void scores_kernel<float, true>(Scores<float>, bool);
+template __global__ void warp_scores_kernel<S, true, 10, 6>(Scores<S>);
 }
 """
 
@@ -52,7 +52,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, sass.Kernel]:
     found = sass.kernels(cubin)
     assert not [name for name, kernel in found.items() if kernel.usage.stack]
     names = (
-        "bin_rows_kernel", "gather_kernel", "products_kernel", "pack_kernel", "scatter_kernel", "group_kernel", "scores_kernel"
+        "bin_rows_kernel", "gather_kernel", "products_kernel", "pack_kernel", "scatter_kernel", "group_kernel", "warp_scores_kernel"
     )  # fmt: skip
     return {name: next(kernel for full, kernel in found.items() if name in full) for name in names}
 
@@ -128,15 +128,15 @@ def test_groups_are_counted_by_whole_lines(kernels: dict[str, sass.Kernel]) -> N
     assert kernel.counts(loop).total() <= 8 * 13
 
 
-def test_scores_are_read_in_vectors(kernels: dict[str, sass.Kernel]) -> None:
-    """Two readings, each of 16 bytes of every row; one exponential a logit and one more a vector."""
-    kernel = kernels["scores_kernel"]
-    logits, combined = (
-        next(body for body in (range(*x) for x in kernel.loops) if kernel.counts(body)["special"] == count)
-        for count in (2 * 5, 5)
+def test_products_of_scores_are_read_once(kernels: dict[str, sass.Kernel]) -> None:
+    """Of 1,280 texts: 10 vectors of each tower, of inverse norms and of exponents, and what the next chunk takes; three exponentials a text."""
+    kernel = kernels["warp_scores_kernel"]
+    staged = range(
+        *next(loop for loop in kernel.loops if kernel.opcodes("LDG.E.128", range(*loop)).total() == 4)
     )
-    for loop, loads in ((logits, 3), (combined, 4)):
-        assert kernel.opcodes("LDG", loop) == {"LDG.E.128": loads}
-    assert kernel.counts(logits).total() <= 75
-    assert kernel.counts(combined).total() <= 84
-    assert sass.blocks_at_once(kernel.usage, 64, 4 * 1204, 90) >= 20
+    assert kernel.opcodes("STG.E.128", staged).total() == 4
+    assert kernel.counts(staged).total() <= 84
+    assert kernel.opcodes("LDG.E.128").total() == 4 * 10 + 4 + 1
+    assert kernel.opcodes("MUFU.EX2").total() <= 3 * 40 + 6
+    assert sum(kernel.usual((1,)).values()) <= 1350
+    assert sass.blocks_at_once(kernel.usage, 32, 0, 90) >= 12

@@ -100,6 +100,10 @@ template <typename T>
 T __ldg(const T* p) {
   return *p;
 }
+template <typename T>
+void __stcs(T* p, T value) {
+  *p = value;
+}
 inline void __threadfence() {}
 
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }

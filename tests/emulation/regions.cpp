@@ -222,36 +222,107 @@ KERNEL(pool_backward) {
   });
 }
 
-// Products "detector" and "vlm" (R, 1 + n) with gaps between their rows; "inverse" (1 + n,) of the texts and
-// "inverse_<tower>" (R,); "temperature_<tower>".
+// Products "detector" and "vlm" (R, 1 + n); "inverse" and "exponent" (1 + n,) of the texts, "inverse_<tower>"
+// (R,), "scale" (2,), "sure" (R,).
 KERNEL(scores) {
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    const auto tower = [&](const std::string& name) {
-      if (!job.has(name)) return kernels::Products<T>{};
-      return kernels::Products<T>{job[name].data<const T>(), job[name].stride(0),
-                                  job.data<T>("inverse_" + name), job.data<T>("temperature_" + name)};
-    };
+  const auto run = [&]<typename T, bool kBoth>(T, std::bool_constant<kBoth>) {
+    constexpr int64_t kVec = 16 / sizeof(T), kTowers = kBoth ? 2 : 1;
     const int64_t rows = job["detector"].size(0), texts = job["detector"].size(1);
-    kernels::scores<T>({tower("detector"), tower("vlm"), job.data<T>("inverse"), job.data<T>("exponent"),
-                        job.data<T>("objectness"), 1, job.real("power"), job.integer("renormalize") != 0,
-                        job.output<T>("out", {rows, texts - 1}), static_cast<int32_t>(texts)},
-                       rows, nullptr);
+    const int64_t row = ((texts + kVec - 1) / kVec + 1) * kVec;
+    kernels::Scores<T> op{};
+    op.texts = static_cast<int32_t>(texts);
+    op.regions = op.chunk = rows;
+    op.row = row;
+    op.products = job.scratch<T>(kTowers * rows * row);
+    op.inverse = job.scratch<T>(kTowers * rows);
+    const char* const names[]{"detector", "vlm"};
+    for (int64_t i = 0; i < kTowers * rows; ++i) {
+      const std::string tower = names[i % kTowers];
+      const int64_t region = i / kTowers;
+      const T* const from = job.data<T>(tower) + region * job[tower].stride(0);
+      std::fill(std::copy(from, from + texts, op.products + i * row), op.products + (i + 1) * row, -INFINITY);
+      op.inverse[i] = job.data<T>("inverse_" + tower)[region];
+    }
+    const auto padded = [&](const std::string& name, T pad) {
+      T* const out = job.scratch<T>(row);
+      std::fill(std::copy(job.data<T>(name), job.data<T>(name) + texts, out), out + row, pad);
+      return out;
+    };
+    op.text_inverse = padded("inverse", 1);
+    op.exponent = padded("exponent", T(0.5));
+    op.scale = const_cast<T*>(job.data<T>("scale"));
+    op.sure = const_cast<T*>(job.data<T>("sure"));
+    op.renormalize = job.integer("renormalize") != 0;
+    op.out = job.output<T>("out", {rows, texts - 1});
+    kernels::scores<kBoth>(op, rows, nullptr);
   };
-  job["detector"].type == "float64" ? run(double{}) : run(float{});
+  const auto towers = [&](auto zero) {
+    job.has("vlm") ? run(zero, std::true_type()) : run(zero, std::false_type());
+  };
+  job["detector"].type == "float64" ? towers(double{}) : towers(float{});
 }
 
-// Rows of x (R, C), of any strides, scaled to norm one, and their inverse norms.
-KERNEL(normalize) {
-  const Array& x = job["x"];
-  with_floating(x, [&](auto zero) {
-    using S = decltype(zero);
-    const int64_t rows = x.size(0), channels = x.size(1);
-    acc_t<S>* const inverse = job.output<acc_t<S>>("inverse", {rows});
-    kernels::row_norms(x.data<const S>(), rows, x.stride(0), x.stride(1), inverse, channels, nullptr);
-    S* const out = job.output<S>("out", x.sizes);
-    kernels::for_each_warp(
-        rows, kernels::Normalize<S>{x.data<const S>(), x.stride(0), x.stride(1), out, channels}, nullptr);
+// Embeddings "detector" and "vlm" (R, C) and "texts" (1 + n, C) of any strides, staged for their products
+// with the first "chunk" regions, then with the others while the first are scored; what else is prepared.
+KERNEL(stage_scores) {
+  const auto run = [&]<typename S, bool kBoth>(S, std::bool_constant<kBoth>) {
+    using T = acc_t<S>;
+    constexpr int64_t kVec = 16 / sizeof(T), kTowers = kBoth ? 2 : 1;
+    const auto embeds = [&](const std::string& name) {
+      const Array& x = job[name];
+      return kernels::Embeds<S>{x.data<const S>(), x.stride(0), x.stride(1)};
+    };
+    const auto detector = embeds("detector"), vlm = embeds(kBoth ? "vlm" : "detector"),
+               texts = embeds("texts");
+    const int64_t rows = job["detector"].size(0), channels = job["detector"].size(1),
+                  labels = job["texts"].size(0);
+    const int64_t row = ((labels + kVec - 1) / kVec + 1) * kVec, chunk = job.integer("chunk");
+    kernels::Scores<S> op{{detector, vlm},
+                          channels,
+                          std::min(kernels::vecs_of(detector, channels), kernels::vecs_of(vlm, channels)),
+                          static_cast<int32_t>(labels),
+                          rows,
+                          chunk,
+                          0,
+                          job.scratch<S>(kTowers * chunk * channels),
+                          job.scratch<T>(kTowers * chunk * row),
+                          row,
+                          job.output<T>("inverse", {rows, kTowers}),
+                          job.output<T>("inverse_texts", {row}),
+                          job.output<T>("exponents", {row}),
+                          job.output<T>("scale", {2}),
+                          job.has("objectness") ? job.output<T>("sure", {rows}) : nullptr,
+                          true,
+                          job.scratch<T>(rows * (labels - 1))};
+    const T* const temperatures = job.data<T>("temperatures");
+    kernels::prepare_scores(
+        kernels::PrepareScores<S, kBoth>{op,
+                                         texts,
+                                         kernels::vecs_of(texts, channels),
+                                         job.output<S>("staged_texts", {labels, channels}),
+                                         job.data<T>("exponent"),
+                                         1,
+                                         {temperatures, temperatures + 1},
+                                         job.data<T>("objectness"),
+                                         1,
+                                         job.real("power")},
+        nullptr);
+    S* const staged = job.output<S>("staged", {rows, kTowers, channels});
+    for (; op.first < rows; op.first += chunk) {
+      const int64_t count = std::min(chunk, rows - op.first);
+      std::copy(op.staged, op.staged + kTowers * count * channels, staged + kTowers * op.first * channels);
+      for (int64_t i = 0; i < kTowers * count; ++i) {
+        std::fill(op.products + i * row, op.products + i * row + labels, T(i));
+        for (int64_t j = labels; j < row; ++j) {
+          if (op.products[i * row + j] != -INFINITY)
+            throw std::runtime_error("what follows the texts is lost");
+        }
+      }
+      kernels::scores<kBoth>(op, count, nullptr);
+    }
+  };
+  with_floating(job["detector"], [&](auto zero) {
+    job.has("vlm") ? run(zero, std::true_type()) : run(zero, std::false_type());
   });
 }
 

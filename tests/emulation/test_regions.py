@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -331,50 +332,108 @@ def test_pixels_that_no_box_reads_do_not_matter_to_products(regions: Emulator) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("labels", [1, 31, 128, 600, 5000])
+@pytest.mark.parametrize("labels", [1, 31, 383, 384, 767, 768, 1279, 2000, 5000])
 def test_scores(regions: Emulator, labels: int, dtype: torch.dtype) -> None:
-    """Logits up to 100 either way, rows with gaps, labels that are impossible, any norms and temperatures, every option.
+    """Logits up to 100 either way, labels that are impossible, any norms and temperatures, every option.
 
-    Of 5000 labels a row does not stay in shared memory.
+    Of 384 texts a lane has 3 vectors, of 768 it has 6, of 1280 it has 10; beyond, and in float64, a block has a region, whose row of 5000 labels does
+    not stay in shared memory.
     """
-    rows = 5 if labels < 5000 else 1
-    texts, gap = 1 + labels, 7 - labels % 4
+    rows = 5 if labels < 1000 else 3
+    texts = 1 + labels
     logits, vlm = (30 * rand(rows, texts, dtype=dtype, seed=seed) for seed in (0, 1))
     logits[0, 0] = vlm[-1, -1] = -INF
-    exponent, objectness = rand(texts, dtype=dtype).sigmoid(), rand(rows, dtype=dtype, seed=2).sigmoid()
+    exponent, sure = rand(texts, dtype=dtype).sigmoid(), rand(rows, dtype=dtype, seed=2).sigmoid()
     exponent[0] = 0
     text, *norms = (rand(count, dtype=dtype, seed=4).exp() for count in (texts, rows, rows))
-    shared = {"exponent": exponent, "power": 3.0, "inverse": 1 / text}
-    for name, norm, temperature in zip(("detector", "vlm"), norms, (0.5, 2.0)):
-        shared[f"temperature_{name}"] = torch.tensor(temperature, dtype=dtype)
+    temperatures = torch.tensor([0.5, 2.0], dtype=dtype)
+    shared = {"exponent": exponent, "inverse": 1 / text, "scale": math.log2(math.e) / temperatures}
+    products = {}
+    for name, x, norm, temperature in zip(("detector", "vlm"), (logits, vlm), norms, temperatures):
+        products[name] = x * norm[:, None] * text * temperature
         shared[f"inverse_{name}"] = 1 / norm
-
-    def products(logits: Tensor, norm: Tensor, temperature: float) -> Tensor:
-        spread = torch.full((rows, texts + gap), NAN, dtype=dtype)[:, :texts]
-        return spread.copy_(logits * norm[:, None] * text * temperature)
-
-    detector, frozen = products(logits, norms[0], 0.5), products(vlm, norms[1], 2.0)
-    for second, sure, renormalize in itertools.product((False, True), (None, objectness), (0, 1)):
-        given = {"detector": detector, "vlm": frozen if second else None, "objectness": sure}
+    for second, factor, renormalize in itertools.product((False, True), (None, sure), (0, 1)):
+        given = {"detector": products["detector"], "vlm": products["vlm"] if second else None, "sure": factor}
         found = regions("scores", {**shared, **given, "renormalize": renormalize})["out"]
-        exact = (x.double() if x is not None else None for x in (vlm if second else None, exponent[1:], sure))
-        expected = reference.combine_scores(logits.double(), *exact, 3.0, bool(renormalize))
+        exact = (
+            x.double() if x is not None else None for x in (vlm if second else None, exponent[1:], factor)
+        )
+        expected = reference.combine_scores(logits.double(), *exact, 1.0, bool(renormalize))
         rtol = 1e-4 if dtype == torch.float32 else 1e-9  # of float32: a rounding of a logit of 100
         torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=1e-9)
+    detector = products["detector"]
     detector[0, 1], detector[-1, 0] = NAN, INF
-    found = regions("scores", {**shared, "detector": detector, "renormalize": 1})["out"]
-    assert found[[0, -1]].isnan().all()
-    assert found[1:-1].isfinite().all()
+    for second in (False, True):
+        given = {"detector": detector, "vlm": products["vlm"] if second else None}
+        found = regions("scores", {**shared, **given, "renormalize": 1})["out"]
+        assert found[[0, -1]].isnan().all()
+        assert found[1:-1].isfinite().all()
+
+
+def test_scores_of_certain_towers_that_disagree(regions: Emulator) -> None:
+    """No probability that float32 holds is common to both: logits of 1000 that only lanes far apart have."""
+    logits, vlm = torch.zeros(1, 400), torch.zeros(1, 400)
+    logits[0, 7], vlm[0, 390] = 1000, 1000
+    one = torch.ones(1)
+    given = {
+        "detector": logits, "vlm": vlm, "exponent": torch.full((400,), 0.65).index_fill_(0, torch.tensor([0]), 0),
+        "inverse": torch.ones(400), "scale": torch.full((2,), math.log2(math.e)), "inverse_detector": one,
+        "inverse_vlm": one, "renormalize": 1,
+    }  # fmt: skip
+    found = regions("scores", given)["out"]
+    expected = reference.combine_scores(logits.double(), vlm.double(), torch.tensor(0.65), None, 1.0, True)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-9)
+
+
+def staged(regions: Emulator, x: Tensor, vlm: Tensor | None, texts: Tensor, **options) -> dict[str, Tensor]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    given = {
+        "detector": x, "vlm": vlm, "texts": texts, "chunk": 3, "power": 3.0,
+        "temperatures": torch.tensor([0.01, 2.0], dtype=dtype), "exponent": rand(len(texts) - 1, dtype=dtype),
+    }  # fmt: skip
+    return regions("stage_scores", {**given, **options})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_normalize(regions: Emulator, dtype: torch.dtype) -> None:
-    """Of lengths whose squares float32 does not hold, rows of zeros, in vectors and as columns."""
-    rows, large, small = rand(7, 40, dtype=dtype), *((1e25, 1e-10) if dtype != torch.float16 else (1e4, 1e-3))
-    rows[1], rows[2], rows[3] = 0, rows[2] * large, rows[3] * small
-    for x in (rows, rows.T.contiguous().T, rows[:, 1:]):
-        found = regions("normalize", {"x": x})
-        assert_matches(found["out"], F.normalize(x.double(), dim=1))
+@pytest.mark.parametrize("channels", [1, 40, 136, 520])
+def test_embeddings_are_staged(regions: Emulator, channels: int, dtype: torch.dtype) -> None:
+    """Of lengths whose squares float32 does not hold, rows of zeros, in vectors, with odd strides and as columns."""
+    x, vlm, texts = (rand(count, channels, dtype=dtype, seed=count) for count in (7, 8, 5))
+    large, small = (1e25, 1e-13) if dtype != torch.float16 else (1e4, 1e-3)
+    x[1], x[2], x[3], x[6] = 0, x[2] * large, x[3] * small, x[6] * 1e-3
+    texts[2], texts[3] = texts[2] * small, 0
+    vlm = vlm[1:]
+    layouts = (lambda x: x, lambda x: x.T.contiguous().T, lambda x: F.pad(x, (1, 0))[:, 1:])
+    objectness = rand(7, dtype=torch.float64 if dtype == torch.float64 else torch.float32).sigmoid()
+    for layout, second in itertools.product(layouts, (False, True)):
+        given = [layout(x), layout(vlm) if second else None, layout(texts)]
+        found = staged(regions, *given, objectness=objectness if second else None)
+        towers = torch.stack([x, vlm] if second else [x], 1)
+        for rows, name in ((towers, ""), (texts, "_texts")):
+            norm = rows.double().norm(dim=-1).clamp(min=1e-12)
+            wide = dtype in (torch.float32, torch.float64)
+            exact = rows.double() / norm[..., None] if wide else rows.double()
+            inverse = torch.ones_like(norm) if wide else 1 / norm
+            assert_matches(found[f"staged{name}"], exact)
+            torch.testing.assert_close(
+                found[f"inverse{name}"][: len(rows)].double(), inverse, rtol=2.5e-7, atol=0
+            )
+        assert (found["inverse_texts"][5:] == 1).all()
+        assert (found["exponents"][5:] == 0.5).all()
+        assert found["exponents"][:5].tolist() == [0, *rand(4, dtype=found["exponents"].dtype).tolist()]
         torch.testing.assert_close(
-            found["inverse"].double(), 1 / x.double().norm(dim=1).clamp(min=1e-12), rtol=1e-6, atol=0
+            found["scale"].double(), math.log2(math.e) / torch.tensor([0.01, 2.0]).double()
         )
+        if second:
+            torch.testing.assert_close(found["sure"], objectness**3)
+
+
+def test_what_is_not_finite_stays_so_when_staged(regions: Emulator) -> None:
+    x, texts = rand(4, 48, dtype=torch.bfloat16), rand(3, 48, dtype=torch.bfloat16, seed=1)
+    x[0, 5], x[1, 47], x[2, 0] = NAN, INF, -INF
+    found = staged(regions, x, None, texts, temperatures=torch.tensor([-1.0, NAN]))
+    assert torch.equal(found["staged"][:, 0].view(torch.int16), x.view(torch.int16))
+    products = found["staged"][:, 0].double() * found["inverse"].double()
+    assert not products.isfinite().all(1)[:3].any()
+    assert products[3].isfinite().all()
+    assert found["scale"].isnan().all()

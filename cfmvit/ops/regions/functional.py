@@ -255,8 +255,8 @@ def score_regions(
 
     Returns:
         (R, n) float32 (float64 if an embedding is), without the background. On a GPU, embeddings that are all bfloat16 or all
-        float16 are multiplied by tensor cores as they are, exactly and summed in float32; up to 256 MB hold the products of
-        a block of regions.
+        float16 are multiplied by tensor cores as they are, exactly and summed in float32; 33 MB hold the products of a block
+        of regions, and up to 256 MB those with large vocabularies.
 
     Raises:
         ValueError, TypeError: an argument breaks the rules above; the message names it.
