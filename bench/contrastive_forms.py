@@ -73,7 +73,7 @@ def forms_of(
     positive, image_shift, image_sum, text_shift, text_sum, *_ = contrastive.contrastive_lse(
         image, text, scale, 0
     )
-    gradients = -torch.ones_like(positive) / pairs, *(0.5 / pairs / x for x in (image_sum, text_sum))
+    gradients = -torch.ones_like(positive) / pairs, 0.5 / pairs / image_sum, 0.5 / pairs / text_sum
     bias = torch.tensor(-10.0, device=draw.device)
     run = {
         "forward": lambda: contrastive.contrastive_lse(image, text, scale, 0)[:5],
@@ -168,7 +168,7 @@ def main() -> int:
     if options.output:
         record.ensure_writable(options.output)
     sizes = [tuple(int(n) for n in size.split("x")) for size in options.size.split(",")]
-    jobs = [(pass_, *size) for size in sizes for pass_ in PASSES]
+    jobs = [(pass_, pairs, width) for pairs, width in sizes for pass_ in PASSES]
     found: dict[str, Any] = {"machine": machine.header("cuda"), "results": []}
     with progress(len(jobs), desc="contrastive forms", unit="pass") as bar:
         for job in jobs:

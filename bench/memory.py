@@ -27,10 +27,10 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int:
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memoryallocated_bytes()
+        before = torch.cuda.memory_allocated()
         run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memoryallocated_bytes() - before
+        return torch.cuda.max_memory_allocated() - before
     return max(allocated_bytes(run), _grown(run))
 
 

@@ -32,7 +32,7 @@ def processes(size: Size, device: torch.device, precision: str, seconds: float) 
     for count in counts:
         threads = max(1, torch.get_num_threads() // count)
         with tempfile.TemporaryDirectory() as folder:
-            torch_processes.start_processes(
+            torch_processes.start_processes(  # type: ignore[attr-defined]
                 _rank,
                 (count, folder, size, device.type, precision, seconds, threads),
                 count,

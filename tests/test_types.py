@@ -9,7 +9,7 @@ import pytest
 
 import cfmvit
 
-from .processes import run
+from .processes import ROOT, run
 
 USE = """
 import torch
@@ -27,8 +27,13 @@ cfmvit.Detectr  # type: ignore[attr-defined]
 def test_hints(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "use.py").write_text(USE)
+    package = tmp_path / "cfmvit"  # as it is installed
+    package.mkdir()
+    for path in [*(ROOT / "cfmvit").iterdir(), ROOT / "bench", ROOT / "triton_kernels"]:
+        (package / path.name).unlink(missing_ok=True)
+        (package / path.name).symlink_to(path)
     options = ("--cache-dir", tmp_path / "cache", "--no-error-summary")
-    run(sys.executable, "-m", "mypy", *options, "cfmvit", tmp_path / "use.py")
+    run(sys.executable, "-m", "mypy", *options, package, tmp_path / "use.py", MYPYPATH=str(tmp_path))
 
 
 def test_the_hints_are_announced() -> None:
