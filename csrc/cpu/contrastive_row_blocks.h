@@ -6,6 +6,7 @@
 #include <array>
 
 #include "cpu/contrastive_block_sizes.h"
+#include "cpu/contrastive_residuals.h"
 #include "cpu/contrastive_tile.h"
 #include "cpu/matmul_blocks.h"
 
@@ -77,7 +78,7 @@ void multiply_tile(Matrix<T> tile, Matrix<const S> image, Matrix<const S> text, 
 
 // grad_image = logits text for a block of rows, and what rounding took from the logits' gradients.
 template <typename T, typename S>
-void multiply_rows_by_text(const Towers<T, S>& towers, Range rows, int64_t first_pair, Matrix<T> logits,
+void multiply_rows_by_text(const Towers<T, S>& towers, Range rows, int64_t first_pair, Matrix<S> logits,
                            const std::vector<Residuals>& residuals) {
   const int64_t across = ceil_div(towers.text.cols, kGradCols);
   for_blocks<T>(
@@ -108,7 +109,7 @@ void multiply_rows_by_text(const Towers<T, S>& towers, Range rows, int64_t first
 // grad_text += logits^T image for a block of rows and of columns, likewise.
 template <typename T, typename S>
 void multiply_cols_by_image(const Towers<T, S>& towers, Range rows, Range cols, int64_t first_pair,
-                            Matrix<T> tile, const Residuals& residuals) {
+                            Matrix<S> tile, const Residuals& residuals) {
   const Matrix<T> out = towers.grad_text.window(cols);
   multiply(out, tile.t(), towers.image.window(rows), rows.begin > 0);
   if constexpr (std::is_same_v<S, BFloat16>) {
@@ -116,10 +117,24 @@ void multiply_cols_by_image(const Towers<T, S>& towers, Range rows, Range cols, 
       add_scaled(out.data + col * out.row, value, towers.image.data + row * towers.image.row, out.cols);
     };
     for (const auto& [row, col, value] : residuals.large) add(rows.begin + row, col, value);
-    for (int64_t c = 0; c < cols.size(); ++c) {
+    // The columns' sums are complete with the last block of rows.
+    for (int64_t c = 0; c < cols.size() && rows.end == towers.image.rows; ++c) {
       const int64_t pair = cols.begin + c - first_pair;
       if (pair >= 0 && pair < towers.image.rows) add(pair, c, residuals.cols[c]);
     }
+  }
+}
+
+// Where the similarities are that become these factors: in the same place, unless the factors are rounded.
+template <typename T, typename S>
+Matrix<T> place_of_tile(Matrix<S> factors) {
+  if constexpr (std::is_same_v<S, T>) {
+    return factors;
+  } else {
+    constexpr int64_t kStride = kCols + 16;
+    thread_local std::vector<T> scratch;
+    scratch.resize(std::max<size_t>(scratch.size(), factors.rows * kStride));
+    return {scratch.data(), factors.rows, factors.cols, kStride};
   }
 }
 
@@ -130,27 +145,27 @@ template <size_t Sums, typename T, typename S, typename GradTile>
 std::array<double, Sums> for_row_blocks(const Towers<T, S>& towers, int64_t first_pair,
                                         const GradTile& grad_tile) {
   const int64_t images = towers.image.rows, texts = towers.text.rows,
-                step = backward_rows(images, texts, sizeof(T));
-  const int64_t stride = texts + 16;  // a power of two would put a column of the block into few cache sets
+                step = backward_rows(images, texts, sizeof(S));
+  const int64_t stride = texts + 32;  // a power of two would put a column of the block into few cache sets
   const int64_t blocks = ceil_div(texts, kCols);
-  std::vector<T> workspace(std::min(step, images) * stride);
+  std::vector<S> workspace(std::min(step, images) * stride);
   std::vector<std::array<double, Sums>> partial(blocks);
   const bool by_image = towers.grad_image.rows > 0, by_text = towers.grad_text.rows > 0;
-  const bool rounds = std::is_same_v<S, BFloat16> && (by_image || by_text);
   std::vector<Residuals> residuals(blocks);
   for (int64_t top = 0; top < images; top += step) {
     const Range rows{top, std::min(top + step, images)};
-    const Matrix<T> logits{workspace.data(), rows.size(), texts, stride};
+    const Matrix<S> logits{workspace.data(), rows.size(), texts, stride};
     for_blocks<T>(blocks, rows.size() * std::min(kCols, texts) * towers.text.cols, [&](int64_t j) {
       const Range cols = block(j, kCols, texts);
-      const Matrix<T> tile = logits.window({0, rows.size()}, cols);
+      const Matrix<S> factors = logits.window({0, rows.size()}, cols);
+      const Matrix<T> tile = place_of_tile<T>(factors);
       multiply_tile(tile, towers.image.window(rows), towers.text.window(cols), images);
       const std::array<double, Sums> sums = grad_tile(tile, rows, cols);
       for (size_t k = 0; k < Sums; ++k) partial[j][k] += sums[k];
       if constexpr (std::is_same_v<S, BFloat16>) {
-        if (rounds) find_residuals(tile.data, tile.rows, tile.cols, tile.row, residuals[j]);
+        if (by_image || by_text) round_tile(tile, factors, residuals[j]);
       }
-      if (by_text) multiply_cols_by_image(towers, rows, cols, first_pair, tile, residuals[j]);
+      if (by_text) multiply_cols_by_image(towers, rows, cols, first_pair, factors, residuals[j]);
     });
     if (by_image) multiply_rows_by_text(towers, rows, first_pair, logits, residuals);
   }

@@ -19,13 +19,13 @@ namespace {
 // A panel holds 8 rows of a, or 32 columns of b, word after word along k. The 8 x 32 sums of one pair of
 // panels stay in 16 registers; each word of a is multiplied with two registers of b.
 constexpr int64_t kRows = 8, kCols = 32, kGroup = 16;
-constexpr int64_t kWords = 512;           // along k in a panel: one of b takes 64 KiB
+constexpr int64_t kDepth = 512;           // along k in a panel: one of b takes 64 KiB, or 32 in bfloat16
 constexpr int64_t kBlockWords = 1 << 16;  // of packed a: 256 KiB, which stay in a core's L2
 
 // Room of a thread for packed operands.
 struct Scratch {
   alignas(64) int32_t a[kBlockWords];
-  alignas(64) int32_t b[kWords * kCols];
+  alignas(64) int32_t b[kDepth * kCols];
 
   static Scratch& mine() {
     thread_local const auto scratch = std::make_unique_for_overwrite<Scratch>();
@@ -77,18 +77,6 @@ struct Pairs {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
   }
 };
-struct Rounded : Pairs {  // floats, rounded to such pairs
-  using T = float;
-  static __m512i along(const float* x, int64_t left) {
-    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(first(left - 16), x + 16),
-                                        _mm512_maskz_loadu_ps(first(left), x));
-  }
-  static __m512i across(const float* x, int64_t stride, int64_t left, __mmask16 lanes) {
-    const float* neighbour = x + (left > 1 ? stride : 0);
-    return interleave((__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, x)),
-                      (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(left > 1 ? lanes : 0, neighbour)));
-  }
-};
 #include "cpu/matmul.inc"
 }  // namespace bfloat16
 #pragma GCC pop_options
@@ -96,22 +84,17 @@ struct Rounded : Pairs {  // floats, rounded to such pairs
 }  // namespace
 
 void multiply(Matrix<float> out, Matrix<const float> a, Matrix<const float> b, bool accumulate) {
-  float32::multiply<float32::Floats, float32::Floats>(out, a, b, accumulate);
+  float32::multiply<float32::Floats>(out, a, b, accumulate);
 }
 
 void multiply(Matrix<float> out, Matrix<const BFloat16> a, Matrix<const BFloat16> b, bool accumulate) {
-  bfloat16::multiply<bfloat16::Pairs, bfloat16::Pairs>(out, a, b, accumulate);
-}
-
-void multiply(Matrix<float> out, Matrix<const float> a, Matrix<const BFloat16> b, bool accumulate) {
-  bfloat16::multiply<bfloat16::Rounded, bfloat16::Pairs>(out, a, b, accumulate);
+  bfloat16::multiply<bfloat16::Pairs>(out, a, b, accumulate);
 }
 
 #else
 
 void multiply(Matrix<float>, Matrix<const float>, Matrix<const float>, bool) { std::abort(); }
 void multiply(Matrix<float>, Matrix<const BFloat16>, Matrix<const BFloat16>, bool) { std::abort(); }
-void multiply(Matrix<float>, Matrix<const float>, Matrix<const BFloat16>, bool) { std::abort(); }
 
 #endif
 

@@ -10,8 +10,7 @@ namespace cfmvit::products {
 // Where kHasAvx512: out = a b, or out += a b; rows of out, and rows or columns of a and b, are contiguous.
 void multiply(Matrix<float> out, Matrix<const float> a, Matrix<const float> b, bool accumulate);
 
-// The same where kHasAvx512BFloat16, with factors in bfloat16, or rounded to it; sums are in float32.
+// The same where kHasAvx512BFloat16, with factors in bfloat16 and sums in float32.
 void multiply(Matrix<float> out, Matrix<const BFloat16> a, Matrix<const BFloat16> b, bool accumulate);
-void multiply(Matrix<float> out, Matrix<const float> a, Matrix<const BFloat16> b, bool accumulate);
 
 }  // namespace cfmvit::products
