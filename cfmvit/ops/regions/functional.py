@@ -237,9 +237,9 @@ def score_regions(
         base: (n,) bool, optional
             Labels whose boxes the detector was trained on; None gives novel_weight to every label (transfer).
         temperature: float or () tensor, default 0.01
-            Temperature of p; a tensor may be learned.
+            Temperature of p, positive. A tensor may be learned; its value is not looked at, for which a GPU would have to wait.
         vlm_temperature: float or () tensor, default 0.01
-            Temperature of z.
+            Temperature of z, likewise.
         base_weight: float in [0, 1], default 0.35
             Exponent w of z for base labels.
         novel_weight: float in [0, 1], default 0.65
