@@ -30,12 +30,11 @@ from cfmvit.detection.pyramid import SimplePyramid
 from cfmvit.detection.region_heads import Aligner, BoxHead, MaskHead, box_loss, decode_boxes, mask_loss
 from cfmvit.detection.result import Detections
 from cfmvit.detection.sampling import check_truth, sample_regions
-from cfmvit.detection.vocabulary import TextBank, Vocabulary, clean_labels
+from cfmvit.detection.vocabulary import TextBank, Vocabulary, Words, clean_labels
 from cfmvit.training.precision import choose_precision
 from cfmvit.training.world import World
 
 Precision = Literal["auto", "fp32", "bf16"]
-Words = Sequence[str] | Vocabulary
 
 _BOXES, _MASKS = (
     256,
@@ -95,18 +94,16 @@ class Detector(nn.Module):
         self.model.eval()
         return self
 
-    def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
-        """Return the text matrix of labels, each encoded once in the detector's life; a saved one says whose it is."""
-        return replace(self._bank.vocabulary(labels), source=self.text_source())
+    def vocabulary(self, labels: Words) -> Vocabulary:
+        """Return the text matrix of labels, each encoded once in the detector's life; a saved one says whose it is.
 
-    def _text(self, labels: Words) -> Vocabulary:
-        if not isinstance(labels, Vocabulary):
-            return self._bank.vocabulary(labels)
-        if labels.source and labels.source != self.text_source():
-            raise ValueError(
-                "predict: the vocabulary was made by another text tower, or with other prompts; Detector.vocabulary makes it anew"
-            )
-        return labels
+        A ``Vocabulary`` comes back as it is.
+
+        Raises:
+            TypeError, ValueError: bad labels, or a ``Vocabulary`` of another text tower or of other prompts.
+        """
+        text = self._bank.vocabulary(labels)
+        return text if isinstance(labels, Vocabulary) else replace(text, source=self.text_source())
 
     def text_source(self) -> str:
         """Return the hash of the text tower and the prompts: what a saved ``Vocabulary`` of this detector has as its ``source``."""
@@ -221,7 +218,7 @@ class Detector(nn.Module):
             raise ValueError(f"predict: threshold must be in [0, 1], got {threshold}")
         if batch_size < 1:
             raise ValueError(f"predict: batch_size must be positive, got {batch_size}")
-        text = self._text(labels)
+        text = self._bank.vocabulary(labels)
         base = self._base(text.labels, novel)
         found = partial(
             self._find,

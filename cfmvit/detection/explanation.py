@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import torch
 from cfmvit._io import atomic_write
 from cfmvit.detection.image_input import prepare, read_image
 from cfmvit.detection.places import OVERLAY
-from cfmvit.detection.vocabulary import Vocabulary
+from cfmvit.detection.vocabulary import Vocabulary, Words
 from cfmvit.evaluation.pointing import value_tokens
 from cfmvit.report import similarity_map
 from cfmvit.report.images import PNG
@@ -24,7 +23,7 @@ MOST_MAPS = 32  # labels that are drawn of a picture
 
 
 @torch.no_grad()
-def similarity_maps(detector: Any, image: Any, labels: Sequence[str] | Vocabulary) -> dict[str, Picture]:
+def similarity_maps(detector: Any, image: Any, labels: Words) -> dict[str, Picture]:
     """Draw, for each label, the cosine of the frozen tower's tokens with the label's text over the picture.
 
     The picture is encoded whole and each token keeps its own value, see ``value_tokens``. The colours of a map span its own
@@ -41,7 +40,7 @@ def similarity_maps(detector: Any, image: Any, labels: Sequence[str] | Vocabular
     Raises:
         TypeError, ValueError, FileNotFoundError: as ``Detector.predict``.
     """
-    text = labels if isinstance(labels, Vocabulary) else detector.vocabulary(labels)
+    text: Vocabulary = detector.vocabulary(labels)
     patch = detector.model.visual.patch_size
     prepared = prepare(read_image(image), detector.config.image_size)
     rows, columns = (-(-side // patch) for side in prepared.valid_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from cfmvit.detection.backbone import frozen_attention
 from cfmvit.detection.ensemble import frozen_embeddings
 from cfmvit.detection.image_input import prepare, read_image
 from cfmvit.detection.templates import expand_templates
-from cfmvit.detection.vocabulary import TextBank, Vocabulary
+from cfmvit.detection.vocabulary import TextBank, Words
 from cfmvit.models import CFMViT
 from cfmvit.ops import score_regions
 
@@ -25,7 +25,7 @@ def classify_regions(
     model: CFMViT,
     image: Any,
     boxes: Any,
-    labels: Sequence[str] | Vocabulary,
+    labels: Words,
     *,
     image_size: int | None = None,
     templates: Iterable[str] = ("clip",),
@@ -74,7 +74,7 @@ def classify_regions(
     was_training = model.training
     model.eval()
     try:
-        text = labels if isinstance(labels, Vocabulary) else _bank(model, templates).vocabulary(labels)
+        text = _bank(model, templates).vocabulary(labels)
         pixels = prepared.pixels[None].to(model.device)
         attention = frozen_attention(model.visual.depth, grid if image_size > grid * patch else 0)
         dense = attention.encode_dense(model, pixels)

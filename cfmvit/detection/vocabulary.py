@@ -97,6 +97,9 @@ class Vocabulary:
         return cls(names, torch.stack(rows), words.source)
 
 
+Words = Sequence[str] | Vocabulary
+
+
 class TextBank:
     """Encode labels with the frozen text tower, each one once as long as its weights stay what and where they are.
 
@@ -115,8 +118,18 @@ class TextBank:
         self._source = ""
 
     @torch.no_grad()
-    def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
-        """Return the text matrix of cleaned labels (see ``clean_labels``)."""
+    def vocabulary(self, labels: Words) -> Vocabulary:
+        """Return the text matrix of cleaned labels (see ``clean_labels``), or the ``Vocabulary`` given.
+
+        Raises:
+            ValueError: the ``Vocabulary`` says that another text tower made it, or with other prompts.
+        """
+        if isinstance(labels, Vocabulary):
+            if labels.source and labels.source != self.source():
+                raise ValueError(
+                    "vocabulary: it was made by another text tower, or with other prompts; Detector.vocabulary makes it anew"
+                )
+            return labels
         names = clean_labels(labels)
         self._forget_others()
         rows = [self._embedding(name) for name in (BACKGROUND, *names)]

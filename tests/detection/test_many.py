@@ -17,7 +17,7 @@ import torch
 
 import cfmvit
 from cfmvit.cli import main
-from cfmvit.detection import Detections, Detector, Vocabulary
+from cfmvit.detection import Detections, Detector, Vocabulary, classify_regions, similarity_maps
 from cfmvit.detection.command import detect
 from cfmvit.detection.places import find_images
 
@@ -187,11 +187,11 @@ def test_a_vocabulary_is_kept_in_a_file(
     assert detector.predict(squares_batch()["images"][0], kept) is not None
     with torch.no_grad():
         next(iter(detector.model.text.parameters())).add_(1)
-    with pytest.raises(
-        ValueError, match=r"predict: the vocabulary was made by another text tower.*makes it anew"
-    ):
-        detector.predict(squares_batch()["images"][0], kept)
-    detector.predict(squares_batch()["images"][0], replace(kept, source=""))
+    image = squares_batch()["images"][0]
+    for use in (detector.vocabulary, lambda text: detector.predict(image, text), lambda text: similarity_maps(detector, image, text), lambda text: classify_regions(detector.model, image, torch.tensor([[0.0, 0.0, 9.0, 9.0]]), text)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"vocabulary: it was made by another text tower.*makes it anew"):
+            use(kept)
+        use(replace(kept, source=""))
     detector.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="was made by another text tower, or with other prompts"):
         detect(photos / "a.png", None, tmp_path / "other", **arguments)
